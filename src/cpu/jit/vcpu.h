@@ -1,0 +1,120 @@
+/* The jit engine's vCPU: architectural state while it runs, and how C code raises guest exceptions.
+ *
+ * Translated code reaches this struct through gs:, C code through a pointer. While C code runs, all guest state is in this
+ * struct: gpr, rip, rflags (all bits) and the vector state in `xsave` (translated code keeps it in the host's
+ * registers and puts it here before C code that may use vector registers runs).
+ *
+ * Exceptions: C code that meets one calls vcpu_raise(), which unwinds (longjmp) to the run loop. Until an instruction
+ * has retired, nothing architectural may have changed, and `rip` points at it. Faults leave rip there; whoever raises a trap
+ * (int n, #BP, #DB after a step) first moves rip to the next instruction. So: no locks held and no memory owned
+ * across a call that may raise.
+ * Thread rule: only the vCPU's own thread touches it, except the fields under "from other threads". */
+#pragma once
+
+#include <setjmp.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include "cpu/cpuid.h"
+#include "cpu/engine.h"
+#include "cpu/state.h"
+#include "cpu/x86.h"
+#include "cpu/jit/lapic.h"
+#include "cpu/jit/tlb.h"
+#include "mem/mem.h"
+
+struct jit_engine;
+struct translator; /* code cache and blocks: translate.h */
+struct insn_cache; /* the interpreter's decoded instructions: interp.c */
+
+struct jit_exception {
+    uint8_t vector;
+    bool has_error;
+    bool software;  /* int n, int3, into: DPL of the gate is checked, no error code */
+    uint32_t error;
+    uint64_t cr2;   /* VEC_PF only: loaded on delivery */
+    uint64_t dr6;   /* VEC_DB only: bits to set in DR6 on delivery */
+};
+
+enum vcpu_mode { MODE_REAL, MODE_PROTECTED, MODE_COMPAT, MODE_LONG };
+
+struct jit_vcpu {
+    struct vcpu base;
+    uint64_t gpr[GPR_COUNT];
+    uint64_t rip, rflags;
+    uint32_t poll;           /* from other threads: nonzero makes translated code leave at the next block; futex word */
+    uint8_t cpl;
+    uint8_t mode;            /* enum vcpu_mode; follows CR0.PE, EFER.LMA and CS.L (vcpu_update_mode) */
+    bool halted;             /* HLT executed: run loop waits for an interrupt */
+    bool interrupt_shadow;   /* after STI, MOV SS, POP SS: no interrupt before the next instruction has retired */
+    bool nmi_blocked;
+    struct x86_segment_state seg[SEG_COUNT];
+    struct x86_segment_state tr, ldtr;
+    struct x86_table_state gdtr, idtr;
+    uint64_t cr0, cr2, cr3, cr4, xcr0, efer;
+    uint64_t dr[4], dr6, dr7;
+    uint64_t star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux;
+    uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
+    uint64_t pat, mtrr_def_type, mtrr_fix[11], mtrr_var[16], misc_enable, spec_ctrl, mcg_status;
+    uint64_t kvm_system_time, kvm_wall_clock, kvm_async_pf;
+    uint64_t tsc_offset, tsc_adjust; /* guest TSC = host TSC + tsc_offset */
+
+    /* from other threads, atomically */
+    uint8_t nmi_pending, init_pending, sipi_pending, sipi_vector, kick_pending;
+    uint32_t sleeping;
+
+    enum x86_run_state run_state; /* X86_RUNNABLE or a wait state; HLT is `halted` */
+    bool shutdown;                /* triple fault */
+    struct jit_exception exception; /* what vcpu_raise leaves for the run loop */
+    jmp_buf unwind;
+
+    struct jit_engine *engine;
+    struct mem *mem;
+    struct cpuid_table cpuid;
+    struct lapic lapic;
+    struct insn_cache *insn_cache;
+    struct translator *translator;
+    uint64_t instructions; /* interpreted, for statistics */
+    _Alignas(64) uint8_t xsave[X86_XSAVE_SIZE];
+    struct tlb tlb;
+};
+
+/* Unwinds to the run loop, which delivers the exception. Error code presence follows the vector. */
+_Noreturn void vcpu_raise(struct jit_vcpu *cpu, enum x86_vector vector, uint32_t error);
+_Noreturn void vcpu_raise_page_fault(struct jit_vcpu *cpu, uint64_t linear, uint32_t error);
+_Noreturn void vcpu_raise_exception(struct jit_vcpu *cpu, struct jit_exception exception);
+
+/* Recomputes mode from CR0, EFER and CS; call after changing any of them. */
+void vcpu_update_mode(struct jit_vcpu *cpu);
+
+static inline bool vcpu_long_mode(const struct jit_vcpu *cpu)
+{
+    return cpu->mode == MODE_LONG;
+}
+
+/* Default operand and stack sizes in bits outside of long mode. */
+static inline unsigned vcpu_code_bits(const struct jit_vcpu *cpu)
+{
+    return cpu->mode == MODE_LONG ? 64 : cpu->seg[SEG_CS].attributes & SEG_ATTR_DB ? 32 : 16;
+}
+static inline unsigned vcpu_stack_bits(const struct jit_vcpu *cpu)
+{
+    return cpu->mode == MODE_LONG ? 64 : cpu->seg[SEG_SS].attributes & SEG_ATTR_DB ? 32 : 16;
+}
+
+/* Makes the vCPU look at its pending interrupts soon, waking it if it waits. Any thread; signal-safe. */
+void vcpu_notify(struct jit_vcpu *cpu);
+/* (Re)arms the host timer that notifies this vCPU when its guest TSC reaches `deadline`; 0 disarms. Own thread. */
+void vcpu_timer_arm(struct jit_vcpu *cpu, uint64_t guest_tsc_deadline);
+uint64_t vcpu_read_tsc(const struct jit_vcpu *cpu);
+/* Host TSC frequency, as measured once at start. */
+uint64_t host_tsc_khz(void);
+
+struct jit_engine {
+    struct engine base;
+    struct mem *mem;
+    struct engine_machine machine;
+    unsigned vcpu_count;
+    struct jit_vcpu *vcpus[32];
+    struct cpuid_config cpuid;
+    uint8_t *code_pages; /* a byte a guest page: bit n set while vCPU n mod 8 holds translations of it: cache.c */
+};

@@ -1,0 +1,16 @@
+/* How a device interrupts: message-signalled only. Wired lines end in the IOAPIC, which sends messages too. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct msi {
+    uint64_t address; /* 0xfee..... */
+    uint32_t data;
+};
+
+/* What the engine offers to the interrupt senders; thread-safe. */
+struct irq_sink {
+    void *arg;
+    void (*send_msi)(void *arg, struct msi msi);
+};
