@@ -1,0 +1,28 @@
+# A thin front for Meson. Programs land in build/bin.
+#   make          build            make check    all tests
+#   make run      boot Debian      make bench    side by side with QEMU
+#   make deps     install packages make clean    remove build/
+BUILD := build
+
+.PHONY: all deps run check bench clean
+all: $(BUILD)/build.ninja
+	@ninja -C $(BUILD)
+
+$(BUILD)/build.ninja:
+	@meson setup $(BUILD) $(MESON_OPTIONS)
+
+deps:
+	@tools/install-packages
+
+run: deps
+	@$(MAKE) --no-print-directory all
+	@tools/run-guest $(ARGS)
+
+check: all
+	@tools/check-all
+
+bench: all
+	@bench/boot
+
+clean:
+	@rm -rf $(BUILD)
