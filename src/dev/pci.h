@@ -26,7 +26,7 @@ struct pci_bar {
     uint64_t size;             /* power of two >= 4096; 0 when absent */
     const struct bus_ops *ops; /* offset counts within the BAR */
     void *arg;
-    uint64_t mapped_at; /* private to pci.c: bus address while decoded, else 0 */
+    uint64_t home, mapped_at; /* private to pci.c: address assigned at start; bus address while decoded, else 0 */
 };
 
 struct pci_device {
@@ -41,6 +41,9 @@ struct pci_device {
      * called for every guest read/write of the capability's bytes (after the bytes are stored, before they are read). */
     void (*config_read)(struct pci_device *dev, unsigned offset, unsigned size);
     void (*config_written)(struct pci_device *dev, unsigned offset, unsigned size);
+    /* Optional: BAR `bar` is now decoded at `address`, or no longer (0). Called after every such change, also on
+     * reset, possibly with pci.c's locks held: must not call back into pci.c. */
+    void (*bar_mapped)(struct pci_device *dev, unsigned bar, uint64_t address);
 
     /* private to pci.c */
     struct pci_root *root;
@@ -66,7 +69,8 @@ void pci_root_reset(struct pci_root *root);
 unsigned pci_add_capability(struct pci_device *dev, uint8_t id, const void *body, unsigned len,
                             const uint8_t *writable_mask);
 /* Puts the device in the next slot, assigns its BARs an address (guests may move them) and maps none until the guest
- * sets memory decode. -ENOSPC when the bus is full. The device must outlive the root. */
+ * sets memory decode. -ENOSPC when the bus is full. The device must outlive the root; while it is added its
+ * `lock` may be used by pci.c only. */
 must_check int pci_add(struct pci_root *root, struct pci_device *dev, struct err *err);
 
 /* Sends MSI-X vector `index`, or remembers it as pending while masked. Ignored when MSI-X is off. Thread-safe. */

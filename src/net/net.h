@@ -1,0 +1,65 @@
+/* Packet backends: where a guest's network frames come from and go to.
+ *
+ * Every frame travels with a 12-byte virtio_net_hdr (VIRTIO 1.2 §5.1.6, num_buffers included) in front; a backend without
+ * offloads strips and makes it. Threads: open and close anywhere; the rest in one thread at a time. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include "base/err.h"
+
+struct net_backend;
+
+#define NET_HEADER_SIZE 12u
+#define NET_FRAME_MAX (65535u + 18u + NET_HEADER_SIZE) /* the largest with its header */
+#define NET_MAX_QUEUES 16
+
+/* Offloads towards the guest; numbers as in TUNSETOFFLOAD. */
+#define NET_OFFLOAD_CSUM 1u
+#define NET_OFFLOAD_TSO4 2u
+#define NET_OFFLOAD_TSO6 4u
+#define NET_OFFLOAD_ECN 8u
+#define NET_OFFLOAD_UFO 16u
+#define NET_OFFLOAD_USO4 32u
+#define NET_OFFLOAD_USO6 64u
+
+struct net_options {
+    const char *driver; /* "tap", "user" or "none" */
+    const char *name;   /* tap: interface name */
+    int fd;             /* tap, user: an open queue or socket instead; -1: none. Taken over on success. */
+    unsigned queues;    /* tap: 1..NET_MAX_QUEUES; 0: 1 */
+};
+
+struct net_class {
+    const char *name;
+    int (*open)(const struct net_options *options, struct net_backend **ret_backend, struct err *err);
+    void (*close)(struct net_backend *backend);
+    /* One frame into iov: its length with header, -EAGAIN when there is none, -EMSGSIZE when it was too long and is
+     * dropped, -EPIPE when the backend is gone for good, other -errno. */
+    ssize_t (*receive)(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count);
+    /* One frame from iov (header first): 0, -EAGAIN when full (wait for EPOLLOUT), other -errno when it was dropped. */
+    int (*send)(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count);
+    /* The fd of `queue` is writable again: flush what the backend holds back. May be NULL. */
+    void (*writable)(struct net_backend *backend, unsigned queue);
+    /* Which offloads frames for the guest may use from now on. May be NULL. */
+    int (*set_offloads)(struct net_backend *backend, unsigned offloads);
+    /* How many queues the guest uses; frames come only from these. May be NULL. */
+    int (*set_queues)(struct net_backend *backend, unsigned count);
+};
+
+struct net_backend {
+    const struct net_class *class;
+    unsigned queues;
+    int fd[NET_MAX_QUEUES]; /* for polling; -1: never ready */
+    unsigned offloads;      /* NET_OFFLOAD_* it can do, both ways */
+};
+
+extern const struct net_class net_tap, net_user, net_none;
+/* NULL-terminated. */
+extern const struct net_class *const net_classes[];
+
+must_check int net_open(const struct net_options *options, struct net_backend **ret_backend, struct err *err);
+/* NULL is fine. */
+void net_close(struct net_backend *backend);

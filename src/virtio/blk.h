@@ -1,0 +1,26 @@
+/* virtio block device (VIRTIO 1.2 §5.2) over a block node, with its own I/O thread. */
+#pragma once
+
+#include "virtio/device.h"
+#include "virtio/limiter.h"
+
+struct block_node;
+
+#define VIRTIO_BLK_MAX_QUEUES 32
+
+struct virtio_blk_config {
+    const char *id;
+    struct block_node *node; /* from block_open; the device owns it once created, the caller keeps it on error */
+    unsigned queues;         /* 1..VIRTIO_BLK_MAX_QUEUES; 0: 1 */
+    const char *serial;      /* GET_ID answer, 20 bytes at most; NULL: `id` */
+    bool writethrough;       /* no write cache shown to the guest: every write is stable when it completes */
+    struct limiter_config limiter;
+};
+
+must_check int virtio_blk_create(const struct virtio_blk_config *config, const struct virtio_host *host,
+                                 struct virtio_device **ret_dev, struct err *err);
+/* Any thread, while the guest runs. */
+void virtio_blk_set_limiter(struct virtio_device *dev, const struct limiter_config *limiter);
+/* Waits for requests in flight, then serves `node` (owned) instead of the old one, which is closed; tells the guest the
+ * new size. -EINVAL when it is read-only and the old one was not, or the other way round. */
+must_check int virtio_blk_set_node(struct virtio_device *dev, struct block_node *node, struct err *err);
