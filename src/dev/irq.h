@@ -14,3 +14,9 @@ struct irq_sink {
     void *arg;
     void (*send_msi)(void *arg, struct msi msi);
 };
+
+/* A wired interrupt line as its device sees it; thread-safe. */
+struct irq_line {
+    void *arg;
+    void (*set)(void *arg, bool asserted);
+};
