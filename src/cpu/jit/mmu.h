@@ -48,6 +48,10 @@ uint8_t *mmu_page_ptr(struct jit_vcpu *cpu, uint64_t linear, unsigned access);
 unsigned mmu_fetch(struct jit_vcpu *cpu, uint64_t linear, uint8_t *bytes, unsigned max);
 /* Raises the fault of fetching at `linear`, used when an instruction runs into a page that faults. */
 void mmu_fetch_fault(struct jit_vcpu *cpu, uint64_t linear);
+struct fetch_entry; /* tlb.h */
+/* The page that code at `linear` is fetched from; valid until the next call. The first raises faults, peek gives NULL. */
+const struct fetch_entry *mmu_fetch_page(struct jit_vcpu *cpu, uint64_t linear);
+const struct fetch_entry *mmu_fetch_peek(struct jit_vcpu *cpu, uint64_t linear);
 /* Guest physical address of a code byte; UINT64_MAX when not RAM. Raises faults. */
 uint64_t mmu_fetch_gpa(struct jit_vcpu *cpu, uint64_t linear);
 

@@ -1,16 +1,20 @@
 /* Soft TLB: guest linear page -> host page, read by translated code with one inline check.
  *
  * Separate pools for reads and writes, and for user, supervisor, and supervisor with EFLAGS.AC set under SMAP (which may
- * touch user pages): an entry of one pool is never valid in another. A hit needs (linear & ~0xfff) == tag, so a tag of
- * TLB_EMPTY never hits: it is not page-aligned. Only RAM pages are here, and pages that hold translated code never have
- * a write entry. */
+ * touch user pages): an entry of one pool is never valid in another. A hit is linear - tag <= 4096 - size, unsigned.
+ * TLB_EMPTY is a non-canonical page, as tag and as host address: an access that "hits" it faults on the host's own #GP, which
+ * is the guest's. Only RAM pages are here, and pages that hold translated code never have a write entry.
+ *
+ * The jump cache maps guest rip to translated code for indirect and page-crossing jumps, one table a pool; it is
+ * flushed together with the TLB since a translation stands for bytes at a linear address. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define TLB_BITS 10
 #define TLB_ENTRIES (1u << TLB_BITS)
-#define TLB_EMPTY UINT64_C(1)
+#define TLB_EMPTY UINT64_C(0x8000000000000000)
 
 enum tlb_pool { TLB_USER, TLB_SUPER, TLB_SUPER_AC, TLB_POOLS };
 enum tlb_access { TLB_READ, TLB_WRITE, TLB_ACCESSES };
@@ -26,4 +30,43 @@ struct tlb {
     uint32_t local_count, global_count;
     uint16_t local[TLB_POOLS * TLB_ACCESSES * TLB_ENTRIES]; /* non-global translations */
     uint16_t global[TLB_POOLS * TLB_ACCESSES * TLB_ENTRIES];
+    /* Which 2 MiB regions (by number mod 4096) have entries that come from a large page: flushing one page of those means
+     * flushing all. */
+    uint64_t large[64];
+    bool has_large;
 };
+
+/* Where code was fetched from lately; C code only. Valid while `epoch` is the vCPU's flush_epoch. */
+#define FETCH_ENTRIES 64
+
+struct fetch_entry {
+    uint64_t tag, epoch, gpa;
+    uint8_t *host;
+    uint32_t pool;
+    bool global;
+};
+
+#define JUMP_BITS 12
+#define JUMP_ENTRIES (1u << JUMP_BITS)
+
+struct jump_cache {
+    uint64_t negated_rip[TLB_POOLS][JUMP_ENTRIES]; /* -rip, so that a hit is found without touching flags; 1 when empty:
+                                                      no index matches rip -1 with code at it */
+    const uint8_t *entry[TLB_POOLS][JUMP_ENTRIES];
+    uint32_t local_count, global_count;
+    uint16_t local[TLB_POOLS * JUMP_ENTRIES], global[TLB_POOLS * JUMP_ENTRIES];
+    uint64_t pages[64]; /* which pages (by number mod 4096) have entries */
+};
+
+struct jit_vcpu;
+struct walk_result;
+
+void tlb_init(struct jit_vcpu *cpu);
+/* The pool that an access with `access` (mmu.h) uses now. */
+enum tlb_pool tlb_pool_of(const struct jit_vcpu *cpu, unsigned access);
+/* Enters a walked page of RAM for reads, and for writes where `walk` allows it and the page holds no translated code. */
+void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const struct walk_result *walk, uint8_t *host_page);
+/* Drops write entries for a page of guest RAM (host page address); own thread. */
+void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page);
+void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry);
+void jump_cache_flush(struct jit_vcpu *cpu);

@@ -69,13 +69,27 @@ struct jit_vcpu {
 
     struct jit_engine *engine;
     struct mem *mem;
+    uint8_t phys_bits; /* width of guest physical addresses, as CPUID says */
     struct cpuid_table cpuid;
     struct lapic lapic;
     struct insn_cache *insn_cache;
     struct translator *translator;
     uint64_t instructions; /* interpreted, for statistics */
     _Alignas(64) uint8_t xsave[X86_XSAVE_SIZE];
+
+    /* Translated code's own (enter.c says how it is used). */
+    bool fpu_live;            /* guest vector state is in the host's registers, `xsave` is stale */
+    uint16_t flags_saved;     /* arithmetic flags as lahf/seto leave them in ax, while the site says "saved" */
+    uint16_t flags_native;    /* the same, as they were when translated code left */
+    uint32_t site;            /* index of the site that left */
+    uint64_t site_linear;     /* linear address of the access that missed, or the jump target that missed */
+    uint64_t scratch[2];
+    uint64_t host_rsp, resume; /* host stack of the run loop; where translated code goes on */
+    uint64_t flush_epoch;     /* counts mmu_flush_*: a changed value means fetch translations may have changed */
+    uint64_t jump_mask;       /* pext mask that makes a jump-cache index from a target */
     struct tlb tlb;
+    struct jump_cache jump_cache;
+    struct fetch_entry fetch[FETCH_ENTRIES];
 };
 
 /* Unwinds to the run loop, which delivers the exception. Error code presence follows the vector. */
@@ -116,5 +130,7 @@ struct jit_engine {
     unsigned vcpu_count;
     struct jit_vcpu *vcpus[32];
     struct cpuid_config cpuid;
-    uint8_t *code_pages; /* a byte a guest page: bit n set while vCPU n mod 8 holds translations of it: cache.c */
+    /* For each page of guest RAM (by offset in the memfd), a bit a vCPU, atomically: */
+    uint32_t *code_pages;  /* holds translations of code in this page */
+    uint32_t *write_pages; /* may have a TLB write entry for this page */
 };

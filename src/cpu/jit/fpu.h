@@ -1,0 +1,28 @@
+/* Guest x87/SSE/AVX state: in the host's registers while `fpu_live`, else in cpu->xsave (standard XSAVE format).
+ * Files compiled without vector registers may run with it live; all other C code calls fpu_save() first. */
+#pragma once
+
+#include <stdint.h>
+
+#include "cpu/jit/vcpu.h"
+
+#define FPU_MASK (XCR0_X87 | XCR0_SSE | XCR0_AVX)
+
+static inline void fpu_save(struct jit_vcpu *cpu)
+{
+    if (!cpu->fpu_live)
+        return;
+    static const uint32_t host_mxcsr = 0x1f80;
+    __asm__ volatile("xsave64 %0\n\tldmxcsr %1"
+                     : "+m"(*(uint8_t(*)[X86_XSAVE_SIZE])cpu->xsave)
+                     : "m"(host_mxcsr), "a"(FPU_MASK), "d"(0));
+    cpu->fpu_live = false;
+}
+
+static inline void fpu_load(struct jit_vcpu *cpu)
+{
+    if (cpu->fpu_live)
+        return;
+    __asm__ volatile("xrstor64 %0" : : "m"(*(uint8_t(*)[X86_XSAVE_SIZE])cpu->xsave), "a"(FPU_MASK), "d"(0) : "memory");
+    cpu->fpu_live = true;
+}
