@@ -1,9 +1,10 @@
-/* Engine `kvm`: the virtual machine as KVM sees it. Memory slots, interrupts, ioeventfds and the dirty log; vCPUs are in
- * vcpu.c, their state in state.c, what CPUID shows in cpuid.c.
+/* Engine `kvm`: the virtual machine as KVM sees it. Memory slots, interrupts, ioeventfds and the dirty log;
+ * vCPUs are in vcpu.c, their state in state.c, what CPUID shows in cpuid.c.
  *
- * Split irqchip: local APICs in the kernel, the IOAPIC is the machine's. KVM reports an end of interrupt only for vectors
- * that a route of the first 24 GSIs carries with level trigger, so every level-triggered message that is sent becomes such
- * a route first (routes_lock). All else needs no lock: KVM's own ioctls are thread-safe, and the slots never change. */
+ * Split irqchip: local APICs in the kernel, the IOAPIC is the machine's. KVM reports an end of interrupt only
+ * for vectors that a route of the first 24 GSIs carries with level trigger, so every level-triggered message
+ * that is sent becomes such a route first (routes_lock). All else needs no lock: KVM's own ioctls are
+ * thread-safe, and the slots never change. */
 #include "cpu/kvm/kvm_impl.h"
 
 #include <errno.h>
@@ -18,7 +19,8 @@
 #include "base/own.h"
 #include "mem/mem.h"
 
-/* Four pages that KVM needs on Intel CPUs without unrestricted guest mode; below the firmware's place under 4 GiB. */
+/* Four pages that KVM needs on Intel CPUs without unrestricted guest mode; below the firmware's place under 4
+ * GiB. */
 #define IDENTITY_MAP_GPA UINT64_C(0xfffbc000)
 #define TSS_GPA 0xfffbd000ul
 
@@ -28,30 +30,28 @@ static const struct {
     int cap;
     const char *name;
 } required_caps[] = {
-    {KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},
-    {KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID"},
-    {KVM_CAP_SET_TSS_ADDR, "KVM_CAP_SET_TSS_ADDR"},
-    {KVM_CAP_SPLIT_IRQCHIP, "KVM_CAP_SPLIT_IRQCHIP"},
-    {KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI"},
-    {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
-    {KVM_CAP_MP_STATE, "KVM_CAP_MP_STATE"},
-    {KVM_CAP_VCPU_EVENTS, "KVM_CAP_VCPU_EVENTS"},
-    {KVM_CAP_DEBUGREGS, "KVM_CAP_DEBUGREGS"},
-    {KVM_CAP_XSAVE, "KVM_CAP_XSAVE"},
+    {KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},   {KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID"},
+    {KVM_CAP_SET_TSS_ADDR, "KVM_CAP_SET_TSS_ADDR"}, {KVM_CAP_SPLIT_IRQCHIP, "KVM_CAP_SPLIT_IRQCHIP"},
+    {KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI"},     {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
+    {KVM_CAP_MP_STATE, "KVM_CAP_MP_STATE"},         {KVM_CAP_VCPU_EVENTS, "KVM_CAP_VCPU_EVENTS"},
+    {KVM_CAP_DEBUGREGS, "KVM_CAP_DEBUGREGS"},       {KVM_CAP_XSAVE, "KVM_CAP_XSAVE"},
 };
 
 static int kvm_open(int *ret_fd, struct err *err)
 {
     own_fd int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (fd < 0 && (errno == ENOENT || errno == ENXIO || errno == ENODEV))
-        return err_say(err, ENOENT, "no /dev/kvm on this host: load the kvm_intel or kvm_amd module, or use --engine jit");
+        return err_say(err, ENOENT,
+                       "no /dev/kvm on this host: load the kvm_intel or kvm_amd module, or use --engine jit");
     if (fd < 0 && (errno == EACCES || errno == EPERM))
-        return err_say(err, EACCES, "no permission for /dev/kvm: add this user to the group 'kvm', or use --engine jit");
+        return err_say(err, EACCES,
+                       "no permission for /dev/kvm: add this user to the group 'kvm', or use --engine jit");
     if (fd < 0)
         return err_set(err, errno, "open '/dev/kvm'");
     int version = ioctl(fd, KVM_GET_API_VERSION, 0);
     if (version != KVM_API_VERSION)
-        return err_say(err, ENOTSUP, "/dev/kvm speaks API version %d, not %d: use --engine jit", version, KVM_API_VERSION);
+        return err_say(err, ENOTSUP, "/dev/kvm speaks API version %d, not %d: use --engine jit", version,
+                       KVM_API_VERSION);
     for (size_t i = 0; i < sizeof required_caps / sizeof required_caps[0]; i++) {
         if (ioctl(fd, KVM_CHECK_EXTENSION, required_caps[i].cap) <= 0)
             return err_say(err, ENOTSUP, "/dev/kvm lacks %s: update the host kernel, or use --engine jit",
@@ -114,8 +114,8 @@ static int vm_check_vcpus(struct kvm_engine *engine, struct err *err)
     if (max < 1)
         max = 4; /* what the KVM documentation says to assume */
     if (engine->vcpu_count < 1 || engine->vcpu_count > KVM_VCPUS_MAX || engine->vcpu_count > (unsigned)max)
-        return err_say(err, EINVAL, "%u vCPUs: this host's KVM takes 1 to %d, polder at most %u", engine->vcpu_count,
-                       max, KVM_VCPUS_MAX);
+        return err_say(err, EINVAL, "%u vCPUs: this host's KVM takes 1 to %d, polder at most %u",
+                       engine->vcpu_count, max, KVM_VCPUS_MAX);
     int run_size = ioctl(engine->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
     if (run_size < (int)sizeof(struct kvm_run))
         return err_set(err, run_size < 0 ? errno : EINVAL, "KVM_GET_VCPU_MMAP_SIZE");
@@ -183,8 +183,8 @@ static int kvm_create(const struct engine_config *config, struct engine **ret_en
 /* Tells KVM about all level-triggered messages in use: one route each, GSI = index. */
 static void routes_load(struct kvm_engine *engine)
 {
-    _Alignas(8) uint8_t buffer[sizeof(struct kvm_irq_routing) +
-                               KVM_IOAPIC_PINS * sizeof(struct kvm_irq_routing_entry)] = {0};
+    _Alignas(8) uint8_t
+        buffer[sizeof(struct kvm_irq_routing) + KVM_IOAPIC_PINS * sizeof(struct kvm_irq_routing_entry)] = {0};
     struct kvm_irq_routing *table = (void *)buffer;
     struct kvm_irq_routing_entry *entries = (void *)(buffer + sizeof *table);
     for (uint32_t i = 0; i < KVM_IOAPIC_PINS; i++) {
@@ -234,7 +234,8 @@ static void kvm_send_msi(struct engine *base, struct msi msi)
         .data = msi.data,
     };
     if (ioctl(engine->vm_fd, KVM_SIGNAL_MSI, &kvm_msi) < 0)
-        log_guest("kvm", "MSI %#llx/%#x went nowhere: %s", (unsigned long long)msi.address, msi.data, strerror(errno));
+        log_guest("kvm", "MSI %#llx/%#x went nowhere: %s", (unsigned long long)msi.address, msi.data,
+                  strerror(errno));
 }
 
 static int kvm_ioeventfd_set(struct engine *base, uint64_t gpa, unsigned size, int fd, bool add)
@@ -263,8 +264,8 @@ static int dirty_log_fetch(struct kvm_engine *engine, unsigned slot, uint64_t *b
     return 0;
 }
 
-/* `start` turns the log of `slot` on (no effect when it is); a bitmap gets what was written since the last time, OR-ed in;
- * neither turns the log off. */
+/* `start` turns the log of `slot` on (no effect when it is); a bitmap gets what was written since the last
+ * time, OR-ed in; neither turns the log off. */
 static int kvm_dirty_log(struct engine *base, unsigned slot, bool start, uint64_t *bitmap, struct err *err)
 {
     struct kvm_engine *engine = (struct kvm_engine *)base;
@@ -297,8 +298,8 @@ static void kvm_print_stats(struct engine *base, int fd)
         kick += vcpu->counters.kick;
         other += vcpu->counters.other;
     }
-    dprintf(fd, "exit_port %llu\nexit_mmio %llu\nexit_ioapic_eoi %llu\nexit_kick %llu\nexit_other %llu\n", port, mmio,
-            eoi, kick, other);
+    dprintf(fd, "exit_port %llu\nexit_mmio %llu\nexit_ioapic_eoi %llu\nexit_kick %llu\nexit_other %llu\n",
+            port, mmio, eoi, kick, other);
 }
 
 const struct engine_class engine_kvm = {

@@ -1,4 +1,5 @@
-/* Private to the kvm engine: its two structs and the seams between its files. See kvm.c for the thread rules. */
+/* Private to the kvm engine: its two structs and the seams between its files. See kvm.c for the thread rules.
+ */
 #pragma once
 
 #include <linux/kvm.h>
@@ -13,7 +14,8 @@
 #define KVM_VCPUS_MAX 32u
 #define KVM_IOAPIC_PINS 24u
 
-/* A level-triggered message that was sent: known to KVM as a route, so that its end of interrupt leaves to us. */
+/* A level-triggered message that was sent: known to KVM as a route, so that its end of interrupt leaves to
+ * us. */
 struct kvm_level_route {
     struct msi msi;
     uint64_t used; /* engine's level_clock at the last sending; 0: free */
@@ -28,11 +30,11 @@ struct kvm_engine {
     struct engine_machine machine;
     unsigned vcpu_count;
     char *cpu_model;
-    size_t run_size;               /* bytes of a vCPU's shared page area */
-    struct kvm_cpuid2 *supported;  /* what KVM can show to a guest */
-    uint64_t xcr0_supported;       /* XSAVE components KVM can hold for a guest */
+    size_t run_size;              /* bytes of a vCPU's shared page area */
+    struct kvm_cpuid2 *supported; /* what KVM can show to a guest */
+    uint64_t xcr0_supported;      /* XSAVE components KVM can hold for a guest */
     bool has_xcrs;
-    uint32_t logged_slots;         /* a bit a memory slot whose dirty log is on; caller serialises dirty_log */
+    uint32_t logged_slots; /* a bit a memory slot whose dirty log is on; caller serialises dirty_log */
 
     pthread_mutex_t routes_lock;
     struct kvm_level_route routes[KVM_IOAPIC_PINS]; /* under routes_lock */
@@ -51,7 +53,7 @@ struct kvm_vcpu {
     struct kvm_engine *engine;
     int fd;
     struct kvm_run *run;
-    atomic_int tid;      /* of the thread inside vcpu_run; 0 when none */
+    atomic_int tid; /* of the thread inside vcpu_run; 0 when none */
     atomic_bool kicked;
     struct kvm_counters counters;
 };

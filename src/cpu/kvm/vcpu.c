@@ -1,9 +1,10 @@
 /* Engine `kvm`: one vCPU's run loop and its kick.
  *
- * A kick sets `kicked`, then the shared page's immediate_exit, then signals the thread inside vcpu_run; KVM_RUN then ends
- * with EINTR after it has finished a pending port or memory access, so the vCPU is always left between instructions.
- * The signal is unblocked only within vcpu_run, and its handler is empty. immediate_exit is cleared before `kicked` is
- * taken: a kick in between is either taken now or ends the next KVM_RUN, never lost. */
+ * A kick sets `kicked`, then the shared page's immediate_exit, then signals the thread inside vcpu_run;
+ * KVM_RUN then ends with EINTR after it has finished a pending port or memory access, so the vCPU is always
+ * left between instructions. The signal is unblocked only within vcpu_run, and its handler is empty.
+ * immediate_exit is cleared before `kicked` is taken: a kick in between is either taken now or ends the next
+ * KVM_RUN, never lost. */
 #include "cpu/kvm/kvm_impl.h"
 
 #include <errno.h>
@@ -147,8 +148,8 @@ static enum vcpu_exit vcpu_fail(const struct kvm_vcpu *vcpu, const char *what, u
     struct kvm_regs regs = {0};
     if (ioctl(vcpu->fd, KVM_GET_REGS, &regs) < 0)
         regs.rip = UINT64_MAX;
-    log_error("vCPU %u: %s %#llx at rip %#llx: the kvm engine cannot go on; --engine jit may", vcpu->base.index, what,
-              (unsigned long long)detail, (unsigned long long)regs.rip);
+    log_error("vCPU %u: %s %#llx at rip %#llx: the kvm engine cannot go on; --engine jit may",
+              vcpu->base.index, what, (unsigned long long)detail, (unsigned long long)regs.rip);
     return VCPU_EXIT_ERROR;
 }
 
@@ -156,8 +157,8 @@ static enum vcpu_exit vcpu_internal_error(const struct kvm_vcpu *vcpu)
 {
     const struct kvm_run *run = vcpu->run;
     for (uint32_t i = 0; i < run->internal.ndata && i < 4; i++)
-        log_error("vCPU %u: KVM internal error %u, data[%u] = %#llx", vcpu->base.index, run->internal.suberror, i,
-                  (unsigned long long)run->internal.data[i]);
+        log_error("vCPU %u: KVM internal error %u, data[%u] = %#llx", vcpu->base.index,
+                  run->internal.suberror, i, (unsigned long long)run->internal.data[i]);
     if (run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION)
         return vcpu_fail(vcpu, "instruction that KVM cannot emulate, error", run->internal.suberror);
     return vcpu_fail(vcpu, "KVM internal error", run->internal.suberror);
@@ -206,19 +207,18 @@ static bool vcpu_handle_exit(struct kvm_vcpu *vcpu, enum vcpu_exit *ret_exit)
 
 static enum vcpu_exit vcpu_loop(struct kvm_vcpu *vcpu)
 {
-    enum vcpu_exit exit = VCPU_EXIT_ERROR;
+    enum vcpu_exit why = VCPU_EXIT_ERROR;
     for (;;) {
         if (ioctl(vcpu->fd, KVM_RUN, 0) == 0) {
-            if (!vcpu_handle_exit(vcpu, &exit))
-                return exit;
+            if (!vcpu_handle_exit(vcpu, &why))
+                return why;
         } else if (errno == EINTR) {
             count(&vcpu->counters.kick);
             if (vcpu_take_kick(vcpu))
                 return VCPU_EXIT_KICKED;
-        } else if (errno == EFAULT && vcpu->run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
-            return vcpu_fail(vcpu, "host memory fault", (uint64_t)errno);
         } else if (errno != EAGAIN) {
-            return vcpu_fail(vcpu, strerror(errno), (uint64_t)errno);
+            int code = errno;
+            return vcpu_fail(vcpu, strerror(code), (uint64_t)code);
         }
     }
 }
@@ -231,10 +231,10 @@ enum vcpu_exit kvm_vcpu_run(struct vcpu *base)
     sigaddset(&kick, SIGRTMIN);
     pthread_sigmask(SIG_UNBLOCK, &kick, &before);
     atomic_store(&vcpu->tid, (int)syscall(SYS_gettid));
-    enum vcpu_exit exit = vcpu_loop(vcpu);
+    enum vcpu_exit why = vcpu_loop(vcpu);
     atomic_store(&vcpu->tid, 0);
     /* Whatever the caller had: the signal stays out of its way. */
     sigaddset(&before, SIGRTMIN);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return exit;
+    return why;
 }
