@@ -1,6 +1,6 @@
-# How a Debian disk is made. Sourced by the recipes of debian and debian-full.
+# How a Debian disk is made. Sourced by recipes, after lib.sh.
 
-debian_steps=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+guest_image=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 suite=bookworm
 
 # as_root_of_image COMMAND...: run with the ids of the image's files, as root or in a user namespace.
@@ -28,22 +28,22 @@ make_debian() {
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
         --essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d"; echo "COMPRESS=zstd" >"$1/etc/initramfs-tools/conf.d/polder"' \
-        --customize-hook="copy-in $debian_steps/files/etc $debian_steps/files/usr /" \
-        --customize-hook="chroot \"\$1\" sh -eu </dev/null -c \"\$(cat $debian_steps/customize)\"" \
+        --customize-hook="copy-in $guest_image/debian/files/etc $guest_image/debian/files/usr /" \
+        --customize-hook="chroot \"\$1\" sh -eu </dev/null -c \"\$(cat $guest_image/debian/customize)\"" \
         "$suite" "$out/root.tar"
-    as_root_of_image bash "$debian_steps/write-disk" "$out" "$disk" "$size"
+    as_root_of_image bash "$guest_image/write-disk" "$out" "$disk" "$size"
     rm "$out/root.tar"
     fast_initrd "$out"
 }
 
-# fast_initrd OUT: an initramfs that only mounts the root disk; made for the kernel in OUT/boot.tar.
+# fast_initrd OUT: an initramfs that only mounts the root disk; made for the modules in OUT/modules.tar.
 fast_initrd() {
     local out=$1 root=$1/fast
     mkdir "$out/modules"
     tar -C "$out/modules" -xf "$out/modules.tar"
     busybox_root "$root"
     find "$root/bin" -type l ! -name sh ! -name mount ! -name modprobe ! -name switch_root ! -name sleep ! -name sed -delete
-    install -m 755 "$debian_steps/init-fast" "$root/init"
+    install -m 755 "$guest_image/debian/init-fast" "$root/init"
     copy_modules "$out/modules" "$root" virtio_pci virtio_blk crc32c_generic crc32c_intel
     pack_initramfs "$root" "$out/initrd-fast"
     rm -rf "$root" "$out/modules" "$out/modules.tar"
