@@ -72,7 +72,7 @@ void segment_mark_accessed(struct jit_vcpu *cpu, struct descriptor *descriptor)
 {
     if (descriptor->attributes & SEG_TYPE_ACCESSED)
         return;
-    descriptor->attributes |= SEG_TYPE_ACCESSED;
+    descriptor->attributes = (uint16_t)(descriptor->attributes | SEG_TYPE_ACCESSED);
     mmu_store(cpu, descriptor->linear + 5, descriptor->attributes & 0xffu, 1, ACCESS_WRITE | ACCESS_SYSTEM);
 }
 
@@ -256,7 +256,7 @@ void segment_load_tr(struct jit_vcpu *cpu, uint16_t selector)
         raise_selector(cpu, VEC_GP, selector);
     if (!(descriptor.attributes & SEG_ATTR_P))
         raise_selector(cpu, VEC_NP, selector);
-    descriptor.attributes |= SYS_TYPE_BUSY;
+    descriptor.attributes = (uint16_t)(descriptor.attributes | SYS_TYPE_BUSY);
     mmu_store(cpu, descriptor.linear + 5, descriptor.attributes & 0xffu, 1, ACCESS_WRITE | ACCESS_SYSTEM);
     cpu->tr = segment_from_descriptor(&descriptor, selector);
     cpu->tr.base = base;
