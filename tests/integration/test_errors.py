@@ -1,0 +1,135 @@
+"""What cannot work is said in one line that names the thing, with exit status 1 (usage: 2), and leaves nothing."""
+import os
+import subprocess
+
+import pytest
+
+from images import image
+from vmm import BINARY
+
+
+def kernel():
+    return image("busybox") / "vmlinuz"
+
+
+def run(*args, env=None, prefix=(), timeout=60):
+    return subprocess.run([*map(str, prefix), BINARY, *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=timeout, env={**os.environ, **(env or {})})
+
+
+def links():
+    return sorted(os.listdir("/sys/class/net"))
+
+
+def refused(tmp, status, *names, args=(), **kw):
+    """polder-vmm ends with `status` and one line on stderr that has each of `names`; files and links stay as they were."""
+    before = sorted(tmp.rglob("*")), links()
+    done = run(*args, **kw)
+    assert done.returncode == status, f"{done.returncode}: {done.stderr}"
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for name in names:
+        assert str(name).lower() in done.stderr.lower(), done.stderr
+    assert (sorted(tmp.rglob("*")), links()) == before
+
+
+def test_missing_kernel(tmp):
+    refused(tmp, 1, tmp / "no-kernel", args=["--kernel", tmp / "no-kernel"])
+
+
+def test_no_kernel_given(tmp):
+    refused(tmp, 2, "--kernel", args=[])
+
+
+def test_kernel_is_a_folder(tmp):
+    refused(tmp, 1, tmp, args=["--kernel", tmp])
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "header"])
+def test_damaged_kernel(tmp, damage):
+    whole = kernel().read_bytes()
+    broken = {"empty": b"", "text": b"#!/bin/sh\necho hello\n" * 100, "truncated": whole[:len(whole) // 3],
+              "header": whole[:0x1F1] + b"\xff" * 64 + whole[0x231:]}[damage]
+    path = tmp / "broken-kernel"
+    path.write_bytes(broken)
+    refused(tmp, 1, path, args=["--kernel", path, "--memory", "256M"])
+
+
+def test_missing_initrd(tmp):
+    refused(tmp, 1, tmp / "no-initrd", args=["--kernel", kernel(), "--initrd", tmp / "no-initrd"])
+
+
+def test_initrd_larger_than_memory(tmp):
+    path = tmp / "big"
+    with open(path, "wb") as file:
+        file.truncate(512 << 20)
+    refused(tmp, 1, path, args=["--kernel", kernel(), "--initrd", path, "--memory", "256M"])
+
+
+def test_missing_disk(tmp):
+    refused(tmp, 1, tmp / "no-disk", args=["--kernel", kernel(), "--disk", tmp / "no-disk"])
+
+
+def test_disk_too_small(tmp):
+    path = tmp / "tiny"
+    path.write_bytes(b"x" * 100)
+    refused(tmp, 1, path, args=["--kernel", kernel(), "--disk", path])
+
+
+@pytest.mark.parametrize("args", [["--no-such-flag"], ["--cpus"], ["--cpus", "zero"], ["--cpus", "0"], ["--cpus", "1000"],
+                                  ["--memory", "lots"], ["--engine", "magic"], ["--net", "carrier-pigeon"], ["--console", "teletype"],
+                                  ["--log-level", "shout"], ["stray"]])
+def test_usage(tmp, args):
+    refused(tmp, 2, args[-1] if args[-1] not in ("zero", "0") else "cpus", args=["--kernel", kernel(), *args])
+
+
+def test_memory_beyond_the_host(tmp):
+    refused(tmp, 1, "memory", args=["--kernel", kernel(), "--memory", "64T"])
+
+
+def test_engine_kvm_without_dev_kvm(tmp):
+    if not os.path.exists("/dev/kvm"):
+        return refused(tmp, 1, "/dev/kvm", args=["--kernel", kernel(), "--engine", "kvm"])
+    hide = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /dev/kvm && exec "$0" "$@"']
+    if subprocess.run([*hide[:-1], "mount --bind /dev/null /dev/kvm"], capture_output=True).returncode:
+        pytest.skip("this host has /dev/kvm and does not let it be hidden (no mount namespace)")
+    refused(tmp, 1, "/dev/kvm", args=["--kernel", kernel(), "--engine", "kvm"], prefix=hide)
+
+
+def test_tap_without_permission(tmp):
+    if os.getuid():
+        return refused(tmp, 1, "polder-none", args=["--kernel", kernel(), "--net", "tap=polder-none"])
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
+    probe = subprocess.run([*as_nobody, "test", "-x", BINARY])
+    if probe.returncode or subprocess.run([*as_nobody, "test", "-r", kernel()]).returncode:
+        pytest.skip("another user cannot read the program or the images")
+    refused(tmp, 1, "polder-none", args=["--kernel", kernel(), "--net", "tap=polder-none"], prefix=as_nobody)
+
+
+def test_passt_missing(tmp):
+    empty = tmp / "bin"
+    empty.mkdir()
+    refused(tmp, 1, "passt", args=["--kernel", kernel(), "--net", "user"], env={"PATH": str(empty)})
+
+
+def test_api_socket_path_is_in_use(tmp):
+    path = tmp / "api.sock"
+    path.write_text("someone's file")
+    refused(tmp, 1, path, args=["--kernel", kernel(), "--api-sock", path])
+    assert path.read_text() == "someone's file"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"boot-source": 5}', '{"no-such-key": {}}'])
+def test_bad_config_file(tmp, text):
+    path = tmp / "vm.json"
+    path.write_text(text)
+    refused(tmp, 1, path, args=["--config-file", path])
+
+
+def test_missing_config_file(tmp):
+    refused(tmp, 1, tmp / "none.json", args=["--config-file", tmp / "none.json"])
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version(flag):
+    done = run(flag)
+    assert done.returncode == 0 and done.stdout and not done.stderr
