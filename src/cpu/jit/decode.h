@@ -15,7 +15,9 @@ enum insn_kind {
     INSN_BRANCH, /* near jmp, jcc, jrcxz/loop, call, ret */
     INSN_STACK,  /* push, pop, pushf, popf, enter, leave, pusha, popa */
     INSN_STRING, /* movs, cmps, stos, lods, scas, ins, outs, with or without rep */
-    INSN_SYSTEM, /* privileged, far, segment, I/O, msr, cpuid, rdtsc, xsave, implicit-memory (xlat, maskmov, gathers): interpreter */
+    INSN_SYSTEM, /* interpreter: privileged, far, segment (push and pop of segment registers too), I/O, msr, cpuid, rdtsc,
+                    state save (xsave, fxsave, fnsave, fnstenv), ldmxcsr, cld, std, cli, sti, implicit or partial memory (xlat,
+                    maskmov, gathers, bit strings in memory: bt/bts/btr/btc [m], r), decimal arithmetic, clflush */
     INSN_ILLEGAL /* raises #UD */
 };
 
@@ -28,6 +30,7 @@ struct insn {
     uint8_t fpu;          /* enum insn_fpu: which state it needs enabled */
     uint16_t mnemonic;    /* ZydisMnemonic */
     uint8_t code_bits;    /* 16, 32, 64 */
+    bool too_long;        /* ILLEGAL because of more than 15 bytes: #GP(0) */
     uint8_t operand_bits; /* effective operand size; for push/pop/near branches what is really moved */
     uint8_t address_bits;
 
@@ -38,7 +41,8 @@ struct insn {
     uint8_t vex_length;   /* 0: legacy, 2 or 3: bytes of the VEX prefix */
     uint8_t vex_offset, opcode_offset, modrm_offset, sib_offset, disp_offset, disp_bytes, imm_offset, imm_bytes;
     uint8_t modrm, sib;
-    bool has_modrm, has_lock, has_rep, has_repne, has_osize; /* prefixes f0, f3, f2, 66 */
+    bool has_modrm, has_lock, has_rep, has_repne, has_osize; /* prefixes f0, f3, f2, 66; of rep and repne the last one only */
+    bool osize_mandatory; /* 66 is part of the opcode, not the operand size */
 
     /* The ModRM (or moffs) memory operand; absent when !has_mem. Also set for lea and nop/prefetch, where it is not accessed. */
     bool has_mem;
@@ -46,18 +50,25 @@ struct insn {
     bool mem_read, mem_write;
     bool mem_rip;         /* disp already absolute only relative to the next instruction: address = next rip + disp */
     uint8_t mem_segment;  /* enum x86_segment, default applied */
-    uint8_t mem_base, mem_index; /* enum x86_gpr or INSN_NO_REG */
+    uint8_t mem_base, mem_index; /* enum x86_gpr or INSN_NO_REG; the index of a gather is a vector register */
     uint8_t mem_scale;    /* 1, 2, 4, 8 */
     int64_t mem_disp;
-    uint16_t mem_bytes;   /* size of the access */
+    bool mem_bit_string;  /* bt and the like with a register offset: the access is at address + (offset >> 3), see interp */
+    uint16_t mem_bytes;   /* size of the access: never less than what the CPU touches */
 
     /* Near branch target = next rip + branch_disp (relative forms), or ModRM operand. */
     bool branch_relative;
-    int64_t imm;          /* first immediate, sign-extended to 64 bits; also branch displacement; far pointer offset */
+    int64_t imm;          /* first immediate, extended to 64 bits as the instruction does; also branch displacement; far
+                             pointer offset */
     int64_t imm2;         /* second (enter's level, far pointer's selector) */
 
     /* Explicit GPR operands, in ModRM terms; implied ones are only in the masks. Byte registers ah..bh count as rax..rbx. */
-    bool high_byte;       /* an operand is ah, ch, dh or bh */
+    uint8_t reg_gpr, rm_gpr, vvvv_gpr, opcode_gpr; /* guest register in ModRM.reg, ModRM.rm, VEX.vvvv, opcode low bits (and
+                             the accumulator of mov moffs in reg_gpr); INSN_NO_REG when the field is something else */
+    uint8_t reg_bits, rm_bits, opcode_bits; /* their widths */
+    bool reg_high, rm_high, opcode_high;    /* ah, ch, dh or bh */
+    bool high_byte;       /* any of them */
+    uint16_t gpr_implicit; /* registers that no field names: they cannot be moved */
     uint16_t gpr_read, gpr_write; /* bit r: guest register r is (perhaps partly) read / written; mem_base/index are in gpr_read */
     uint16_t flags_read, flags_write, flags_undefined; /* arithmetic FLAG_* bits; undefined ones count as read too for exactness;
                                                           flags_write only those that are always written */
@@ -65,7 +76,8 @@ struct insn {
 
 enum insn_status { INSN_OK, INSN_TRUNCATED, INSN_INVALID };
 
-/* Decodes one instruction of `code_bits` 16, 32 or 64 from `length` bytes. TRUNCATED: more bytes are needed (never for 15). */
+/* Decodes one instruction of `code_bits` 16, 32 or 64 from `length` bytes. TRUNCATED: more bytes are needed (never for 15).
+ * INVALID: raises #UD, or #GP when `too_long`; *ret_insn is then of kind ILLEGAL with nothing else known. */
 enum insn_status insn_decode(const uint8_t *bytes, unsigned length, unsigned code_bits, struct insn *ret_insn);
 
 /* How to re-emit an instruction: guest register r as host register gpr[r]; the memory operand as [base + disp]
