@@ -48,6 +48,8 @@ static void update_mappings(struct pci_device *dev)
         bar->mapped_at = 0;
         if (wanted && bus_add(dev->root->memory, wanted, bar->size, bar->ops, bar->arg) == 0)
             bar->mapped_at = wanted;
+        if (dev->bar_mapped)
+            dev->bar_mapped(dev, i, bar->mapped_at);
     }
 }
 

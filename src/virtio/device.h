@@ -62,8 +62,8 @@ struct virtio_class {
     void (*start)(struct virtio_device *dev);
     /* Queue `index` was notified; also called for every queue after resume. */
     void (*kicked)(struct virtio_device *dev, unsigned index);
-    /* The driver wrote config space; the bytes are in dev->config already. NULL: config space is read-only. */
-    void (*config_written)(struct virtio_device *dev, unsigned offset, unsigned len);
+    /* The driver writes [offset, offset+len) of config space; the device stores what may change. NULL: read-only. */
+    void (*config_write)(struct virtio_device *dev, unsigned offset, const void *data, unsigned len);
     /* Forget all that the guest set up and return with no request in flight. May drop the lock while it waits. */
     void (*reset)(struct virtio_device *dev);
     /* Return with no request in flight; the queues are not looked at until resume. May drop the lock; may be NULL. */
@@ -79,7 +79,8 @@ struct virtio_device {
     pthread_mutex_t lock;
     uint64_t offered, accepted; /* feature bits */
     uint8_t status;
-    bool running; /* DRIVER_OK, not failed */
+    bool running;   /* DRIVER_OK, not failed */
+    bool resetting; /* class->reset may have dropped the lock: the driver's writes are ignored */
     bool paused;
     uint8_t config_generation;
     unsigned config_len;
@@ -109,6 +110,7 @@ void virtio_free(struct virtio_device *dev);
 uint64_t virtio_stat_value(const struct virtio_device *dev, const struct virtio_stat *stat);
 
 /* All classes, NULL-terminated; what documentation and metrics derive from. */
+extern const struct virtio_class virtio_balloon, virtio_blk, virtio_console, virtio_net, virtio_rng, virtio_vsock;
 extern const struct virtio_class *const virtio_classes[];
 
 /* ---- for devices ---- */
@@ -143,6 +145,10 @@ void virtio_fail(struct virtio_device *dev, const char *format, ...) __attribute
 /* Takes the next chain: see virtq_pop. A malformed ring fails the device and reads as empty. */
 bool virtio_pop(struct virtio_device *dev, unsigned index, struct virtq_chain *chain, struct iovec *iov,
                 unsigned capacity);
+/* Serves queue `index` until it is empty or `serve` returns false (having kept the chain or put it back with
+ * virtq_unpop), then signals what was pushed. Bounded: a guest that never stops is taken up again after other work. */
+typedef bool virtio_serve_fn(struct virtio_device *dev, unsigned index, struct virtq_chain *chain);
+void virtio_serve(struct virtio_device *dev, unsigned index, virtio_serve_fn *serve);
 /* Interrupts the driver if it wants to know about what virtq_push returned since the last call. */
 void virtio_signal(struct virtio_device *dev, unsigned index);
 /* Looks at queue `index` again soon, as if the driver had notified. Any thread, no lock needed. */

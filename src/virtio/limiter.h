@@ -18,7 +18,7 @@ struct limiter_config {
 
 struct token_bucket {
     uint64_t size, burst, refill_ns;
-    uint64_t tokens;
+    int64_t tokens; /* below zero: a debt to wait out */
     uint64_t updated_ns;
 };
 
@@ -29,8 +29,7 @@ struct limiter {
 void limiter_init(struct limiter *limiter, const struct limiter_config *config, uint64_t now_ns);
 bool limiter_active(const struct limiter *limiter);
 /* Takes one operation of `bytes`. 0 when it may go ahead, else the time in ns after which to ask again (nothing taken).
- * A request larger than the bucket goes ahead once the bucket is full, and leaves it in debt-free emptiness for as long
- * as its size takes. */
+ * A request larger than the bucket goes ahead once the bucket is full, and leaves a debt that refills first. */
 uint64_t limiter_take(struct limiter *limiter, uint64_t bytes, uint64_t now_ns);
 /* CLOCK_MONOTONIC in ns. */
 uint64_t limiter_now(void);
