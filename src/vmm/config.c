@@ -1,0 +1,146 @@
+/* Defaults, ownership and checks of struct vm_config. */
+#include "vmm/config.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define MEMORY_MIN (UINT64_C(8) << 20)
+
+struct vm_config *vm_config_new(void)
+{
+    struct vm_config *config = calloc(1, sizeof *config);
+    if (!config)
+        return NULL;
+    config->cpus = 1;
+    config->memory_bytes = UINT64_C(128) << 20;
+    config->entropy.present = true;
+    config->log_level = LOG_WARN;
+    config->engine = strdup("auto");
+    config->cpu_model = strdup("host");
+    config->id = strdup("anonymous-instance");
+    if (!config->engine || !config->cpu_model || !config->id) {
+        vm_config_free(config);
+        return NULL;
+    }
+    return config;
+}
+
+void vm_disk_clear(struct vm_disk *disk)
+{
+    free(disk->id);
+    free(disk->path);
+    free(disk->partuuid);
+    *disk = (struct vm_disk){.writeback = true};
+}
+
+void vm_net_clear(struct vm_net *net)
+{
+    free(net->id);
+    free(net->tap);
+    *net = (struct vm_net){0};
+}
+
+void vm_config_free(struct vm_config *config)
+{
+    if (!config)
+        return;
+    for (unsigned i = 0; i < config->disk_count; i++)
+        vm_disk_clear(&config->disks[i]);
+    for (unsigned i = 0; i < config->net_count; i++)
+        vm_net_clear(&config->nets[i]);
+    char *const strings[] = {config->id, config->kernel, config->initrd, config->cmdline, config->cpu_model,
+                             config->engine, config->engine_options, config->vsock.uds_path, config->console.path,
+                             config->api_sock, config->config_file, config->metrics_path, config->log_path,
+                             config->pid_path};
+    for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++)
+        free(strings[i]);
+    free(config);
+}
+
+int vm_config_set(char **field, const char *value, struct err *err)
+{
+    char *copy = NULL;
+    if (value && !(copy = strdup(value)))
+        return err_set(err, ENOMEM, "configuration");
+    free(*field);
+    *field = copy;
+    return 0;
+}
+
+static int set_id(char **field, const char *id, const char *stem, unsigned index, struct err *err)
+{
+    char name[32];
+    snprintf(name, sizeof name, "%s%u", stem, index);
+    return vm_config_set(field, id ? id : name, err);
+}
+
+int vm_config_add_disk(struct vm_config *config, const char *id, struct vm_disk **ret_disk, struct err *err)
+{
+    if (config->disk_count == VM_MAX_DISKS)
+        return err_say(err, ENOSPC, "too many disks, at most %d", VM_MAX_DISKS);
+    struct vm_disk *disk = &config->disks[config->disk_count];
+    *disk = (struct vm_disk){.writeback = true};
+    int r = set_id(&disk->id, id, "drive", config->disk_count, err);
+    if (r < 0)
+        return r;
+    config->disk_count++;
+    *ret_disk = disk;
+    return 0;
+}
+
+int vm_config_add_net(struct vm_config *config, const char *id, struct vm_net **ret_net, struct err *err)
+{
+    if (config->net_count == VM_MAX_NETS)
+        return err_say(err, ENOSPC, "too many network interfaces, at most %d", VM_MAX_NETS);
+    struct vm_net *net = &config->nets[config->net_count];
+    *net = (struct vm_net){0};
+    int r = set_id(&net->id, id, "net", config->net_count, err);
+    if (r < 0)
+        return r;
+    config->net_count++;
+    *ret_net = net;
+    return 0;
+}
+
+static int check_file(const char *what, const char *path, struct err *err)
+{
+    struct stat st;
+    if (stat(path, &st) < 0)
+        return err_set(err, errno, "%s '%s'", what, path);
+    if (S_ISDIR(st.st_mode))
+        return err_say(err, EISDIR, "%s '%s': is a directory, give a file", what, path);
+    if (access(path, R_OK) < 0)
+        return err_set(err, errno, "%s '%s'", what, path);
+    return 0;
+}
+
+static int check_memory(uint64_t bytes, struct err *err)
+{
+    uint64_t host = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    if (bytes < MEMORY_MIN)
+        return err_say(err, EINVAL, "memory of %llu bytes is too little, give at least 8M", (unsigned long long)bytes);
+    if (bytes > host)
+        return err_say(err, ENOMEM, "memory of %llu MiB is more than this host's %llu MiB, give less with --memory",
+                       (unsigned long long)bytes >> 20, (unsigned long long)host >> 20);
+    return 0;
+}
+
+int vm_config_check(const struct vm_config *config, struct err *err)
+{
+    if (!config->kernel)
+        return err_say(err, EINVAL, "no kernel to boot, give one with --kernel");
+    if (config->cpus < 1 || config->cpus > VM_MAX_VCPUS)
+        return err_say(err, EINVAL, "%u vCPUs are not possible, give 1 to %d", config->cpus, VM_MAX_VCPUS);
+    int r = check_memory(config->memory_bytes, err);
+    if (r == 0)
+        r = check_file("kernel", config->kernel, err);
+    if (r == 0 && config->initrd)
+        r = check_file("initrd", config->initrd, err);
+    for (unsigned i = 0; r == 0 && i < config->disk_count; i++)
+        r = check_file("disk", config->disks[i].path, err);
+    return r;
+}

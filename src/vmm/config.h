@@ -1,0 +1,100 @@
+/* What a virtual machine consists of, as asked for by command line, config file or API. Plain data: strings are owned by the
+ * struct (NULL when not given), arrays are in the order given. The loop thread owns it until the machine is built.
+ * vm_config_check() says what is wrong in one line before anything is made. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "base/err.h"
+#include "base/log.h"
+#include "virtio/limiter.h"
+
+#define VM_MAX_VCPUS 32
+#define VM_MAX_DISKS 16
+#define VM_MAX_NETS 8
+
+struct vm_disk {
+    char *id, *path;
+    bool read_only;
+    bool direct;      /* O_DIRECT */
+    bool writeback;   /* guest flushes reach the disk; without it they are acknowledged at once (cache_type Unsafe) */
+    bool root;        /* root device: adds root= to the command line when it has none */
+    char *partuuid;   /* of the root device, NULL for none */
+    unsigned queues;  /* 0: one a vCPU */
+    struct limiter_config limit;
+};
+
+enum vm_net_backend { VM_NET_USER, VM_NET_TAP };
+
+struct vm_net {
+    char *id;
+    enum vm_net_backend backend;
+    char *tap;        /* interface name; VM_NET_TAP only */
+    bool has_mac;     /* otherwise one is made from the VM's and the interface's id */
+    uint8_t mac[6];
+    unsigned queues;  /* 0: one pair a vCPU (tap), one pair (user) */
+    struct limiter_config rx_limit, tx_limit;
+};
+
+struct vm_vsock {
+    bool present;
+    uint32_t cid;
+    char *uds_path;
+};
+
+struct vm_balloon {
+    bool present;
+    uint64_t target_mib;
+    bool deflate_on_oom;
+    unsigned stats_interval_s; /* 0: no statistics */
+    bool free_page_reporting, free_page_hinting;
+};
+
+struct vm_entropy {
+    bool present;
+    struct limiter_config limit;
+};
+
+enum vm_console_mode { VM_CONSOLE_STDIO, VM_CONSOLE_PTY, VM_CONSOLE_FILE, VM_CONSOLE_NONE };
+
+struct vm_console {
+    enum vm_console_mode mode;
+    char *path;  /* VM_CONSOLE_FILE only */
+    bool virtio; /* a virtio console (hvc0) beside COM1 */
+};
+
+struct vm_config {
+    char *id;
+    char *kernel, *initrd, *cmdline;
+    unsigned cpus;
+    uint64_t memory_bytes;
+    bool hugepages;
+    bool track_dirty_pages;
+    char *cpu_model;
+    char *engine, *engine_options;
+    unsigned disk_count, net_count;
+    struct vm_disk disks[VM_MAX_DISKS];
+    struct vm_net nets[VM_MAX_NETS];
+    struct vm_vsock vsock;
+    struct vm_balloon balloon;
+    struct vm_entropy entropy;
+    struct vm_console console;
+    bool no_reboot; /* a guest reboot ends the program instead */
+    /* The program rather than the machine */
+    char *api_sock, *config_file, *metrics_path, *log_path, *pid_path;
+    enum log_level log_level;
+};
+
+/* Defaults: 1 vCPU, 128 MiB, model "host", engine "auto", console on stdio, an entropy device. NULL when memory is out. */
+struct vm_config *vm_config_new(void);
+void vm_config_free(struct vm_config *config);
+/* Append a blank, defaulted entry with a copy of `id` (NULL: "drive0".., "net0".. by position); -ENOSPC when full. */
+must_check int vm_config_add_disk(struct vm_config *config, const char *id, struct vm_disk **ret_disk, struct err *err);
+must_check int vm_config_add_net(struct vm_config *config, const char *id, struct vm_net **ret_net, struct err *err);
+/* Replaces an owned string by a copy of `value` (NULL allowed). */
+must_check int vm_config_set(char **field, const char *value, struct err *err);
+/* Empties one entry's owned strings; what API replacements of drives and interfaces use before they fill it anew. */
+void vm_disk_clear(struct vm_disk *disk);
+void vm_net_clear(struct vm_net *net);
+/* 0, or the first thing that cannot work: no kernel, vCPU count, memory too small or beyond the host, files missing. */
+must_check int vm_config_check(const struct vm_config *config, struct err *err);
