@@ -9,8 +9,8 @@
 #include <stdint.h>
 #include <sys/uio.h>
 #include "base/err.h"
+#include "block/ring.h"
 
-struct block_ring;
 struct block_node;
 struct block_request;
 
@@ -29,22 +29,27 @@ enum block_op {
 struct block_request {
     enum block_op op;
     bool may_unmap;
+    bool stable; /* WRITE, DISCARD, WRITE_ZEROES: on stable storage before it completes */
     uint64_t offset, len;
-    struct iovec *iov; /* READ, WRITE: `len` bytes in all; the node may advance it */
+    struct iovec *iov; /* READ, WRITE: `len` bytes in all; as it was when `done` is called */
     unsigned iov_count;
     /* Once, in the ring's thread, possibly before block_submit returns. `result`: 0 or -errno. */
     void (*done)(struct block_request *request, int result);
 
-    /* for the node and the ring that serve it */
+    /* the serving node's */
     struct block_node *node;
-    struct block_request *next;
-    uint64_t progress;
+    struct block_io io;
+    uint64_t progress; /* bytes done so far */
+    unsigned retries, stage;
+    struct iovec whole; /* what *cut was before it was cut to its unfinished part */
+    struct iovec *cut;
+    struct iovec bounce;
 };
 
 struct block_options {
     const char *driver; /* NULL: "file" */
     const char *path;
-    int fd;             /* an open file instead of `path` (which then only names it); -1: open `path`. Taken over. */
+    int fd; /* an open file instead of `path` (which then only names it), the node's once it is open; -1: open `path` */
     bool read_only;
     bool direct;        /* O_DIRECT: past the host's page cache */
 };
@@ -83,6 +88,5 @@ must_check int block_attach(struct block_node *node, struct block_ring *ring, st
 static inline void block_submit(struct block_node *node, struct block_request *request)
 {
     request->node = node;
-    request->progress = 0;
     node->class->submit(node, request);
 }

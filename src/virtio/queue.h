@@ -63,13 +63,3 @@ void virtq_quiet(struct virtq *q);
 bool virtq_listen(struct virtq *q);
 /* Chains waiting in the available ring. */
 unsigned virtq_pending(struct virtq *q);
-
-/* ---- iovec arithmetic ---- */
-
-/* Copies up to `len` bytes between a flat buffer and an iovec, starting `skip` bytes into it. Returns the bytes copied. */
-size_t iov_read(const struct iovec *iov, unsigned count, size_t skip, void *data, size_t len);
-size_t iov_write(const struct iovec *iov, unsigned count, size_t skip, const void *data, size_t len);
-/* Drops the first `len` bytes in place: advances *iov and *count. */
-void iov_advance(struct iovec **iov, unsigned *count, size_t len);
-/* Cuts to `len` bytes in place; returns the new count. */
-unsigned iov_truncate(struct iovec *iov, unsigned count, size_t len);

@@ -2,6 +2,7 @@
 #include "virtio/device.h"
 
 const struct virtio_class *const virtio_classes[] = {
+    &virtio_blk,
     &virtio_rng,
     NULL,
 };

@@ -1,0 +1,75 @@
+#include "block/ring.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "block/ring_impl.h"
+
+static const struct ring_engine *const engines[] = {&ring_uring, &ring_sync};
+#define ENGINE_COUNT (sizeof engines / sizeof engines[0])
+
+int block_ring_create(const char *engine, struct block_ring **ret_ring, struct err *err)
+{
+    for (unsigned i = 0; i < ENGINE_COUNT; i++) {
+        if (engine && strcmp(engine, engines[i]->name) != 0)
+            continue;
+        int r = engines[i]->create(ret_ring, err);
+        if (r == 0) {
+            (*ret_ring)->engine = engines[i];
+            log_debug("block: I/O engine %s", engines[i]->name);
+            return 0;
+        }
+        if (engine || i + 1 == ENGINE_COUNT)
+            return r;
+    }
+    return err_say(err, EINVAL, "I/O engine '%s' is not known", engine);
+}
+
+void block_ring_free(struct block_ring *ring)
+{
+    if (ring)
+        ring->engine->free(ring);
+}
+
+const char *block_ring_engine(const struct block_ring *ring)
+{
+    return ring->engine->name;
+}
+
+int block_ring_start(struct block_ring *ring, struct err *err)
+{
+    return ring->engine->start(ring, err);
+}
+
+int block_ring_watch(struct block_ring *ring, int event_fd, void (*fn)(void *arg), void *arg)
+{
+    if (ring->watch_count == RING_WATCHES_MAX)
+        return -ENOSPC;
+    ring->watches[ring->watch_count++] = (struct ring_watch){.fd = event_fd, .fn = fn, .arg = arg};
+    return 0;
+}
+
+void block_ring_submit(struct block_ring *ring, struct block_io *io)
+{
+    ring->engine->submit(ring, io);
+}
+
+void block_ring_wait(struct block_ring *ring, uint64_t timeout_ns)
+{
+    ring->engine->wait(ring, timeout_ns);
+}
+
+void block_ring_dispatch(struct block_ring *ring)
+{
+    ring->engine->dispatch(ring);
+}
+
+void ring_watch_fire(struct ring_watch *watch)
+{
+    uint64_t count;
+    ssize_t ignored = read(watch->fd, &count, sizeof count);
+    (void)ignored;
+    watch->fn(watch->arg);
+}

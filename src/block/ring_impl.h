@@ -1,0 +1,35 @@
+/* Private to the ring's files: what an engine is. */
+#pragma once
+
+#include "block/ring.h"
+
+#define RING_WATCHES_MAX 40
+
+struct ring_watch {
+    int fd;
+    void (*fn)(void *arg);
+    void *arg;
+    bool armed, ready;
+};
+
+struct ring_engine {
+    const char *name;
+    int (*create)(struct block_ring **ret_ring, struct err *err);
+    void (*free)(struct block_ring *ring);
+    int (*start)(struct block_ring *ring, struct err *err);
+    void (*submit)(struct block_ring *ring, struct block_io *io);
+    void (*wait)(struct block_ring *ring, uint64_t timeout_ns);
+    void (*dispatch)(struct block_ring *ring);
+};
+
+/* First member of every engine's struct. */
+struct block_ring {
+    const struct ring_engine *engine;
+    unsigned watch_count;
+    struct ring_watch watches[RING_WATCHES_MAX];
+};
+
+extern const struct ring_engine ring_uring, ring_sync;
+
+/* Reads the eventfd's count and calls back. */
+void ring_watch_fire(struct ring_watch *watch);

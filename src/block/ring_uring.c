@@ -1,0 +1,177 @@
+/* io_uring: operations gather in the submission queue and enter the kernel together with the wait, one system call for
+ * a whole batch. What finds the queue full waits in `backlog`. */
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <stdlib.h>
+
+#include "block/ring_impl.h"
+
+#define ENTRIES 256
+#define WATCH_TAG 1u /* low bit of user_data: a watch's poll rather than an operation */
+
+#ifndef IORING_SETUP_SINGLE_ISSUER
+#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
+#endif
+#ifndef IORING_SETUP_DEFER_TASKRUN
+#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
+#endif
+
+struct uring {
+    struct block_ring ring; /* first */
+    struct io_uring uring;
+    bool disabled; /* created so that the starting thread becomes the only issuer */
+    struct block_io *backlog, **backlog_end;
+};
+
+static int uring_create(struct block_ring **ret_ring, struct err *err)
+{
+    struct uring *u = calloc(1, sizeof *u);
+    if (!u)
+        return err_set(err, ENOMEM, "io_uring");
+    struct io_uring_params best = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                                            IORING_SETUP_R_DISABLED};
+    u->disabled = true;
+    int r = io_uring_queue_init_params(ENTRIES, &u->uring, &best);
+    if (r == -EINVAL) { /* before Linux 6.1 */
+        u->disabled = false;
+        r = io_uring_queue_init(ENTRIES, &u->uring, 0);
+    }
+    if (r < 0) {
+        free(u);
+        return err_set(err, -r, "io_uring");
+    }
+    u->backlog_end = &u->backlog;
+    *ret_ring = &u->ring;
+    return 0;
+}
+
+static void uring_free(struct block_ring *ring)
+{
+    struct uring *u = (struct uring *)ring;
+    io_uring_queue_exit(&u->uring);
+    free(u);
+}
+
+static int uring_start(struct block_ring *ring, struct err *err)
+{
+    struct uring *u = (struct uring *)ring;
+    int r = u->disabled ? io_uring_enable_rings(&u->uring) : 0;
+    return r < 0 ? err_set(err, -r, "io_uring") : 0;
+}
+
+static struct io_uring_sqe *take_entry(struct uring *u)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&u->uring);
+    if (sqe)
+        return sqe;
+    io_uring_submit(&u->uring);
+    return io_uring_get_sqe(&u->uring);
+}
+
+static void prepare(struct io_uring_sqe *sqe, struct block_io *io)
+{
+    switch (io->kind) {
+    case BLOCK_IO_READ:
+        io_uring_prep_readv2(sqe, io->fd, io->iov, io->iov_count, io->offset, io->flags);
+        break;
+    case BLOCK_IO_WRITE:
+        io_uring_prep_writev2(sqe, io->fd, io->iov, io->iov_count, io->offset, io->flags);
+        break;
+    case BLOCK_IO_SYNC:
+        io_uring_prep_fsync(sqe, io->fd, IORING_FSYNC_DATASYNC);
+        break;
+    case BLOCK_IO_FALLOCATE:
+        io_uring_prep_fallocate(sqe, io->fd, io->flags, (off_t)io->offset, (off_t)io->len);
+        break;
+    }
+    io_uring_sqe_set_data(sqe, io);
+}
+
+static void uring_submit(struct block_ring *ring, struct block_io *io)
+{
+    struct uring *u = (struct uring *)ring;
+    struct io_uring_sqe *sqe = u->backlog ? NULL : take_entry(u);
+    if (sqe) {
+        prepare(sqe, io);
+        return;
+    }
+    io->next = NULL;
+    *u->backlog_end = io;
+    u->backlog_end = &io->next;
+}
+
+static void flush_backlog(struct uring *u)
+{
+    while (u->backlog) {
+        struct io_uring_sqe *sqe = take_entry(u);
+        if (!sqe)
+            return;
+        prepare(sqe, u->backlog);
+        u->backlog = u->backlog->next;
+    }
+    u->backlog_end = &u->backlog;
+}
+
+static void arm_watches(struct uring *u)
+{
+    for (unsigned i = 0; i < u->ring.watch_count; i++) {
+        struct ring_watch *w = &u->ring.watches[i];
+        struct io_uring_sqe *sqe = w->armed ? NULL : take_entry(u);
+        if (!sqe)
+            continue;
+        io_uring_prep_poll_add(sqe, w->fd, POLLIN);
+        io_uring_sqe_set_data64(sqe, (uint64_t)(uintptr_t)w | WATCH_TAG);
+        w->armed = true;
+    }
+}
+
+static void uring_wait(struct block_ring *ring, uint64_t timeout_ns)
+{
+    struct uring *u = (struct uring *)ring;
+    flush_backlog(u);
+    arm_watches(u);
+    struct __kernel_timespec limit = {.tv_sec = (int64_t)(timeout_ns / 1000000000u),
+                                      .tv_nsec = (long long)(timeout_ns % 1000000000u)};
+    struct io_uring_cqe *cqe;
+    if (timeout_ns == UINT64_MAX)
+        io_uring_submit_and_wait(&u->uring, 1);
+    else
+        io_uring_submit_and_wait_timeout(&u->uring, &cqe, 1, &limit, NULL);
+}
+
+static void complete(uint64_t data, int result)
+{
+    if (data & WATCH_TAG) {
+        struct ring_watch *w = (struct ring_watch *)(uintptr_t)(data & ~(uint64_t)WATCH_TAG);
+        w->armed = false;
+        if (result > 0)
+            ring_watch_fire(w);
+    } else if (data) {
+        struct block_io *io = (struct block_io *)(uintptr_t)data;
+        io->done(io, result);
+    }
+}
+
+static void uring_dispatch(struct block_ring *ring)
+{
+    struct uring *u = (struct uring *)ring;
+    struct io_uring_cqe *cqe;
+    while (io_uring_peek_cqe(&u->uring, &cqe) == 0) {
+        uint64_t data = cqe->user_data;
+        int result = cqe->res;
+        io_uring_cqe_seen(&u->uring, cqe);
+        if (data != LIBURING_UDATA_TIMEOUT)
+            complete(data, result);
+    }
+}
+
+const struct ring_engine ring_uring = {
+    .name = "io_uring",
+    .create = uring_create,
+    .free = uring_free,
+    .start = uring_start,
+    .submit = uring_submit,
+    .wait = uring_wait,
+    .dispatch = uring_dispatch,
+};
