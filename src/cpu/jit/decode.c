@@ -155,15 +155,27 @@ static void decode_main_memory(const ZydisDecodedOperand *op, struct insn *insn)
     }
 }
 
+/* An implied memory operand that a segment prefix applies to: the source of strings, xlat's table, maskmov's target. */
+static bool takes_segment_prefix(const ZydisDecodedOperand *op, const struct insn *insn)
+{
+    uint8_t base = gpr_of(op->mem.base).number;
+    bool masked_store = insn->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ || insn->mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
+                        insn->mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
+    return base == RSI || base == RBX || (base == RDI && masked_store);
+}
+
 static void decode_memory(const ZydisDecodedOperand *op, struct insn *insn)
 {
     insn->gpr_read |= gpr_bit(op->mem.base);
     if (op->mem.type != ZYDIS_MEMOP_TYPE_VSIB)
         insn->gpr_read |= gpr_bit(op->mem.index);
-    if (op->encoding != ZYDIS_OPERAND_ENCODING_NONE)
+    if (op->encoding != ZYDIS_OPERAND_ENCODING_NONE) {
         decode_main_memory(op, insn);
-    else
-        insn->gpr_implicit |= gpr_bit(op->mem.base);
+        return;
+    }
+    insn->gpr_implicit |= gpr_bit(op->mem.base);
+    if (takes_segment_prefix(op, insn))
+        insn->mem_segment = (uint8_t)segment_of(insn, op->mem.segment);
 }
 
 static void set_field(uint8_t *field, uint8_t *bits, bool *high, struct gpr_name name)
@@ -256,6 +268,7 @@ static void insn_clear(struct insn *insn, unsigned code_bits)
     insn->reg_gpr = insn->rm_gpr = insn->vvvv_gpr = insn->opcode_gpr = INSN_NO_REG;
     insn->mem_base = insn->mem_index = INSN_NO_REG;
     insn->mem_scale = 1;
+    insn->mem_segment = SEG_DS;
 }
 
 static enum insn_status decode_failed(ZyanStatus status, unsigned length, struct insn *insn)

@@ -49,7 +49,7 @@ struct insn {
     bool mem_is_agen;     /* lea and the like: address only */
     bool mem_read, mem_write;
     bool mem_rip;         /* disp already absolute only relative to the next instruction: address = next rip + disp */
-    uint8_t mem_segment;  /* enum x86_segment, default applied */
+    uint8_t mem_segment;  /* enum x86_segment, default applied; of strings' source, xlat and maskmov without has_mem too */
     uint8_t mem_base, mem_index; /* enum x86_gpr or INSN_NO_REG; the index of a gather is a vector register */
     uint8_t mem_scale;    /* 1, 2, 4, 8 */
     int64_t mem_disp;

@@ -227,6 +227,12 @@ uint8_t *mmu_page_ptr(struct jit_vcpu *cpu, uint64_t linear, unsigned access)
     return place.has_code ? NULL : place.host;
 }
 
+bool mmu_tlb_load(struct jit_vcpu *cpu, uint64_t linear, unsigned access)
+{
+    struct place place = resolve(cpu, linear, access);
+    return place.host && !place.has_code;
+}
+
 static struct fetch_entry *fetch_entry(struct jit_vcpu *cpu, uint64_t linear, uint32_t *ret_fault)
 {
     *ret_fault = 0;

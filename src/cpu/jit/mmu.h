@@ -39,6 +39,10 @@ struct mmu_operand {
 void mmu_operand_map(struct jit_vcpu *cpu, struct mmu_operand *operand, uint64_t linear, uint32_t size, unsigned access);
 void mmu_operand_done(struct jit_vcpu *cpu, struct mmu_operand *operand);
 
+/* Enters the page of `linear` into the soft TLB for this kind of access. False: it cannot be there (not RAM, or a write to a page
+ * with translated code). Raises faults. */
+bool mmu_tlb_load(struct jit_vcpu *cpu, uint64_t linear, unsigned access);
+
 /* Host pointer for [linear, linear+len) that must lie in one page; NULL when the page is not RAM, or holds translated code
  * and access is a write. Raises faults. For string operations in page-sized chunks. */
 uint8_t *mmu_page_ptr(struct jit_vcpu *cpu, uint64_t linear, unsigned access);

@@ -21,7 +21,7 @@ void tlb_init(struct jit_vcpu *cpu)
         flat(&cpu->tlb)[i] = empty;
     for (unsigned i = 0; i < TLB_POOLS * JUMP_ENTRIES; i++)
         (&cpu->jump_cache.negated_rip[0][0])[i] = 1;
-    cpu->jump_mask = JUMP_ENTRIES - 1;
+    cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 4;
     cpu->flush_epoch = 1;
 }
 
@@ -94,7 +94,9 @@ static void clear_jumps(struct jump_cache *jumps, const uint16_t *list, uint32_t
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)
 {
     struct jump_cache *jumps = &cpu->jump_cache;
-    unsigned index = pool * JUMP_ENTRIES + (unsigned)(rip & cpu->jump_mask);
+    uint64_t slot;
+    __asm__("pext %2, %1, %0" : "=r"(slot) : "r"(rip), "r"(cpu->jump_mask));
+    unsigned index = pool * JUMP_ENTRIES + (unsigned)slot;
     if (jumps->local_count == TLB_POOLS * JUMP_ENTRIES || jumps->global_count == TLB_POOLS * JUMP_ENTRIES)
         jump_cache_flush(cpu);
     (&jumps->negated_rip[0][0])[index] = -rip;

@@ -14,11 +14,13 @@
 #include <setjmp.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 #include "cpu/cpuid.h"
 #include "cpu/engine.h"
 #include "cpu/state.h"
 #include "cpu/x86.h"
 #include "cpu/jit/lapic.h"
+#include "cpu/jit/requests.h"
 #include "cpu/jit/tlb.h"
 #include "mem/mem.h"
 
@@ -64,6 +66,9 @@ struct jit_vcpu {
 
     enum x86_run_state run_state; /* X86_RUNNABLE or a wait state; HLT is `halted` */
     bool shutdown;                /* triple fault */
+    timer_t timer;                /* host timer that notifies at the local APIC timer's deadline */
+    bool timer_made, timer_armed;
+    bool interpret_only;          /* engine option: no translation */
     struct jit_exception exception; /* what vcpu_raise leaves for the run loop */
     jmp_buf unwind;
 
@@ -90,6 +95,7 @@ struct jit_vcpu {
     struct tlb tlb;
     struct jump_cache jump_cache;
     struct fetch_entry fetch[FETCH_ENTRIES];
+    struct requests requests;
 };
 
 /* Unwinds to the run loop, which delivers the exception. Error code presence follows the vector. */

@@ -1,0 +1,393 @@
+/* Tables of translated blocks and the rules by which they come and go; see cache.h. */
+#include "cpu/jit/cache.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "cpu/jit/cache_impl.h"
+#include "cpu/jit/mmu.h"
+#include "cpu/jit/requests.h"
+#include "cpu/jit/vcpu.h"
+
+#define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
+#define HASH_BITS 16
+#define ROOM_PER_BLOCK ((size_t)32 << 10)
+
+static uint32_t page_number(const struct translator *tr, const uint8_t *host)
+{
+    return (uint32_t)((uint64_t)(host - tr->ram) / MEM_PAGE_SIZE);
+}
+
+static uint32_t hash_of(const uint8_t *source, struct block_key key)
+{
+    uint64_t h = ((uint64_t)source ^ (uint64_t)key.pool << 60) * UINT64_C(0x9e3779b97f4a7c15);
+    return (uint32_t)(h >> (64 - HASH_BITS));
+}
+
+static void *table(size_t count, size_t size)
+{
+    void *p = mmap(NULL, count * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
+{
+    struct translator *tr = calloc(1, sizeof *tr);
+    if (!tr)
+        return err_set(err, ENOMEM, "translator");
+    cpu->translator = tr;
+    int result = mcode_create(&tr->mcode, code_bytes, err);
+    if (result)
+        return result;
+    /* Blocks average some 250 bytes of code, sites 40: the tables fill up after the code memory does. */
+    tr->block_capacity = (uint32_t)(code_bytes / 128);
+    tr->site_capacity = (uint32_t)(code_bytes / 24);
+    tr->insn_capacity = (uint32_t)(code_bytes / 128);
+    tr->map_capacity = (uint32_t)(code_bytes / 12);
+    tr->pages = (uint32_t)(mem_size(cpu->mem) / MEM_PAGE_SIZE);
+    tr->ram = mem_slot(cpu->mem, 0)->hva;
+    tr->blocks = table(tr->block_capacity, sizeof *tr->blocks);
+    tr->sites = table(tr->site_capacity, sizeof *tr->sites);
+    tr->insns = table(tr->insn_capacity, sizeof *tr->insns);
+    tr->maps = table(tr->map_capacity, sizeof *tr->maps);
+    tr->hash = table((size_t)1 << HASH_BITS, sizeof *tr->hash);
+    tr->page_heads = table(tr->pages, sizeof *tr->page_heads);
+    if (!tr->blocks || !tr->sites || !tr->insns || !tr->maps || !tr->hash || !tr->page_heads)
+        return err_set(err, ENOMEM, "translator tables");
+    enter_make_trampolines(tr);
+    tr->hot_end = tr->mcode.write + code_bytes * 11 / 16;
+    tr->cold_start = tr->cold = tr->hot_end;
+    tr->cold_end = tr->mcode.write + code_bytes;
+    tr->block_count = 1; /* 0 ends chains */
+    return 0;
+}
+
+void cache_free(struct jit_vcpu *cpu)
+{
+    struct translator *tr = cpu->translator;
+    if (!tr)
+        return;
+    mcode_free(&tr->mcode);
+    munmap(tr->blocks, tr->block_capacity * sizeof *tr->blocks);
+    munmap(tr->sites, tr->site_capacity * sizeof *tr->sites);
+    munmap(tr->insns, tr->insn_capacity * sizeof *tr->insns);
+    munmap(tr->maps, tr->map_capacity * sizeof *tr->maps);
+    munmap(tr->hash, ((size_t)1 << HASH_BITS) * sizeof *tr->hash);
+    munmap(tr->page_heads, tr->pages * sizeof *tr->page_heads);
+    free(tr);
+    cpu->translator = NULL;
+}
+
+/* Forgets every block. Only from C code that goes back to translated code through cache_lookup. */
+static void cache_reset(struct jit_vcpu *cpu)
+{
+    struct translator *tr = cpu->translator;
+    for (uint32_t i = 1; i < tr->block_count; i++) {
+        for (unsigned k = 0; k < 2 && tr->blocks[i].page[k]; k++) {
+            uint32_t page = page_number(tr, tr->blocks[i].page[k]);
+            tr->page_heads[page] = 0;
+            __atomic_fetch_and(&cpu->engine->code_pages[page], ~(1u << cpu->base.index), __ATOMIC_SEQ_CST);
+        }
+    }
+    memset(tr->hash, 0, ((size_t)1 << HASH_BITS) * sizeof *tr->hash);
+    tr->hot = tr->hot_start;
+    tr->cold = tr->cold_start;
+    tr->block_count = 1;
+    tr->site_count = tr->insn_count = tr->map_count = 0;
+    tr->generation++;
+    tr->stat_resets++;
+    jump_cache_flush(cpu);
+}
+
+static void make_room(struct jit_vcpu *cpu)
+{
+    struct translator *tr = cpu->translator;
+    if ((size_t)(tr->hot_end - tr->hot) < ROOM_PER_BLOCK || (size_t)(tr->cold_end - tr->cold) < ROOM_PER_BLOCK ||
+        tr->block_count + 1 >= tr->block_capacity || tr->site_count + 3 * BLOCK_MAX_INSNS >= tr->site_capacity ||
+        tr->insn_count + BLOCK_MAX_INSNS >= tr->insn_capacity || tr->map_count + BLOCK_MAX_INSNS >= tr->map_capacity)
+        cache_reset(cpu);
+}
+
+struct block *cache_new_block(struct jit_vcpu *cpu)
+{
+    struct translator *tr = cpu->translator;
+    return &tr->blocks[tr->block_count++];
+}
+
+bool cache_allow_writes(struct jit_vcpu *cpu, const uint8_t *host_page)
+{
+    uint32_t page = page_number(cpu->translator, host_page);
+    __atomic_fetch_or(&cpu->engine->write_pages[page], 1u << cpu->base.index, __ATOMIC_SEQ_CST);
+    return !__atomic_load_n(&cpu->engine->code_pages[page], __ATOMIC_SEQ_CST);
+}
+
+bool cache_page_has_code(struct jit_vcpu *cpu, const uint8_t *host)
+{
+    return __atomic_load_n(&cpu->engine->code_pages[page_number(cpu->translator, host)], __ATOMIC_RELAXED) != 0;
+}
+
+static bool marked(const struct jit_vcpu *cpu, uint32_t page)
+{
+    return __atomic_load_n(&cpu->engine->code_pages[page], __ATOMIC_SEQ_CST) >> cpu->base.index & 1;
+}
+
+/* While this vCPU waits for another it serves requests itself, which may take its own mark away: then again. */
+void cache_mark_code(struct jit_vcpu *cpu, const uint8_t *host_page)
+{
+    struct jit_engine *engine = cpu->engine;
+    uint32_t page = page_number(cpu->translator, host_page), me = 1u << cpu->base.index;
+    do {
+        __atomic_fetch_or(&engine->code_pages[page], me, __ATOMIC_SEQ_CST);
+        uint32_t writers = __atomic_load_n(&engine->write_pages[page], __ATOMIC_SEQ_CST);
+        if (writers & me)
+            requests_drop_writes(cpu, host_page);
+        for (writers &= ~me; writers; writers &= writers - 1)
+            requests_ask_drop_writes(cpu, engine->vcpus[__builtin_ctz(writers)], host_page);
+    } while (!marked(cpu, page));
+}
+
+bool cache_is_marked(const struct jit_vcpu *cpu, const uint8_t *host_page)
+{
+    return marked(cpu, page_number(cpu->translator, host_page));
+}
+
+void cache_add_block(struct jit_vcpu *cpu, struct block *block)
+{
+    struct translator *tr = cpu->translator;
+    uint32_t id = (uint32_t)(block - tr->blocks);
+    uint32_t *head = &tr->hash[hash_of(block->page[0] + block->offset, block->key)];
+    block->hash_next = *head;
+    *head = id;
+    for (unsigned k = 0; k < 2 && block->page[k]; k++) {
+        uint32_t *first = &tr->page_heads[page_number(tr, block->page[k])];
+        block->page_next[k] = *first;
+        *first = id;
+    }
+}
+
+/* ---- links ---- */
+
+static struct link *link_of(struct translator *tr, uint32_t id)
+{
+    return &tr->blocks[id / 2].link[id % 2];
+}
+
+static void point(struct link *link, const uint8_t *target)
+{
+    int32_t distance = (int32_t)(target - (link->patch + 4));
+    memcpy(link->patch, &distance, sizeof distance);
+}
+
+static void unlink_incoming(struct translator *tr, struct block *block)
+{
+    for (uint32_t id = block->incoming; id != NO_BLOCK;) {
+        struct link *link = link_of(tr, id);
+        id = link->next;
+        point(link, link->stub);
+        link->target = link->next = NO_BLOCK;
+    }
+    block->incoming = NO_BLOCK;
+}
+
+static void unlink_outgoing(struct translator *tr, struct block *block)
+{
+    for (unsigned which = 0; which < 2; which++) {
+        uint32_t id = (uint32_t)(block - tr->blocks) * 2 + which;
+        if (block->link[which].target == NO_BLOCK)
+            continue;
+        uint32_t *at = &tr->blocks[block->link[which].target].incoming;
+        while (*at != id)
+            at = &link_of(tr, *at)->next;
+        *at = block->link[which].next;
+        block->link[which].target = NO_BLOCK;
+    }
+}
+
+const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
+{
+    struct translator *tr = cpu->translator;
+    uint32_t generation = tr->generation;
+    struct block *from = &tr->blocks[id / 2];
+    cpu->rip = from->link[id % 2].rip;
+    struct block *to = cache_lookup(cpu);
+    if (!to)
+        return NULL;
+    struct link *link = &from->link[id % 2];
+    bool fits = tr->generation == generation && !from->dead && link->target == NO_BLOCK && link->patch &&
+                to->page[0] == from->page[0] && !to->page[1] && to->key.pool == from->key.pool &&
+                to->key.fpu_ok == from->key.fpu_ok;
+    if (fits) {
+        link->target = (uint32_t)(to - tr->blocks);
+        link->next = to->incoming;
+        to->incoming = id;
+        point(link, mcode_writable(&tr->mcode, to->entry));
+        tr->stat_links++;
+    }
+    return to->entry;
+}
+
+/* ---- dropping ---- */
+
+static void remove_from_hash(struct translator *tr, struct block *block)
+{
+    uint32_t id = (uint32_t)(block - tr->blocks);
+    uint32_t *at = &tr->hash[hash_of(block->page[0] + block->offset, block->key)];
+    while (*at != id)
+        at = &tr->blocks[*at].hash_next;
+    *at = block->hash_next;
+}
+
+static void remove_from_page(struct translator *tr, struct block *block, unsigned k)
+{
+    uint32_t id = (uint32_t)(block - tr->blocks);
+    uint32_t *at = &tr->page_heads[page_number(tr, block->page[k])];
+    while (*at != id) {
+        struct block *b = &tr->blocks[*at];
+        at = &b->page_next[b->page[1] == block->page[k] && b->page[0] != block->page[k]];
+    }
+    *at = block->page_next[k];
+}
+
+static void drop_block(struct translator *tr, struct block *block)
+{
+    block->dead = true;
+    unlink_incoming(tr, block);
+    unlink_outgoing(tr, block);
+    remove_from_hash(tr, block);
+    for (unsigned k = 0; k < 2 && block->page[k]; k++)
+        remove_from_page(tr, block, k);
+    struct emit e = {mcode_writable(&tr->mcode, block->entry)};
+    emit_mov_imm(&e, R14, (uint64_t)(block - tr->blocks));
+    emit_jmp(&e, tr->to.dead);
+    tr->stat_dead++;
+}
+
+static bool overlaps(const struct block *block, const uint8_t *page, uint64_t start, uint64_t end)
+{
+    if (block->page[0] == page && block->offset < end && block->offset + (uint64_t)block->length > start)
+        return true;
+    return block->page[1] == page && block->offset + (uint64_t)block->length - MEM_PAGE_SIZE > start;
+}
+
+/* Drops this vCPU's blocks made from bytes [start, end) of a page. */
+void cache_drop_range(struct jit_vcpu *cpu, const uint8_t *page, uint64_t start, uint64_t end)
+{
+    struct translator *tr = cpu->translator;
+    uint32_t number = page_number(tr, page);
+    for (uint32_t id = tr->page_heads[number]; id;) {
+        struct block *block = &tr->blocks[id];
+        id = block->page_next[block->page[0] != page];
+        if (overlaps(block, page, start, end))
+            drop_block(tr, block);
+    }
+    if (!tr->page_heads[number])
+        __atomic_fetch_and(&cpu->engine->code_pages[number], ~(1u << cpu->base.index), __ATOMIC_SEQ_CST);
+}
+
+void cache_drop_all(struct jit_vcpu *cpu)
+{
+    struct translator *tr = cpu->translator;
+    for (uint32_t i = 1; i < tr->block_count; i++)
+        if (!tr->blocks[i].dead)
+            drop_block(tr, &tr->blocks[i]);
+    cache_reset(cpu);
+}
+
+/* Tells everyone who has code in these bytes. `cpu` is NULL for writes by devices. */
+static void code_written(struct jit_engine *engine, struct jit_vcpu *cpu, const uint8_t *ram, uint64_t offset, uint64_t len)
+{
+    while (len) {
+        uint64_t start = offset & PAGE_MASK, piece = MEM_PAGE_SIZE - start;
+        if (piece > len)
+            piece = len;
+        uint32_t holders = __atomic_load_n(&engine->code_pages[offset / MEM_PAGE_SIZE], __ATOMIC_SEQ_CST);
+        const uint8_t *page = ram + (offset & ~PAGE_MASK);
+        for (; holders; holders &= holders - 1) {
+            struct jit_vcpu *holder = engine->vcpus[__builtin_ctz(holders)];
+            if (holder == cpu)
+                cache_drop_range(cpu, page, start, start + piece);
+            else
+                requests_post_written(holder, page, start, start + piece);
+        }
+        offset += piece;
+        len -= piece;
+    }
+}
+
+void cache_code_written(struct jit_vcpu *cpu, const uint8_t *host, uint64_t len)
+{
+    code_written(cpu->engine, cpu, cpu->translator->ram, (uint64_t)(host - cpu->translator->ram), len);
+}
+
+void cache_host_wrote(void *arg, uint64_t gpa, uint64_t len)
+{
+    struct jit_engine *engine = arg;
+    const uint8_t *ram = mem_slot(engine->mem, 0)->hva, *host = mem_ptr(engine->mem, gpa, len);
+    if (host)
+        code_written(engine, NULL, ram, (uint64_t)(host - ram), len);
+}
+
+/* ---- lookup ---- */
+
+struct block_key cache_key(const struct jit_vcpu *cpu)
+{
+    bool fpu_ok = !(cpu->cr0 & (CR0_TS | CR0_EM)) && (cpu->cr4 & CR4_OSFXSR) && (cpu->cr4 & CR4_OSXSAVE) &&
+                  (cpu->xcr0 & XCR0_AVX);
+    return (struct block_key){.pool = (uint8_t)tlb_pool_of(cpu, 0), .fpu_ok = fpu_ok};
+}
+
+static struct block *find(struct jit_vcpu *cpu, const uint8_t *page, struct block_key key)
+{
+    struct translator *tr = cpu->translator;
+    const uint8_t *source = page + (cpu->rip & PAGE_MASK);
+    for (uint32_t id = tr->hash[hash_of(source, key)]; id;) {
+        struct block *block = &tr->blocks[id];
+        id = block->hash_next;
+        if (block->rip != cpu->rip || block->page[0] != page || block->key.pool != key.pool ||
+            block->key.fpu_ok != key.fpu_ok)
+            continue;
+        if (!block->page[1])
+            return block;
+        const struct fetch_entry *second = mmu_fetch_page(cpu, (cpu->rip | PAGE_MASK) + 1);
+        if (second->host == block->page[1])
+            return block;
+    }
+    return NULL;
+}
+
+struct block *cache_lookup(struct jit_vcpu *cpu)
+{
+    const struct fetch_entry *fetch = mmu_fetch_page(cpu, cpu->rip);
+    const uint8_t *page = fetch->host;
+    bool global = fetch->global;
+    if (!page)
+        return NULL;
+    struct block_key key = cache_key(cpu);
+    struct block *block = find(cpu, page, key);
+    if (!block) {
+        make_room(cpu);
+        block = translate_block(cpu, page, key);
+        if (!block)
+            return NULL;
+    }
+    if (block->page[1])
+        global = global && mmu_fetch_page(cpu, (cpu->rip | PAGE_MASK) + 1)->global;
+    jump_cache_fill(cpu, key.pool, cpu->rip, global, block->entry);
+    return block;
+}
+
+struct block *cache_find_host(struct jit_vcpu *cpu, const uint8_t *host)
+{
+    struct translator *tr = cpu->translator;
+    uint32_t low = 1, high = tr->block_count;
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (tr->blocks[middle].end <= host)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < tr->block_count && tr->blocks[low].entry <= host ? &tr->blocks[low] : NULL;
+}

@@ -1,0 +1,264 @@
+/* Trampolines and the C handlers behind them. Compiled without vector registers: the guest's are live.
+ *
+ * Way out: a stub in translated code puts an id in r14d (and a linear address or jump target in r15) and jumps to a trampoline, which
+ * stores all guest registers, switches to the run loop's stack and calls a handler. The handler gives the host address to go
+ * on at, or NULL to return to the run loop; it may also raise a guest exception, which unwinds past the translated code. */
+#include "cpu/jit/enter.h"
+
+#include <stddef.h>
+#include <ucontext.h>
+
+#include "cpu/jit/cache_impl.h"
+#include "cpu/jit/fpu.h"
+#include "cpu/jit/interp.h"
+#include "cpu/jit/mmu.h"
+#include "cpu/jit/translate.h"
+#include "cpu/jit/vcpu.h"
+
+#define GPR_OFFSET(r) (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)(r))
+#define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
+#define OF_IN_AX 1u
+
+/* Flags as lahf and seto leave them in ax, from and to rflags. */
+static uint16_t to_ax(uint64_t rflags)
+{
+    return (uint16_t)((rflags & 0xff) << 8 | (rflags >> 11 & 1));
+}
+
+static void flags_from_ax(struct jit_vcpu *cpu, bool parked)
+{
+    uint16_t ax = parked ? cpu->flags_saved : cpu->flags_native;
+    uint64_t low = ax >> 8 & (FLAGS_ARITHMETIC & 0xff);
+    cpu->rflags = (cpu->rflags & ~(uint64_t)FLAGS_ARITHMETIC) | low | (uint64_t)(ax & OF_IN_AX) << 11;
+}
+
+/* Translated code goes on at an instruction boundary with the state that C code left. */
+static const uint8_t *resume_at(struct jit_vcpu *cpu, const uint8_t *host)
+{
+    cpu->flags_native = cpu->flags_saved = to_ax(cpu->rflags);
+    fpu_load(cpu);
+    return host;
+}
+
+static const uint8_t *resume_at_rip(struct jit_vcpu *cpu)
+{
+    struct block *block = cache_lookup(cpu);
+    return block ? resume_at(cpu, block->entry) : NULL;
+}
+
+static bool wants_run_loop(const struct jit_vcpu *cpu)
+{
+    return cpu->halted || cpu->shutdown || cpu->interrupt_shadow || cpu->mode != MODE_LONG ||
+           (cpu->rflags & FLAG_TF) || __atomic_load_n(&cpu->poll, __ATOMIC_ACQUIRE);
+}
+
+/* Runs one instruction in C, then goes on after it, or wherever it went. */
+static const uint8_t *interpret(struct jit_vcpu *cpu, const struct insn *insn, const struct block *block,
+                                const uint8_t *next)
+{
+    uint64_t next_rip = cpu->rip + insn->length, epoch = cpu->flush_epoch;
+    uint32_t generation = cpu->translator->generation;
+    struct block_key before = block->key;
+    fpu_save(cpu);
+    interp_execute(cpu, insn);
+    cpu->translator->stat_interp++;
+    if (cpu->rflags & FLAG_IF && lapic_pending_vector(cpu) >= 0)
+        __atomic_store_n(&cpu->poll, 1, __ATOMIC_RELEASE);
+    if (wants_run_loop(cpu))
+        return NULL;
+    struct block_key now = cache_key(cpu);
+    bool here = next && cpu->rip == next_rip && cpu->flush_epoch == epoch && cpu->translator->generation == generation &&
+                !block->dead && now.pool == before.pool && now.fpu_ok == before.fpu_ok;
+    return here ? resume_at(cpu, next) : resume_at_rip(cpu);
+}
+
+static struct site *enter_site(struct jit_vcpu *cpu, struct block **ret_block)
+{
+    struct site *site = &cpu->translator->sites[cpu->site];
+    *ret_block = &cpu->translator->blocks[site->block];
+    cpu->rip = (*ret_block)->rip + site->rip_offset;
+    flags_from_ax(cpu, site->parked);
+    return site;
+}
+
+/* A memory access that the soft TLB does not know. */
+static const uint8_t *handle_miss(struct jit_vcpu *cpu)
+{
+    struct block *block;
+    const struct site *site = enter_site(cpu, &block);
+    uint64_t linear = cpu->site_linear;
+    cpu->translator->stat_misses++;
+    bool in_page = (linear & PAGE_MASK) + site->size <= MEM_PAGE_SIZE;
+    unsigned access = (site->write ? ACCESS_WRITE : 0) | (site->stack ? ACCESS_STACK : 0);
+    if (in_page && mmu_tlb_load(cpu, linear, access))
+        return site->retry;
+    struct insn insn;
+    uint8_t bytes[INSN_MAX_BYTES];
+    unsigned length = mmu_fetch(cpu, cpu->rip, bytes, site->insn_length);
+    if (insn_decode(bytes, length, 64, &insn) != INSN_OK) /* changed under us by another vCPU */
+        return resume_at_rip(cpu);
+    return interpret(cpu, &insn, block, site->next);
+}
+
+static const uint8_t *handle_interp(struct jit_vcpu *cpu)
+{
+    struct block *block;
+    const struct site *site = enter_site(cpu, &block);
+    return interpret(cpu, &cpu->translator->insns[site->insn], block, site->next);
+}
+
+static const uint8_t *handle_link(struct jit_vcpu *cpu)
+{
+    flags_from_ax(cpu, false);
+    cpu->translator->stat_jumps++;
+    return cache_follow_link(cpu, cpu->site);
+}
+
+static const uint8_t *handle_jump(struct jit_vcpu *cpu)
+{
+    flags_from_ax(cpu, false);
+    cpu->rip = cpu->site_linear;
+    cpu->translator->stat_jumps++;
+    struct block *block = cache_lookup(cpu);
+    return block ? block->entry : NULL;
+}
+
+static const uint8_t *handle_poll(struct jit_vcpu *cpu)
+{
+    flags_from_ax(cpu, false);
+    cpu->rip = cpu->translator->blocks[cpu->site].rip;
+    return NULL;
+}
+
+static const uint8_t *handle_dead(struct jit_vcpu *cpu)
+{
+    handle_poll(cpu);
+    struct block *block = cache_lookup(cpu);
+    return block ? block->entry : NULL;
+}
+
+static bool in_r14_r15(unsigned gpr)
+{
+    return gpr == R14 || gpr == R15;
+}
+
+static void emit_save_guest(struct emit *e)
+{
+    emit_gs(e, 1, OP_MOV_STORE, R15, offsetof(struct jit_vcpu, site_linear));
+    emit_gs(e, 0, OP_MOV_STORE, R14, offsetof(struct jit_vcpu, site));
+    for (unsigned r = 0; r < GPR_COUNT; r++)
+        if (!in_r14_r15(r))
+            emit_store_gs(e, r, GPR_OFFSET(r));
+    emit_bytes(e, "\x9f\x0f\x90\xc0", 4); /* lahf; seto al */
+    emit_u8(e, 0x66);
+    emit_gs(e, 0, OP_MOV_STORE, RAX, offsetof(struct jit_vcpu, flags_native));
+    emit_load_gs(e, RSP, offsetof(struct jit_vcpu, host_rsp));
+    emit_bytes(e, "\xf3\x48\x0f\xae\xcf", 5); /* rdgsbase rdi */
+}
+
+static void emit_load_guest(struct emit *e)
+{
+    emit_u8(e, 0x66);
+    emit_gs(e, 0, OP_MOV_LOAD, RAX, offsetof(struct jit_vcpu, flags_native));
+    emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
+    for (unsigned r = 0; r < GPR_COUNT; r++)
+        if (!in_r14_r15(r))
+            emit_load_gs(e, r, GPR_OFFSET(r));
+    emit_bytes(e, "\x65\xff\x24\x25", 4); /* jmp gs:[resume] */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, resume));
+}
+
+typedef const uint8_t *handler_fn(struct jit_vcpu *cpu);
+
+static const uint8_t *emit_way_out(struct emit *e, handler_fn *handler, const uint8_t *leave)
+{
+    const uint8_t *start = e->at;
+    emit_save_guest(e);
+    emit_mov_imm(e, RAX, (uint64_t)(uintptr_t)handler);
+    emit_bytes(e, "\xff\xd0\x48\x85\xc0", 5); /* call rax; test rax, rax */
+    emit_jcc(e, 0x4, leave);
+    emit_store_gs(e, RAX, offsetof(struct jit_vcpu, resume));
+    emit_load_guest(e);
+    return start;
+}
+
+void enter_make_trampolines(struct translator *tr)
+{
+    struct emit e = {tr->mcode.write};
+    /* leave: back to enter_run's caller */
+    const uint8_t *leave = e.at;
+    emit_bytes(&e, "\x48\x83\xc4\x08\x41\x5f\x41\x5e\x41\x5d\x41\x5c\x5d\x5b\xc3", 15);
+    /* enter: push callee-saved registers, align, remember rsp */
+    tr->to.enter = mcode_executable(&tr->mcode, e.at);
+    emit_bytes(&e, "\x53\x55\x41\x54\x41\x55\x41\x56\x41\x57\x48\x83\xec\x08", 14);
+    emit_store_gs(&e, RSP, offsetof(struct jit_vcpu, host_rsp));
+    emit_load_guest(&e);
+    tr->to.miss = emit_way_out(&e, handle_miss, leave);
+    tr->to.interp = emit_way_out(&e, handle_interp, leave);
+    tr->to.link = emit_way_out(&e, handle_link, leave);
+    tr->to.jump = emit_way_out(&e, handle_jump, leave);
+    tr->to.poll = emit_way_out(&e, handle_poll, leave);
+    tr->to.dead = emit_way_out(&e, handle_dead, leave);
+    tr->hot_start = tr->hot = e.at;
+}
+
+void enter_run(struct jit_vcpu *cpu, const uint8_t *entry)
+{
+    cpu->resume = (uint64_t)(uintptr_t)resume_at(cpu, entry);
+    ((void (*)(void))(uintptr_t)cpu->translator->to.enter)();
+}
+
+/* ---- host faults ---- */
+
+/* Runs on the run loop's stack after a signal in translated code; the vector state is still the guest's. */
+static void raise_host_fault(struct jit_vcpu *cpu)
+{
+    struct jit_exception exception = cpu->exception;
+    vcpu_raise(cpu, exception.vector, 0);
+}
+
+/* Host exceptions that are the guest's own: division, x87, SSE, and the general protection of misaligned SSE operands. */
+static bool is_guest_vector(greg_t trap)
+{
+    return trap == VEC_DE || trap == VEC_GP || trap == VEC_MF || trap == VEC_XM;
+}
+
+/* Finds the guest instruction; entries of a block's map ascend. */
+static const struct insn_map *find_insn(const struct translator *tr, const struct block *block, const uint8_t *host)
+{
+    const struct insn_map *map = &tr->maps[block->first_map];
+    uint32_t i = 0;
+    while (i + 1 < block->map_count && block->entry + map[i + 1].host <= host)
+        i++;
+    return &map[i];
+}
+
+bool enter_handle_signal(struct jit_vcpu *cpu, void *context)
+{
+    ucontext_t *uc = context;
+    greg_t *regs = uc->uc_mcontext.gregs;
+    static const uint8_t order[GPR_COUNT] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                             REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    const uint8_t *pc = (const uint8_t *)(uintptr_t)regs[REG_RIP];
+    struct translator *tr = cpu->translator;
+    if (!tr || pc < tr->mcode.exec || pc >= tr->mcode.exec + tr->mcode.size)
+        return false;
+    if (!is_guest_vector(regs[REG_TRAPNO]))
+        return false;
+    struct block *block = cache_find_host(cpu, pc);
+    if (!block)
+        return false;
+    const struct insn_map *map = find_insn(tr, block, pc);
+    cpu->rip = block->rip + map->guest;
+    for (unsigned r = 0; r < GPR_COUNT; r++)
+        if (!in_r14_r15(r))
+            cpu->gpr[r] = (uint64_t)regs[order[r]];
+    cpu->flags_native = to_ax((uint64_t)regs[REG_EFL]);
+    flags_from_ax(cpu, map->parked);
+    cpu->exception.vector = (uint8_t)regs[REG_TRAPNO];
+    regs[REG_RIP] = (greg_t)(uintptr_t)raise_host_fault;
+    regs[REG_RDI] = (greg_t)(uintptr_t)cpu;
+    regs[REG_RSP] = (greg_t)(cpu->host_rsp - 8); /* as after a call */
+    regs[REG_EFL] &= ~(greg_t)(FLAG_DF | FLAG_AC);
+    return true;
+}

@@ -1,0 +1,287 @@
+/* The engine's class: creation, architectural state in and out, statistics. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <x86intrin.h>
+
+#include "base/log.h"
+#include "cpu/jit/cache.h"
+#include "cpu/jit/cache_impl.h"
+#include "cpu/jit/interp.h"
+#include "cpu/jit/kvmclock.h"
+#include "cpu/jit/mmu.h"
+#include "cpu/jit/run.h"
+#include "cpu/jit/system.h"
+#include "cpu/jit/vcpu.h"
+
+#define CODE_BYTES_DEFAULT ((size_t)32 << 20)
+#define HWCAP2_FSGSBASE_BIT (1u << 1)
+
+static int jit_probe(struct err *err)
+{
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi2"))
+        return err_say(err, ENOTSUP, "the jit engine needs a CPU with AVX2 and BMI2 (x86-64-v3)");
+    if (!(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE_BIT))
+        return err_say(err, ENOTSUP, "the jit engine needs FSGSBASE: a kernel of 5.9 or newer on a CPU that has it");
+    return 0;
+}
+
+/* Ticks of the time-stamp counter against CLOCK_MONOTONIC over some 10 ms of sleep, once. */
+uint64_t host_tsc_khz(void)
+{
+    static uint64_t khz;
+    if (khz)
+        return khz;
+    struct timespec start, end, pause = {.tv_nsec = 10000000};
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    uint64_t first = __rdtsc();
+    nanosleep(&pause, NULL);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    uint64_t ticks = __rdtsc() - first;
+    uint64_t ns = (uint64_t)(end.tv_sec - start.tv_sec) * 1000000000u + (uint64_t)end.tv_nsec - (uint64_t)start.tv_nsec;
+    khz = (uint64_t)((unsigned __int128)ticks * 1000000u / ns);
+    return khz;
+}
+
+static void *lazy_table(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static size_t page_table_bytes(const struct jit_engine *engine)
+{
+    return (size_t)(mem_size(engine->mem) / MEM_PAGE_SIZE) * sizeof(uint32_t);
+}
+
+static void jit_free(struct engine *base)
+{
+    struct jit_engine *engine = (struct jit_engine *)base;
+    mem_set_write_hook(engine->mem, NULL, NULL);
+    if (engine->code_pages)
+        munmap(engine->code_pages, page_table_bytes(engine));
+    if (engine->write_pages)
+        munmap(engine->write_pages, page_table_bytes(engine));
+    free(engine);
+}
+
+static int jit_create(const struct engine_config *config, struct engine **ret_engine, struct err *err)
+{
+    int result = jit_probe(err);
+    if (result)
+        return result;
+    result = run_install_signals(err);
+    if (result)
+        return result;
+    struct jit_engine *engine = calloc(1, sizeof *engine);
+    if (!engine)
+        return err_set(err, ENOMEM, "jit engine");
+    engine->base.class = &engine_jit;
+    engine->mem = config->mem;
+    engine->machine = config->machine;
+    engine->vcpu_count = config->vcpus;
+    engine->cpuid = (struct cpuid_config){
+        .model = config->cpu_model, .vcpus = config->vcpus, .tsc_khz = host_tsc_khz(), .kvm_clock = true};
+    engine->code_pages = lazy_table(page_table_bytes(engine));
+    engine->write_pages = lazy_table(page_table_bytes(engine));
+    if (!engine->code_pages || !engine->write_pages) {
+        jit_free(&engine->base);
+        return err_set(err, ENOMEM, "jit engine");
+    }
+    mem_set_write_hook(engine->mem, cache_host_wrote, engine);
+    *ret_engine = &engine->base;
+    return 0;
+}
+
+static void jit_vcpu_free(struct vcpu *vcpu)
+{
+    struct jit_vcpu *cpu = (struct jit_vcpu *)vcpu;
+    if (!cpu)
+        return;
+    if (cpu->timer_made)
+        timer_delete(cpu->timer);
+    cpu->engine->vcpus[vcpu->index] = NULL;
+    cache_free(cpu);
+    interp_free(cpu);
+    munmap(cpu, sizeof *cpu);
+}
+
+static int vcpu_init(struct jit_vcpu *cpu, struct err *err)
+{
+    int result = cpuid_table_build(&cpu->engine->cpuid, cpu->base.index, &cpu->cpuid, err);
+    if (result)
+        return result;
+    uint32_t regs[4];
+    cpuid_lookup(&cpu->cpuid, 0x80000008, 0, regs);
+    cpu->phys_bits = (uint8_t)regs[0];
+    tlb_init(cpu);
+    requests_init(cpu);
+    result = cache_create(cpu, CODE_BYTES_DEFAULT, err);
+    if (result)
+        return result;
+    if (interp_init(cpu))
+        return err_set(err, ENOMEM, "interpreter");
+    system_reset(cpu, true);
+    return 0;
+}
+
+static int jit_vcpu_create(struct engine *base, unsigned index, struct vcpu **ret_vcpu, struct err *err)
+{
+    struct jit_engine *engine = (struct jit_engine *)base;
+    struct jit_vcpu *cpu = lazy_table(sizeof *cpu);
+    if (!cpu)
+        return err_set(err, ENOMEM, "vCPU %u", index);
+    cpu->base.engine = base;
+    cpu->base.index = index;
+    cpu->engine = engine;
+    cpu->mem = engine->mem;
+    engine->vcpus[index] = cpu;
+    int result = vcpu_init(cpu, err);
+    if (result) {
+        jit_vcpu_free(&cpu->base);
+        return err_ctx(err, "vCPU %u", index);
+    }
+    *ret_vcpu = &cpu->base;
+    return 0;
+}
+
+/* MSRs that are part of the state, by index. */
+static const uint32_t state_msrs[] = {
+    MSR_STAR,         MSR_LSTAR,        MSR_CSTAR,    MSR_SFMASK,          MSR_KERNEL_GS_BASE,       MSR_TSC_AUX,
+    MSR_SYSENTER_CS,  MSR_SYSENTER_ESP, MSR_SYSENTER_EIP, MSR_PAT,         MSR_MISC_ENABLE,          MSR_MTRR_DEF_TYPE,
+    MSR_TSC,          MSR_TSC_DEADLINE, MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW,
+};
+
+static void jit_get_state(struct vcpu *vcpu, struct x86_state *s)
+{
+    struct jit_vcpu *cpu = (struct jit_vcpu *)vcpu;
+    memset(s, 0, sizeof *s);
+    memcpy(s->gpr, cpu->gpr, sizeof s->gpr);
+    s->rip = cpu->rip;
+    s->rflags = cpu->rflags;
+    s->cr0 = cpu->cr0;
+    s->cr2 = cpu->cr2;
+    s->cr3 = cpu->cr3;
+    s->cr4 = cpu->cr4;
+    s->cr8 = lapic_get_cr8(cpu);
+    s->xcr0 = cpu->xcr0;
+    memcpy(s->dr, cpu->dr, sizeof s->dr);
+    s->dr6 = cpu->dr6;
+    s->dr7 = cpu->dr7;
+    memcpy(s->segment, cpu->seg, sizeof s->segment);
+    s->tr = cpu->tr;
+    s->ldtr = cpu->ldtr;
+    s->gdtr = cpu->gdtr;
+    s->idtr = cpu->idtr;
+    s->efer = cpu->efer;
+    s->apic_base = cpu->lapic.apic_base;
+    for (unsigned i = 0; i < sizeof state_msrs / sizeof *state_msrs; i++) {
+        if (_setjmp(cpu->unwind))
+            continue;
+        s->msrs[s->msr_count] = (struct x86_msr){state_msrs[i], system_read_msr(cpu, state_msrs[i])};
+        s->msr_count++;
+    }
+    lapic_save(cpu, s->lapic);
+    s->run_state = cpu->halted ? X86_HALTED : cpu->run_state;
+    s->nmi_pending = cpu->nmi_pending;
+    s->nmi_blocked = cpu->nmi_blocked;
+    s->interrupt_shadow = cpu->interrupt_shadow;
+    memcpy(s->xsave, cpu->xsave, sizeof s->xsave);
+}
+
+static void load_msr(struct jit_vcpu *cpu, const struct x86_msr *msr)
+{
+    if (_setjmp(cpu->unwind))
+        log_debug("jit: MSR 0x%x cannot be loaded", msr->index);
+    else
+        system_write_msr(cpu, msr->index, msr->value);
+}
+
+static int jit_set_state(struct vcpu *vcpu, const struct x86_state *s, struct err *err)
+{
+    (void)err;
+    struct jit_vcpu *cpu = (struct jit_vcpu *)vcpu;
+    system_reset(cpu, true);
+    memcpy(cpu->gpr, s->gpr, sizeof s->gpr);
+    cpu->rip = s->rip;
+    cpu->rflags = s->rflags | 2;
+    cpu->cr0 = s->cr0;
+    cpu->cr2 = s->cr2;
+    cpu->cr3 = s->cr3;
+    cpu->cr4 = s->cr4;
+    cpu->xcr0 = s->xcr0 ? s->xcr0 : XCR0_X87;
+    memcpy(cpu->dr, s->dr, sizeof s->dr);
+    cpu->dr6 = s->dr6;
+    cpu->dr7 = s->dr7;
+    memcpy(cpu->seg, s->segment, sizeof s->segment);
+    cpu->tr = s->tr;
+    cpu->ldtr = s->ldtr;
+    cpu->gdtr = s->gdtr;
+    cpu->idtr = s->idtr;
+    cpu->efer = s->efer;
+    cpu->cpl = (uint8_t)(SEG_ATTR_DPL(s->segment[SEG_SS].attributes));
+    vcpu_update_mode(cpu);
+    lapic_load(cpu, s->lapic);
+    cpu->lapic.apic_base = s->apic_base;
+    for (unsigned i = 0; i < s->msr_count; i++)
+        load_msr(cpu, &s->msrs[i]);
+    lapic_set_cr8(cpu, s->cr8);
+    cpu->halted = s->run_state == X86_HALTED;
+    cpu->run_state = cpu->halted ? X86_RUNNABLE : s->run_state;
+    cpu->nmi_pending = s->nmi_pending;
+    cpu->nmi_blocked = s->nmi_blocked;
+    cpu->interrupt_shadow = s->interrupt_shadow;
+    cpu->shutdown = false;
+    memcpy(cpu->xsave, s->xsave, sizeof s->xsave);
+    mmu_flush_all(cpu);
+    return 0;
+}
+
+static void jit_send_msi(struct engine *engine, struct msi msi)
+{
+    lapic_deliver_msi((struct jit_engine *)engine, msi);
+}
+
+static int jit_ioeventfd(struct engine *engine, uint64_t gpa, unsigned size, int fd, bool add)
+{
+    (void)engine, (void)gpa, (void)size, (void)fd, (void)add;
+    return -ENOTSUP;
+}
+
+static void jit_print_stats(struct engine *base, int fd)
+{
+    struct jit_engine *engine = (struct jit_engine *)base;
+    for (unsigned i = 0; i < engine->vcpu_count; i++) {
+        const struct jit_vcpu *cpu = engine->vcpus[i];
+        if (!cpu)
+            continue;
+        const struct translator *tr = cpu->translator;
+        dprintf(fd,
+                "vcpu%u blocks %lu insns %lu code_kib %lu cold_kib %lu resets %lu misses %lu interp %lu jumps %lu links %lu "
+                "dropped %lu stepped %lu\n",
+                i, tr->stat_blocks, tr->stat_insns, (unsigned long)(tr->hot - tr->hot_start) >> 10,
+                (unsigned long)(tr->cold - tr->cold_start) >> 10, tr->stat_resets, tr->stat_misses, tr->stat_interp,
+                tr->stat_jumps, tr->stat_links, tr->stat_dead, cpu->instructions);
+    }
+}
+
+const struct engine_class engine_jit = {
+    .name = "jit",
+    .probe = jit_probe,
+    .create = jit_create,
+    .free = jit_free,
+    .vcpu_create = jit_vcpu_create,
+    .vcpu_free = jit_vcpu_free,
+    .vcpu_run = run_vcpu,
+    .vcpu_kick = run_kick,
+    .vcpu_get_state = jit_get_state,
+    .vcpu_set_state = jit_set_state,
+    .send_msi = jit_send_msi,
+    .ioeventfd = jit_ioeventfd,
+    .print_stats = jit_print_stats,
+};

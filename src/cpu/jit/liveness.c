@@ -1,0 +1,60 @@
+/* Which arithmetic flags an instruction needs, and which code ahead needs. Decides where inline checks must keep flags. */
+#include "cpu/jit/translate.h"
+
+#define LOOK_AHEAD 10
+#define PAGE_MASK ((uint64_t)4095)
+
+/* Shifts and rotates by cl leave all flags alone when the count is 0. */
+static bool is_shift_by_cl(const struct insn *insn)
+{
+    if (insn->vex_length)
+        return false;
+    return (insn->map == 0 && (insn->opcode & 0xfe) == 0xd2) ||
+           (insn->map == 1 && (insn->opcode == 0xa5 || insn->opcode == 0xad));
+}
+
+static bool keeps_all(const struct insn *insn)
+{
+    return insn->kind == INSN_SYSTEM || insn->kind == INSN_STRING || insn->kind == INSN_ILLEGAL;
+}
+
+uint16_t liveness_kills(const struct insn *insn)
+{
+    if (keeps_all(insn) || is_shift_by_cl(insn))
+        return 0;
+    return (insn->flags_write | insn->flags_undefined) & FLAGS_ARITHMETIC;
+}
+
+uint16_t liveness_reads(const struct insn *insn)
+{
+    if (keeps_all(insn) || is_shift_by_cl(insn))
+        return FLAGS_ARITHMETIC;
+    if (insn->kind == INSN_STACK) /* pushf wants all; the others touch none */
+        return insn->flags_read ? FLAGS_ARITHMETIC : 0;
+    return insn->flags_read & (uint16_t)~insn->flags_undefined & FLAGS_ARITHMETIC;
+}
+
+uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page)
+{
+    uint16_t killed = 0, live = 0;
+    for (unsigned i = 0; i < LOOK_AHEAD; i++) {
+        struct insn insn;
+        unsigned offset = (unsigned)(rip & PAGE_MASK), room = 4096 - offset;
+        if ((rip ^ page_rip) & ~PAGE_MASK)
+            break;
+        if (insn_decode(page + offset, room < INSN_MAX_BYTES ? room : INSN_MAX_BYTES, 64, &insn) != INSN_OK)
+            break;
+        live |= liveness_reads(&insn) & (uint16_t)~killed;
+        killed |= liveness_kills(&insn);
+        if ((killed | live) == FLAGS_ARITHMETIC)
+            return live;
+        rip += insn.length;
+        if (insn.kind == INSN_BRANCH) {
+            bool direct = insn.map == 0 && (insn.opcode == 0xe9 || insn.opcode == 0xeb || insn.opcode == 0xe8);
+            if (!direct)
+                break;
+            rip += (uint64_t)insn.imm;
+        }
+    }
+    return live | (FLAGS_ARITHMETIC & (uint16_t)~killed);
+}

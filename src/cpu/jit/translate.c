@@ -1,0 +1,241 @@
+/* From guest bytes to a block: decode until control leaves, find live flags backwards, emit forwards. */
+#include "cpu/jit/translate.h"
+
+#include <Zydis/Mnemonic.h>
+#include <assert.h>
+#include <string.h>
+
+#include "cpu/jit/cache.h"
+#include "cpu/jit/cache_impl.h"
+#include "cpu/jit/mmu.h"
+#include "cpu/jit/vcpu.h"
+
+#define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
+
+/* Control never falls through these, or they change what later bytes mean. */
+static bool ends_block(const struct insn *insn)
+{
+    if (insn->kind == INSN_BRANCH || insn->kind == INSN_ILLEGAL)
+        return true;
+    if (insn->kind != INSN_SYSTEM)
+        return false;
+    switch (insn->mnemonic) {
+    case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_IRETD:
+    case ZYDIS_MNEMONIC_IRETQ:
+    case ZYDIS_MNEMONIC_SYSRET:
+    case ZYDIS_MNEMONIC_SYSCALL:
+    case ZYDIS_MNEMONIC_SYSENTER:
+    case ZYDIS_MNEMONIC_SYSEXIT:
+    case ZYDIS_MNEMONIC_INT:
+    case ZYDIS_MNEMONIC_INT1:
+    case ZYDIS_MNEMONIC_INT3:
+    case ZYDIS_MNEMONIC_UD0:
+    case ZYDIS_MNEMONIC_UD1:
+    case ZYDIS_MNEMONIC_UD2:
+    case ZYDIS_MNEMONIC_JMP:
+    case ZYDIS_MNEMONIC_CALL:
+    case ZYDIS_MNEMONIC_RET:
+    case ZYDIS_MNEMONIC_HLT:
+    case ZYDIS_MNEMONIC_STAC:
+    case ZYDIS_MNEMONIC_CLAC:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Decodes from cpu->rip; stops before an instruction that leaves the page, unless it is the first. Returns how many. */
+static unsigned decode_block(struct jit_vcpu *cpu, const uint8_t *page, struct insn *insns, bool *ret_crosses)
+{
+    unsigned count = 0, offset = (unsigned)(cpu->rip & PAGE_MASK);
+    *ret_crosses = false;
+    while (count < BLOCK_MAX_INSNS && offset < MEM_PAGE_SIZE) {
+        unsigned room = MEM_PAGE_SIZE - offset;
+        enum insn_status status =
+            insn_decode(page + offset, room < INSN_MAX_BYTES ? room : INSN_MAX_BYTES, 64, &insns[count]);
+        if (status == INSN_TRUNCATED) {
+            if (count)
+                break;
+            uint8_t bytes[INSN_MAX_BYTES];
+            unsigned got = mmu_fetch(cpu, cpu->rip, bytes, INSN_MAX_BYTES);
+            status = insn_decode(bytes, got, 64, &insns[0]);
+            if (status == INSN_TRUNCATED)
+                mmu_fetch_fault(cpu, (cpu->rip | PAGE_MASK) + 1);
+            *ret_crosses = status == INSN_OK && insns[0].length > room;
+        }
+        if (status != INSN_OK) {
+            if (count)
+                break;
+            return 0;
+        }
+        offset += insns[count].length;
+        if (ends_block(&insns[count++]) || *ret_crosses)
+            break;
+    }
+    return count;
+}
+
+/* live[i]: flags that are needed before instruction i; live[count]: after the last. */
+static void find_live_flags(const struct jit_vcpu *cpu, const uint8_t *page, const struct insn *insns, unsigned count,
+                            uint16_t *live)
+{
+    uint64_t rip = cpu->rip;
+    for (unsigned i = 0; i < count; i++)
+        rip += insns[i].length;
+    const struct insn *last = &insns[count - 1];
+    uint16_t after = FLAGS_ARITHMETIC;
+    bool relative = last->kind == INSN_BRANCH && last->branch_relative;
+    if (relative) {
+        after = liveness_at(rip + (uint64_t)last->imm, cpu->rip, page);
+        bool conditional = !(last->map == 0 && (last->opcode == 0xe8 || last->opcode == 0xe9 || last->opcode == 0xeb));
+        if (conditional)
+            after |= liveness_at(rip, cpu->rip, page);
+    } else if (!ends_block(last)) {
+        after = liveness_at(rip, cpu->rip, page);
+    }
+    live[count] = after;
+    for (unsigned i = count; i-- > 0;)
+        live[i] = (uint16_t)((live[i + 1] & ~liveness_kills(&insns[i])) | liveness_reads(&insns[i]));
+}
+
+/* Every block starts by looking for a reason to leave: an interrupt, a kick. */
+static void emit_poll(struct translation *t, bool flags_live)
+{
+    struct emit *e = &t->hot;
+    const uint8_t *leave = t->cold.at;
+    emit_mov_imm(&t->cold, R14, t->block_id);
+    emit_jmp(&t->cold, t->tr->to.poll);
+    if (!flags_live) {
+        emit_bytes(e, "\x65\x83\x3c\x25", 4); /* cmp dword gs:[poll], 0 */
+        emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, poll));
+        emit_u8(e, 0);
+        emit_jcc(e, CONDITION_NE, leave);
+        return;
+    }
+    emit_mov(e, R15, RCX);
+    emit_gs(e, 0, OP_MOV_LOAD, RCX, offsetof(struct jit_vcpu, poll));
+    uint8_t *clear = emit_short(e, OP_JRCXZ);
+    emit_mov(e, RCX, R15);
+    emit_jmp(e, leave);
+    emit_bind_short(e, clear);
+    emit_mov(e, RCX, R15);
+}
+
+/* An instruction that could not be emitted inline leaves no trace. */
+static void emit_insn(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    struct translation before = *t;
+    uint32_t sites = t->tr->site_count;
+    bool inlined = false;
+    if (insn->fpu != INSN_FPU_NONE && !t->key.fpu_ok)
+        inlined = false;
+    else if (insn->kind == INSN_PLAIN)
+        inlined = translate_plain(t);
+    else if (insn->kind == INSN_NOP)
+        inlined = true;
+    else if (insn->kind == INSN_STACK)
+        inlined = translate_stack(t);
+    else if (insn->kind == INSN_BRANCH)
+        inlined = translate_branch(t);
+    if (inlined)
+        return;
+    *t = before;
+    t->tr->site_count = sites;
+    translate_interp(t, ends_block(insn));
+}
+
+static void add_map(struct translation *t)
+{
+    t->tr->maps[t->tr->map_count++] =
+        (struct insn_map){.host = (uint16_t)(mcode_executable(&t->tr->mcode, t->hot.at) - t->block->entry),
+                          .guest = (uint16_t)(t->rip - t->block->rip),
+                          .parked = t->parked};
+    t->block->map_count++;
+}
+
+/* Tells the sites of the instruction just emitted where the next one starts. */
+static void bind_sites(struct translation *t)
+{
+    while (t->pending_sites < t->tr->site_count)
+        t->tr->sites[t->pending_sites++].next = mcode_executable(&t->tr->mcode, t->hot.at);
+}
+
+static void emit_block(struct translation *t, const struct insn *insns, unsigned count, const uint16_t *live)
+{
+    emit_poll(t, live[0] != 0);
+    for (unsigned i = 0; i < count; i++) {
+        t->insn = &insns[i];
+        t->next_rip = t->rip + insns[i].length;
+        t->live_before = live[i];
+        t->live_after = live[i + 1];
+        add_map(t);
+        emit_insn(t);
+        if (i + 1 < count || !ends_block(&insns[i])) {
+            bind_sites(t);
+        } else {
+            t->pending_sites = t->tr->site_count;
+        }
+        t->rip = t->next_rip;
+    }
+    if (!ends_block(&insns[count - 1])) {
+        translate_unpark_flags(t);
+        translate_exit(t, &t->hot, t->rip);
+    }
+}
+
+struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct block_key key)
+{
+    struct insn insns[BLOCK_MAX_INSNS];
+    uint16_t live[BLOCK_MAX_INSNS + 1];
+    bool crosses;
+    cache_mark_code(cpu, page);
+    unsigned count = decode_block(cpu, page, insns, &crosses);
+    if (!count)
+        return NULL;
+    const uint8_t *second = NULL;
+    if (crosses) {
+        second = mmu_fetch_page(cpu, (cpu->rip | PAGE_MASK) + 1)->host;
+        if (!second)
+            return NULL;
+        do {
+            cache_mark_code(cpu, page);
+            cache_mark_code(cpu, second);
+        } while (!cache_is_marked(cpu, page));
+        uint8_t bytes[INSN_MAX_BYTES]; /* again, now that writes to the second page are seen */
+        unsigned got = mmu_fetch(cpu, cpu->rip, bytes, INSN_MAX_BYTES);
+        if (insn_decode(bytes, got, 64, &insns[0]) != INSN_OK)
+            return NULL;
+    }
+    find_live_flags(cpu, page, insns, count, live);
+    struct block *block = cache_new_block(cpu);
+    struct translator *tr = cpu->translator;
+    *block = (struct block){.rip = cpu->rip,
+                            .page = {page, second},
+                            .offset = (uint16_t)(cpu->rip & PAGE_MASK),
+                            .key = key,
+                            .entry = mcode_executable(&tr->mcode, tr->hot),
+                            .first_map = tr->map_count,
+                            .incoming = NO_BLOCK,
+                            .link = {{.target = NO_BLOCK}, {.target = NO_BLOCK}}};
+    struct translation t = {.cpu = cpu,
+                            .tr = tr,
+                            .hot = {tr->hot},
+                            .cold = {tr->cold},
+                            .block = block,
+                            .block_id = (uint32_t)(block - tr->blocks),
+                            .key = key,
+                            .rip = cpu->rip,
+                            .pending_sites = tr->site_count};
+    emit_block(&t, insns, count, live);
+    assert(t.hot.at < tr->hot_end && t.cold.at < tr->cold_end);
+    block->length = (uint16_t)(t.rip - block->rip);
+    block->end = mcode_executable(&tr->mcode, t.hot.at);
+    tr->hot = t.hot.at;
+    tr->cold = t.cold.at;
+    tr->stat_blocks++;
+    tr->stat_insns += count;
+    cache_add_block(cpu, block);
+    return block;
+}

@@ -1,0 +1,145 @@
+/* Translation of long-mode guest code into host code: the translator's data, and what its files share.
+ *
+ * Conventions of translated code (enter.c has the ways in and out):
+ *  - guest GPRs are in the host registers of the same name, but r14 and r15, which live in cpu->gpr and serve as scratch;
+ *    x87/SSE/AVX state is live; gs points to the struct jit_vcpu.
+ *  - arithmetic flags are native at block entries and exits. Inside a block they may be parked in cpu->flags_saved
+ *    (`FLAGS_PARKED`) while inline checks use the native ones.
+ *  - every guest instruction boundary is a point to leave at and to resume at.
+ *  - rip is not kept: each way out names a site, a block or a link, from which C code knows it. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "cpu/jit/decode.h"
+#include "cpu/jit/emit.h"
+#include "cpu/jit/mcode.h"
+#include "cpu/jit/tlb.h"
+
+#define BLOCK_MAX_INSNS 48u
+#define NO_BLOCK UINT32_MAX
+
+/* What translated code depends on beside its bytes and address. */
+struct block_key {
+    uint8_t pool;   /* enum tlb_pool of data accesses: follows CPL and AC */
+    uint8_t fpu_ok; /* x87, SSE and AVX are all enabled: no checks needed */
+};
+
+/* A direct exit to an address on the same page; may be patched to jump straight to its target. */
+struct link {
+    uint64_t rip;
+    uint8_t *patch;       /* rel32 field, writable view; NULL: not patchable (goes through the jump cache) */
+    const uint8_t *stub;  /* where it points while unlinked, writable view */
+    uint32_t target;      /* linked block, or NO_BLOCK */
+    uint32_t next;        /* next link into the same target: block * 2 + which, or NO_BLOCK */
+};
+
+struct block {
+    uint64_t rip;
+    const uint8_t *page[2]; /* host addresses of the guest pages it was made from; [1] NULL when it lies in one */
+    uint16_t offset, length; /* source bytes from page[0] */
+    struct block_key key;
+    bool dead;
+    const uint8_t *entry; /* executable view */
+    const uint8_t *end;
+    uint32_t first_map, map_count; /* host code to guest instruction: translator.maps */
+    uint32_t hash_next, page_next[2];
+    uint32_t incoming; /* first link into this block */
+    struct link link[2];
+};
+
+/* Where translated code calls C code for one guest instruction. */
+struct site {
+    uint32_t block;
+    uint16_t rip_offset;  /* of the instruction, from the block's rip */
+    uint8_t size;         /* of the access in bytes, capped at 255 */
+    bool parked;          /* flags are in cpu->flags_saved here */
+    bool write, stack;
+    uint8_t insn_length;
+    const uint8_t *retry; /* executable view: the check again */
+    const uint8_t *next;  /* executable view: the instruction after; NULL when the block ends here */
+    uint32_t insn;        /* index into insns for interpreter sites */
+};
+
+/* Guest instruction whose host code starts at `host` (offset from the block's entry). */
+struct insn_map {
+    uint16_t host, guest;
+    bool parked;
+};
+
+struct trampolines {
+    const uint8_t *enter;                                 /* executable view: void (*)(void) */
+    const uint8_t *miss, *interp, *link, *jump, *poll, *dead; /* writable view, for emission */
+};
+
+struct translator {
+    struct mcode mcode;
+    struct trampolines to;
+    uint8_t *hot_start, *hot, *hot_end; /* writable view */
+    uint8_t *cold_start, *cold, *cold_end;
+    struct block *blocks;
+    uint32_t block_count, block_capacity;
+    struct site *sites;
+    uint32_t site_count, site_capacity;
+    struct insn *insns;
+    uint32_t insn_count, insn_capacity;
+    struct insn_map *maps;
+    uint32_t map_count, map_capacity;
+    uint32_t *hash;       /* heads of block chains by source address */
+    uint32_t *page_heads; /* first block of each guest page, by page number in the memfd */
+    uint32_t pages;
+    uint8_t *ram;         /* host address of guest RAM */
+    uint32_t generation;  /* counts cache resets */
+    uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links;
+};
+
+/* translate.c: makes the block at cpu->rip, whose first page is at `page` (host address). NULL only when the first instruction
+ * cannot be translated at all. Raises fetch faults of the first instruction. */
+struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct block_key key);
+
+/* The state of one translation. */
+struct translation {
+    struct jit_vcpu *cpu;
+    struct translator *tr;
+    struct emit hot, cold;
+    struct block *block;
+    uint32_t block_id;
+    struct block_key key;
+    const struct insn *insn; /* now being emitted */
+    uint64_t rip, next_rip;  /* of insn */
+    bool parked;             /* flags are in cpu->flags_saved */
+    uint16_t live_before, live_after;
+    unsigned links;
+    uint32_t pending_sites; /* first site that still wants `next` */
+};
+
+/* translate_mem.c */
+/* Address of the instruction's memory operand to r15 (uses r14). False: no inline form. */
+bool translate_address(struct translation *t);
+/* Linear address in r15 to host address in r15 after the TLB check; r14 is free afterwards. `retry` is where the address
+ * computation started. */
+void translate_check(struct translation *t, const uint8_t *retry, unsigned size, bool write, bool stack);
+/* Parks live flags before an inline check. */
+void translate_park_flags(struct translation *t);
+void translate_unpark_flags(struct translation *t);
+/* An instruction that works on registers and at most one memory operand; false: no inline form. */
+bool translate_plain(struct translation *t);
+bool translate_stack(struct translation *t);
+/* Hands this instruction to the interpreter. */
+void translate_interp(struct translation *t, bool ends_block);
+uint32_t translate_new_site(struct translation *t);
+
+/* translate_branch.c */
+bool translate_branch(struct translation *t);
+/* Leaves the block to a known rip. */
+void translate_exit(struct translation *t, struct emit *e, uint64_t rip);
+
+/* liveness.c */
+uint16_t liveness_kills(const struct insn *insn);
+uint16_t liveness_reads(const struct insn *insn);
+/* Arithmetic flags that code at `rip` (same page as `page_rip`, bytes at `page`) may read before it writes them. */
+uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page);
+
+/* enter.c */
+void enter_make_trampolines(struct translator *tr);

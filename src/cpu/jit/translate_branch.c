@@ -1,0 +1,242 @@
+/* Near branches, and how a block is left: direct links within the page, else through the jump cache. Neither touches flags. */
+#include <stddef.h>
+
+#include "cpu/jit/translate.h"
+#include "cpu/jit/vcpu.h"
+
+#define TMP R14
+#define ADDR R15
+#define GPR_OFFSET(r) (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)(r))
+#define PAGE_MASK ((uint64_t)4095)
+
+static size_t jump_entries(const struct translation *t)
+{
+    return offsetof(struct jit_vcpu, jump_cache.entry) + sizeof(uint64_t) * JUMP_ENTRIES * t->key.pool;
+}
+
+static size_t jump_tags(const struct translation *t)
+{
+    return offsetof(struct jit_vcpu, jump_cache.negated_rip) + sizeof(uint64_t) * JUMP_ENTRIES * t->key.pool;
+}
+
+/* Target rip in r15: looks it up in the jump cache; rcx is borrowed for pext and jrcxz, which spare the flags. */
+static void exit_indirect(struct translation *t, struct emit *e)
+{
+    emit_store_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_bytes(e, "\x65\xc4\xe2\x82\xf5\x0c\x25", 7); /* pext rcx, r15, gs:[jump_mask] */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, jump_mask));
+    emit_gs_scaled(e, OP_MOV_LOAD, TMP, RCX, jump_entries(t));
+    emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, jump_tags(t));
+    emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 0);
+    uint8_t *hit = emit_short(e, OP_JRCXZ);
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_jmp(e, t->tr->to.jump);
+    emit_bind_short(e, hit);
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */
+}
+
+static void exit_far(struct translation *t, struct emit *e, uint64_t rip)
+{
+    uint64_t index = 0;
+    __asm__("pext %2, %1, %0" : "=r"(index) : "r"(rip), "r"(t->cpu->jump_mask));
+    emit_mov_imm(e, ADDR, rip);
+    emit_store_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_load_gs(e, RCX, jump_tags(t) + 8 * index);
+    emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 0);
+    uint8_t *hit = emit_short(e, OP_JRCXZ);
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_jmp(e, t->tr->to.jump);
+    emit_bind_short(e, hit);
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_u8(e, 0x65);
+    emit_u8(e, 0xff); /* jmp gs:[entry] */
+    emit_bytes(e, "\x24\x25", 2);
+    emit_u32(e, (uint32_t)(jump_entries(t) + 8 * index));
+}
+
+static bool linkable(const struct translation *t, uint64_t rip)
+{
+    return t->links < 2 && !((rip ^ t->block->rip) & ~PAGE_MASK);
+}
+
+/* Reserves a link and emits its stub out of line; the caller emits a jump to it and names the rel32. */
+static const uint8_t *link_stub(struct translation *t, uint64_t rip, unsigned *ret_which)
+{
+    unsigned which = t->links++;
+    const uint8_t *stub = t->cold.at;
+    t->block->link[which] = (struct link){.rip = rip, .stub = stub, .target = NO_BLOCK, .next = NO_BLOCK};
+    emit_mov_imm(&t->cold, TMP, t->block_id * 2 + which);
+    emit_jmp(&t->cold, t->tr->to.link);
+    *ret_which = which;
+    return stub;
+}
+
+void translate_exit(struct translation *t, struct emit *e, uint64_t rip)
+{
+    if (!linkable(t, rip)) {
+        exit_far(t, e, rip);
+        return;
+    }
+    unsigned which;
+    const uint8_t *stub = link_stub(t, rip, &which);
+    emit_jmp(e, stub);
+    t->block->link[which].patch = e->at - 4;
+}
+
+/* jcc to `rip`, native condition. */
+static void exit_conditional(struct translation *t, unsigned condition, uint64_t rip)
+{
+    if (linkable(t, rip)) {
+        unsigned which;
+        const uint8_t *stub = link_stub(t, rip, &which);
+        emit_jcc(&t->hot, condition, stub);
+        t->block->link[which].patch = t->hot.at - 4;
+        return;
+    }
+    emit_jcc(&t->hot, condition, t->cold.at);
+    exit_far(t, &t->cold, rip);
+}
+
+static void exit_if_rcx_zero(struct translation *t, uint64_t rip)
+{
+    uint8_t *zero = emit_short(&t->hot, OP_JRCXZ);
+    uint8_t *over = emit_short(&t->hot, 0xeb);
+    emit_bind_short(&t->hot, zero);
+    translate_exit(t, &t->hot, rip);
+    emit_bind_short(&t->hot, over);
+}
+
+static bool branch_on_rcx(struct translation *t, uint64_t target)
+{
+    if (t->insn->address_bits != 64)
+        return false;
+    if (t->insn->opcode == 0xe3) {
+        exit_if_rcx_zero(t, target);
+        translate_exit(t, &t->hot, t->next_rip);
+        return true;
+    }
+    if (t->insn->opcode != 0xe2)
+        return false;
+    emit_mem(&t->hot, OP_LEA, RCX, RCX, INSN_NO_REG, 1, -1);
+    exit_if_rcx_zero(t, t->next_rip);
+    translate_exit(t, &t->hot, target);
+    return true;
+}
+
+/* Pushes next_rip; r14, r15 are clobbered. */
+static void push_return(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    const uint8_t *retry = e->at;
+    emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
+    translate_check(t, retry, 8, true, true);
+    emit_mov_imm(e, TMP, t->next_rip);
+    emit_mem(e, OP_MOV_STORE, TMP, ADDR, INSN_NO_REG, 1, 0);
+    emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, -8);
+}
+
+static bool call_relative(struct translation *t, uint64_t target)
+{
+    translate_park_flags(t);
+    push_return(t);
+    translate_unpark_flags(t);
+    translate_exit(t, &t->hot, target);
+    return true;
+}
+
+static bool ret_near(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    emit_mov(e, ADDR, RSP);
+    translate_check(t, retry, 8, false, true);
+    emit_mem(e, OP_MOV_LOAD, ADDR, ADDR, INSN_NO_REG, 1, 0);
+    int extra = t->insn->opcode == 0xc2 ? (int)(t->insn->imm & 0xffff) : 0;
+    emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, 8 + extra);
+    translate_unpark_flags(t);
+    exit_indirect(t, e);
+    return true;
+}
+
+/* Target of jmp/call r/m64 to r15. */
+static bool load_target(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    if (!t->insn->has_mem) {
+        unsigned reg = (t->insn->modrm & 7) | ((t->insn->rex & 1u) << 3);
+        if (reg == R14 || reg == R15)
+            emit_load_gs(e, ADDR, GPR_OFFSET(reg));
+        else
+            emit_mov(e, ADDR, reg);
+        return true;
+    }
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    if (!translate_address(t))
+        return false;
+    translate_check(t, retry, 8, false, t->insn->mem_segment == SEG_SS);
+    emit_mem(e, OP_MOV_LOAD, ADDR, ADDR, INSN_NO_REG, 1, 0);
+    return true;
+}
+
+static bool jump_indirect(struct translation *t)
+{
+    if (!load_target(t))
+        return false;
+    translate_unpark_flags(t);
+    exit_indirect(t, &t->hot);
+    return true;
+}
+
+static bool call_indirect(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    translate_park_flags(t);
+    if (!load_target(t))
+        return false;
+    emit_store_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[1]));
+    push_return(t);
+    emit_load_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[1]));
+    translate_unpark_flags(t);
+    exit_indirect(t, e);
+    return true;
+}
+
+bool translate_branch(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    uint64_t target = t->next_rip + (uint64_t)insn->imm;
+    if (insn->operand_bits == 16 || (insn->has_mem && insn->address_bits != 64))
+        return false;
+    if ((insn->map == 0 && (insn->opcode & 0xf0) == 0x70) || (insn->map == 1 && (insn->opcode & 0xf0) == 0x80)) {
+        translate_unpark_flags(t);
+        exit_conditional(t, insn->opcode & 0xf, target);
+        translate_exit(t, &t->hot, t->next_rip);
+        return true;
+    }
+    if (insn->map)
+        return false;
+    unsigned group = (insn->modrm >> 3) & 7;
+    switch (insn->opcode) {
+    case 0xe2:
+    case 0xe3:
+        translate_unpark_flags(t);
+        return branch_on_rcx(t, target);
+    case 0xe8:
+        return call_relative(t, target);
+    case 0xe9:
+    case 0xeb:
+        translate_unpark_flags(t);
+        translate_exit(t, &t->hot, target);
+        return true;
+    case 0xc2:
+    case 0xc3:
+        return ret_near(t);
+    case 0xff:
+        return group == 4 ? jump_indirect(t) : group == 2 ? call_indirect(t) : false;
+    default:
+        return false;
+    }
+}

@@ -1,0 +1,349 @@
+/* Emission of instructions that touch memory: address, TLB check, the instruction itself on the host address. */
+#include <stddef.h>
+
+#include "cpu/jit/translate.h"
+#include "cpu/jit/vcpu.h"
+#include "cpu/x86.h"
+
+#define TMP R14
+#define ADDR R15
+#define GPR_OFFSET(r) (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)(r))
+#define MASK(r) (1u << (r))
+
+static bool in_memory(unsigned gpr)
+{
+    return gpr == R14 || gpr == R15;
+}
+
+/* lahf and seto put the six arithmetic flags into ax. */
+void translate_park_flags(struct translation *t)
+{
+    if (t->parked || !t->live_before)
+        return;
+    struct emit *e = &t->hot;
+    emit_store_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_bytes(e, "\x9f\x0f\x90\xc0", 4); /* lahf; seto al */
+    emit_u8(e, 0x66);
+    emit_gs(e, 0, OP_MOV_STORE, RAX, offsetof(struct jit_vcpu, flags_saved));
+    emit_load_gs(e, RAX, GPR_OFFSET(RAX));
+    t->parked = true;
+}
+
+void translate_unpark_flags(struct translation *t)
+{
+    if (!t->parked)
+        return;
+    struct emit *e = &t->hot;
+    emit_store_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_u8(e, 0x66);
+    emit_gs(e, 0, OP_MOV_LOAD, RAX, offsetof(struct jit_vcpu, flags_saved));
+    emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f: OF; sahf: the rest */
+    emit_load_gs(e, RAX, GPR_OFFSET(RAX));
+    t->parked = false;
+}
+
+/* What the flags must be like right before the guest's own instruction runs, and are after it. */
+static void settle_flags(struct translation *t)
+{
+    if (!t->parked)
+        return;
+    uint16_t kills = liveness_kills(t->insn), touched = kills | t->insn->flags_write | t->insn->flags_undefined;
+    if (liveness_reads(t->insn))
+        translate_unpark_flags(t);
+    else if (touched && (t->live_after & (uint16_t)~kills))
+        translate_unpark_flags(t);
+    else if (touched)
+        t->parked = false; /* all that is live later is written by this instruction */
+}
+
+bool translate_address(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    struct emit *e = &t->hot;
+    if (insn->address_bits != 64)
+        return false;
+    unsigned base = insn->mem_base, index = insn->mem_index;
+    if (insn->mem_rip || (base == INSN_NO_REG && index == INSN_NO_REG)) {
+        emit_mov_imm(e, ADDR, (uint64_t)insn->mem_disp + (insn->mem_rip ? t->next_rip : 0));
+    } else {
+        if (base == R14 || index == R14)
+            emit_load_gs(e, R14, GPR_OFFSET(R14));
+        if (base == R15 || index == R15)
+            emit_load_gs(e, R15, GPR_OFFSET(R15));
+        emit_mem(e, OP_LEA, ADDR, base, index, insn->mem_scale, (int32_t)insn->mem_disp);
+    }
+    if (insn->mem_segment == SEG_FS || insn->mem_segment == SEG_GS)
+        emit_gs(e, 1, OP_ADD_LOAD, ADDR, offsetof(struct jit_vcpu, seg[insn->mem_segment].base));
+    return true;
+}
+
+uint32_t translate_new_site(struct translation *t)
+{
+    struct translator *tr = t->tr;
+    tr->sites[tr->site_count] = (struct site){.block = t->block_id,
+                                              .rip_offset = (uint16_t)(t->rip - t->block->rip),
+                                              .insn_length = t->insn->length,
+                                              .parked = t->parked,
+                                              .insn = UINT32_MAX};
+    return tr->site_count++;
+}
+
+void translate_check(struct translation *t, const uint8_t *retry, unsigned size, bool write, bool stack)
+{
+    struct emit *e = &t->hot, *c = &t->cold;
+    size_t table = offsetof(struct jit_vcpu, tlb.entries) +
+                   sizeof(struct tlb_entry) * TLB_ENTRIES * (t->key.pool * (size_t)TLB_ACCESSES + write);
+    size_t tag = table + offsetof(struct tlb_entry, tag), host = table + offsetof(struct tlb_entry, host);
+
+    uint32_t site = translate_new_site(t);
+    struct site *s = &t->tr->sites[site];
+    s->size = (uint8_t)(size < 255 ? size : 255);
+    s->write = write;
+    s->stack = stack;
+    s->retry = mcode_executable(&t->tr->mcode, retry);
+
+    emit_mov(e, TMP, ADDR);
+    emit_bytes(e, "\x49\xc1\xee\x08", 4); /* shr r14, 8 */
+    emit_bytes(e, "\x41\x81\xe6", 3);     /* and r14d, (TLB_ENTRIES - 1) * 16 */
+    emit_u32(e, (TLB_ENTRIES - 1) * 16);
+    emit_gs_based(e, OP_SUB_LOAD, ADDR, TMP, tag);
+    emit_bytes(e, "\x49\x81\xff", 3); /* cmp r15, 4096 - size */
+    emit_u32(e, 4096 - size);
+    emit_jcc(e, CONDITION_A, c->at);
+    emit_gs_based(e, OP_ADD_LOAD, ADDR, TMP, host);
+
+    emit_gs_based(c, OP_ADD_LOAD, ADDR, TMP, tag); /* the linear address again */
+    emit_mov_imm(c, TMP, site);
+    emit_jmp(c, t->tr->to.miss);
+}
+
+void translate_interp(struct translation *t, bool ends_block)
+{
+    struct translator *tr = t->tr;
+    uint32_t site = translate_new_site(t);
+    tr->insns[tr->insn_count] = *t->insn;
+    tr->sites[site].insn = tr->insn_count++;
+    emit_mov_imm(&t->hot, TMP, site);
+    emit_jmp(&t->hot, tr->to.interp);
+    t->parked = false; /* resumes with native flags */
+    (void)ends_block;
+}
+
+static void load_operand(struct emit *e, const struct insn *insn, unsigned guest, unsigned host)
+{
+    if (insn->gpr_read & MASK(guest))
+        emit_load_gs(e, host, GPR_OFFSET(guest));
+}
+
+static void store_operand(struct emit *e, const struct insn *insn, unsigned guest, unsigned host)
+{
+    if (insn->gpr_write & MASK(guest))
+        emit_store_gs(e, host, GPR_OFFSET(guest));
+}
+
+/* No memory access: r14 and r15 are loaded into themselves. */
+static bool plain_on_registers(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    struct emit *e = &t->hot;
+    if (insn->mem_is_agen && (insn->address_bits != 64 || insn->mem_rip)) {
+        if (insn->address_bits != 64)
+            return false;
+        /* lea reg, [rip + disp] */
+        unsigned reg = ((insn->modrm >> 3) & 7) | ((insn->rex & 4) << 1);
+        if (insn->operand_bits == 16)
+            return false;
+        uint64_t value = t->next_rip + (uint64_t)insn->mem_disp;
+        if (insn->operand_bits == 32)
+            value &= UINT32_MAX;
+        emit_mov_imm(e, reg, value);
+        if (in_memory(reg))
+            emit_store_gs(e, reg, GPR_OFFSET(reg));
+        return true;
+    }
+    settle_flags(t);
+    load_operand(e, insn, R14, R14);
+    load_operand(e, insn, R15, R15);
+    emit_bytes(e, insn->bytes, insn->length);
+    store_operand(e, insn, R14, R14);
+    store_operand(e, insn, R15, R15);
+    return true;
+}
+
+/* Explicit register operands, without those that only make up the address. */
+static unsigned data_registers(const struct insn *insn)
+{
+    unsigned registers = 0;
+    if (insn->has_modrm && !insn->fpu)
+        registers |= MASK(((insn->modrm >> 3) & 7) | (insn->vex_length ? 0 : (insn->rex & 4u) << 1));
+    return registers;
+}
+
+/* Which of r14/r15 take part as data. Address-only use is told apart by the ModRM reg and VEX.vvvv fields. */
+static unsigned scratch_operands(const struct insn *insn)
+{
+    unsigned used = (insn->gpr_read | insn->gpr_write) & (MASK(R14) | MASK(R15));
+    if (!used)
+        return 0;
+    unsigned address = 0;
+    if (insn->mem_base != INSN_NO_REG)
+        address |= MASK(insn->mem_base);
+    if (insn->mem_index != INSN_NO_REG)
+        address |= MASK(insn->mem_index);
+    unsigned data = used & ~address;
+    data |= insn->gpr_write & (MASK(R14) | MASK(R15));
+    /* In the address and in the ModRM reg field at once, as in add [r14], r14. VEX forms are treated as using all. */
+    data |= used & address & (insn->vex_length ? used : data_registers(insn));
+    return data;
+}
+
+bool translate_plain(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    struct emit *e = &t->hot;
+    if (!insn->has_mem || insn->mem_is_agen)
+        return plain_on_registers(t);
+    if (!insn->mem_bytes || insn->mem_bytes > 64)
+        return false;
+    unsigned scratch = scratch_operands(insn);
+    if (scratch == (MASK(R14) | MASK(R15)))
+        return false;
+    struct insn_remap remap = insn_remap_identity;
+    unsigned guest = scratch == MASK(R15) ? R15 : R14;
+    remap.gpr[guest] = TMP;
+    remap.mem_base = ADDR;
+    remap.mem_index = INSN_NO_REG;
+    uint8_t code[INSN_MAX_BYTES];
+    unsigned length = insn_reencode(insn, &remap, code);
+    unsigned borrowed = INSN_NO_REG;
+    if (!length) { /* ah, ch, dh, bh exclude REX: borrow a register that needs none for the address */
+        borrowed = !((insn->gpr_read | insn->gpr_write) & MASK(RSI)) ? RSI : RDI;
+        if (scratch || ((insn->gpr_read | insn->gpr_write) & MASK(borrowed)))
+            return false;
+        remap.mem_base = (uint8_t)borrowed;
+        length = insn_reencode(insn, &remap, code);
+        if (!length)
+            return false;
+    }
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    if (!translate_address(t))
+        return false;
+    translate_check(t, retry, insn->mem_bytes, insn->mem_write, insn->mem_segment == SEG_SS);
+    settle_flags(t);
+    if (scratch)
+        load_operand(e, insn, guest, TMP);
+    if (borrowed != INSN_NO_REG) {
+        emit_mov(e, TMP, borrowed);
+        emit_mov(e, borrowed, ADDR);
+    }
+    emit_bytes(e, code, length);
+    if (borrowed != INSN_NO_REG)
+        emit_mov(e, borrowed, TMP);
+    if (scratch)
+        store_operand(e, insn, guest, TMP);
+    return true;
+}
+
+/* mov [r15], reg and mov reg, [r15] of the operand size (16 or 64 bits). */
+static void access_slot(struct emit *e, unsigned opcode, unsigned reg, unsigned operand_bits)
+{
+    if (operand_bits == 16)
+        emit_u8(e, 0x66);
+    emit_u8(e, emit_rex(operand_bits == 64, reg, 0, ADDR));
+    emit_u8(e, opcode);
+    emit_u8(e, (reg & 7) << 3 | (ADDR & 7));
+}
+
+static void move_rsp(struct emit *e, int bytes)
+{
+    emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, bytes);
+}
+
+static bool push_value(struct translation *t, unsigned reg, bool immediate)
+{
+    struct emit *e = &t->hot;
+    int bytes = t->insn->operand_bits / 8;
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -bytes);
+    translate_check(t, retry, (unsigned)bytes, true, true);
+    if (immediate)
+        emit_mov_imm(e, TMP, (uint64_t)t->insn->imm);
+    else if (in_memory(reg))
+        emit_load_gs(e, TMP, GPR_OFFSET(reg));
+    access_slot(e, OP_MOV_STORE, immediate || in_memory(reg) ? TMP : reg, t->insn->operand_bits);
+    move_rsp(e, -bytes);
+    return true;
+}
+
+static bool pop_register(struct translation *t, unsigned reg)
+{
+    struct emit *e = &t->hot;
+    if (reg == RSP || t->insn->operand_bits != 64)
+        return false;
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    emit_mov(e, ADDR, RSP);
+    translate_check(t, retry, 8, false, true);
+    access_slot(e, OP_MOV_LOAD, in_memory(reg) ? TMP : reg, 64);
+    if (in_memory(reg))
+        emit_store_gs(e, TMP, GPR_OFFSET(reg));
+    move_rsp(e, 8);
+    return true;
+}
+
+static bool push_memory(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    if (t->insn->operand_bits != 64 || t->insn->address_bits != 64)
+        return false;
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    translate_address(t);
+    translate_check(t, retry, 8, false, t->insn->mem_segment == SEG_SS);
+    access_slot(e, OP_MOV_LOAD, TMP, 64);
+    emit_store_gs(e, TMP, offsetof(struct jit_vcpu, scratch[0]));
+    retry = e->at;
+    emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
+    translate_check(t, retry, 8, true, true);
+    emit_load_gs(e, TMP, offsetof(struct jit_vcpu, scratch[0]));
+    access_slot(e, OP_MOV_STORE, TMP, 64);
+    move_rsp(e, -8);
+    return true;
+}
+
+static bool leave(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    if (t->insn->operand_bits != 64)
+        return false;
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    emit_mov(e, ADDR, RBP);
+    translate_check(t, retry, 8, false, true);
+    emit_mem(e, OP_LEA, RSP, RBP, INSN_NO_REG, 1, 8);
+    access_slot(e, OP_MOV_LOAD, RBP, 64);
+    return true;
+}
+
+bool translate_stack(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    unsigned reg = (insn->opcode & 7) | ((insn->rex & 1u) << 3);
+    if (insn->map)
+        return false;
+    if ((insn->opcode & 0xf8) == 0x50)
+        return push_value(t, reg, false);
+    if ((insn->opcode & 0xf8) == 0x58)
+        return pop_register(t, reg);
+    if (insn->opcode == 0x68 || insn->opcode == 0x6a)
+        return push_value(t, 0, true);
+    if (insn->opcode == 0xff && insn->has_mem)
+        return push_memory(t);
+    if (insn->opcode == 0xff)
+        return push_value(t, (insn->modrm & 7) | ((insn->rex & 1u) << 3), false);
+    if (insn->opcode == 0xc9)
+        return leave(t);
+    return false;
+}
