@@ -122,17 +122,23 @@ static int check_phase(const struct api *api, enum api_phase phase, struct err *
     return 0;
 }
 
-/* The id in the path and the one in the body are the same, or there is none. */
-static int check_id(const struct api_operation *operation, const char *id, const json_t *body, struct err *err)
+/* The id that a request is about: the path's, which the body's must match, or without a path the body's own. */
+static int settle_id(const struct api_operation *operation, const json_t *body, const char **id, struct err *err)
 {
     const char *brace = strchr(operation->path, '{');
-    if (!brace)
+    if (!brace) {
+        *id = "";
         return 0;
+    }
     char member[32];
     snprintf(member, sizeof member, "%.*s", (int)strcspn(brace + 1, "}"), brace + 1);
     const char *own = api_string(body, member);
-    if (own && strcmp(own, id))
-        return err_say(err, EINVAL, "The id from the path [%s] does not match the id from the body [%.64s]!", id, own);
+    if (!*id) {
+        *id = own ? own : "";
+        return api_check_id(*id, strlen(*id), err);
+    }
+    if (own && strcmp(own, *id))
+        return err_say(err, EINVAL, "The id from the path [%s] does not match the id from the body [%.64s]!", *id, own);
     return 0;
 }
 
@@ -154,7 +160,7 @@ int api_run(struct api *api, const struct api_operation *operation, const char *
     int ret = body ? api_check(operation->body, body, operation->partial, ret_deprecated, err) : 0;
     if (ret < 0)
         return err_ctx(err, "An error occurred when deserializing the json body of a request");
-    ret = check_id(operation, id, body, err);
+    ret = settle_id(operation, body, &id, err);
     if (ret < 0)
         return ret;
     struct api_request request = {.operation = operation, .id = id, .body = body};
@@ -202,16 +208,19 @@ static int handle_operation(struct api *api, const struct api_operation *operati
     return ret;
 }
 
-/* {"fault_message": ...}. A message may carry bytes of the request, cut anywhere: what is not ASCII becomes '?'. */
-static char *fault_body(const struct err *err)
+/* Copies what a client sent, cut anywhere, fit for one line of log and for JSON: what is not plain ASCII becomes '?'. */
+static void copy_plain(char *to, size_t size, const char *from)
 {
-    char message[ERR_MESSAGE_SIZE];
     size_t i = 0;
-    for (; i + 1 < sizeof message && err->message[i]; i++) {
-        unsigned char c = (unsigned char)err->message[i];
-        message[i] = c < 0x20 || c >= 0x7f ? '?' : (char)c;
+    for (; i + 1 < size && from[i]; i++) {
+        unsigned char c = (unsigned char)from[i];
+        to[i] = c < 0x20 || c >= 0x7f ? '?' : (char)c;
     }
-    message[i] = '\0';
+    to[i] = '\0';
+}
+
+static char *fault_body(const char *message)
+{
     json_t *root = json_object();
     json_object_set_new(root, "fault_message", json_string(message));
     char *text = json_dumps(root, JSON_COMPACT);
@@ -238,11 +247,15 @@ void api_handle(struct api *api, const char *method, const char *path, const cha
 {
     struct err err = {0};
     json_t *answer = NULL;
+    char shown_method[16], shown_path[80], message[ERR_MESSAGE_SIZE];
     *ret_response = (struct api_response){0};
     int ret = handle(api, method, path, body, len, ret_response, &answer, &err);
+    copy_plain(shown_method, sizeof shown_method, method);
+    copy_plain(shown_path, sizeof shown_path, path);
+    copy_plain(message, sizeof message, err.message);
     if (ret < 0) {
-        ret_response->status = ret == -EFBIG && len > API_BODY_MAX ? 413 : 400;
-        ret_response->body = fault_body(&err);
+        ret_response->status = len > API_BODY_MAX ? 413 : 400;
+        ret_response->body = fault_body(message);
     } else if (answer) {
         ret_response->status = 200;
         ret_response->body = json_dumps(answer, JSON_COMPACT);
@@ -250,8 +263,6 @@ void api_handle(struct api *api, const char *method, const char *path, const cha
         ret_response->status = 204;
     }
     json_decref(answer);
-    if (ret < 0)
-        log_info("API: %.16s %.80s: %d: %s", method, path, ret_response->status, err.message);
-    else
-        log_info("API: %.16s %.80s: %d", method, path, ret_response->status);
+    log_info("API: %s %s: %d%s%s", shown_method, shown_path, ret_response->status, ret < 0 ? ": " : "",
+             ret < 0 ? message : "");
 }

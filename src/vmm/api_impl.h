@@ -68,6 +68,8 @@ extern const struct api_operation api_operations[API_OPERATIONS];
 /* The operation for a method and path. `ret_id` gets the id in the path (at most API_ID_MAX characters, checked), or "". */
 must_check int api_route(const char *method, const char *path, const struct api_operation **ret_operation,
                          char ret_id[API_ID_MAX + 1], struct err *err);
+/* 1 to API_ID_MAX letters, digits and underscores. */
+must_check int api_check_id(const char *id, size_t len, struct err *err);
 /* Checks a body; -EINVAL with the first thing wrong, named. */
 must_check int api_check(const struct api_object *object, json_t *body, bool partial, bool *ret_deprecated,
                          struct err *err);
@@ -99,8 +101,8 @@ struct api {
     int (*open_output)(const char *path);
 };
 
-/* Runs one checked-out operation on a parsed body (borrowed; may be NULL): schema, phase, handler. The lock is taken inside.
- * `id` as in the path; NULL takes the body's own. */
+/* Runs one operation on a parsed body (borrowed; NULL only where it is optional or none): schema, id, phase, handler. Takes
+ * the lock. `id` as in the path; NULL takes the body's own. */
 must_check int api_run(struct api *api, const struct api_operation *operation, const char *id, json_t *body,
                        bool *ret_deprecated, json_t **ret_answer, struct err *err);
 /* The operation of `method` on the path as written in the table; never NULL for those that exist. */

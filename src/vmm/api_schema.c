@@ -55,7 +55,7 @@ static bool path_matches(const char *table_path, const char *path, size_t len, c
     return true;
 }
 
-static int take_id(const char *id, size_t len, char ret_id[API_ID_MAX + 1], struct err *err)
+int api_check_id(const char *id, size_t len, struct err *err)
 {
     if (!len)
         return err_say(err, EINVAL, "The ID cannot be empty.");
@@ -66,6 +66,14 @@ static int take_id(const char *id, size_t len, char ret_id[API_ID_MAX + 1], stru
             return err_say(err, EINVAL,
                            "API Resource IDs can only contain alphanumeric characters and underscores.");
     }
+    return 0;
+}
+
+static int take_id(const char *id, size_t len, char ret_id[API_ID_MAX + 1], struct err *err)
+{
+    int ret = api_check_id(id, len, err);
+    if (ret < 0)
+        return ret;
     memcpy(ret_id, id, len);
     ret_id[len] = '\0';
     return 0;
