@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include "cpu/jit/cache_impl.h"
+#include "cpu/jit/fpu.h"
 #include "cpu/jit/mmu.h"
 #include "cpu/jit/requests.h"
 #include "cpu/jit/vcpu.h"
@@ -84,6 +85,7 @@ void cache_free(struct jit_vcpu *cpu)
 static void cache_reset(struct jit_vcpu *cpu)
 {
     struct translator *tr = cpu->translator;
+    fpu_save(cpu);
     for (uint32_t i = 1; i < tr->block_count; i++) {
         for (unsigned k = 0; k < 2 && tr->blocks[i].page[k]; k++) {
             uint32_t page = page_number(tr, tr->blocks[i].page[k]);
@@ -365,8 +367,14 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
     if (!page)
         return NULL;
     struct block_key key = cache_key(cpu);
+    bool smap = cpu->cr4 & CR4_SMAP;
+    if (smap != cpu->translator->smap) {
+        cache_drop_all(cpu);
+        cpu->translator->smap = smap;
+    }
     struct block *block = find(cpu, page, key);
     if (!block) {
+        fpu_save(cpu); /* decoder and translator are compiled like any other code */
         make_room(cpu);
         block = translate_block(cpu, page, key);
         if (!block)

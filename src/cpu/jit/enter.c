@@ -59,7 +59,6 @@ static const uint8_t *interpret(struct jit_vcpu *cpu, const struct insn *insn, c
     uint64_t next_rip = cpu->rip + insn->length, epoch = cpu->flush_epoch;
     uint32_t generation = cpu->translator->generation;
     struct block_key before = block->key;
-    fpu_save(cpu);
     interp_execute(cpu, insn);
     cpu->translator->stat_interp++;
     if (cpu->rflags & FLAG_IF && lapic_pending_vector(cpu) >= 0)
@@ -92,6 +91,7 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
     unsigned access = (site->write ? ACCESS_WRITE : 0) | (site->stack ? ACCESS_STACK : 0);
     if (in_page && mmu_tlb_load(cpu, linear, access))
         return site->retry;
+    fpu_save(cpu); /* the decoder is compiled like any other code */
     struct insn insn;
     uint8_t bytes[INSN_MAX_BYTES];
     unsigned length = mmu_fetch(cpu, cpu->rip, bytes, site->insn_length);
@@ -111,7 +111,8 @@ static const uint8_t *handle_link(struct jit_vcpu *cpu)
 {
     flags_from_ax(cpu, false);
     cpu->translator->stat_jumps++;
-    return cache_follow_link(cpu, cpu->site);
+    const uint8_t *host = cache_follow_link(cpu, cpu->site);
+    return host ? resume_at(cpu, host) : NULL;
 }
 
 static const uint8_t *handle_jump(struct jit_vcpu *cpu)
@@ -119,8 +120,7 @@ static const uint8_t *handle_jump(struct jit_vcpu *cpu)
     flags_from_ax(cpu, false);
     cpu->rip = cpu->site_linear;
     cpu->translator->stat_jumps++;
-    struct block *block = cache_lookup(cpu);
-    return block ? block->entry : NULL;
+    return resume_at_rip(cpu);
 }
 
 static const uint8_t *handle_poll(struct jit_vcpu *cpu)
@@ -133,8 +133,7 @@ static const uint8_t *handle_poll(struct jit_vcpu *cpu)
 static const uint8_t *handle_dead(struct jit_vcpu *cpu)
 {
     handle_poll(cpu);
-    struct block *block = cache_lookup(cpu);
-    return block ? block->entry : NULL;
+    return resume_at_rip(cpu);
 }
 
 static bool in_r14_r15(unsigned gpr)

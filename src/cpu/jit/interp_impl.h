@@ -20,6 +20,9 @@ typedef void interp_fn(struct jit_vcpu *cpu, const struct insn *insn);
 /* Each executes one instruction of its kind and moves rip. */
 interp_fn interp_branch, interp_stack, interp_system, interp_string, interp_plain;
 
+/* mov to and from segment registers (rip stays); far jmp and call (sets rip). */
+interp_fn interp_mov_segment, interp_far_transfer;
+
 /* By mnemonic, those of the other files; NULL for none. */
 interp_fn *interp_state_handler(unsigned mnemonic);   /* fxsave, xsave and the like, mxcsr, fnsave */
 interp_fn *interp_vector_handler(unsigned mnemonic);  /* maskmov, gathers */

@@ -207,6 +207,7 @@ static void take_init_and_sipi(struct jit_vcpu *cpu)
 /* True when an interrupt was delivered. */
 static bool take_interrupt(struct jit_vcpu *cpu)
 {
+    cpu->interrupt_waiting = lapic_pending_vector(cpu) >= 0;
     if (cpu->interrupt_shadow)
         return false;
     if (!cpu->nmi_blocked && take(&cpu->nmi_pending)) {
@@ -229,7 +230,6 @@ static bool take_interrupt(struct jit_vcpu *cpu)
 static void interpret_one(struct jit_vcpu *cpu)
 {
     bool trap = cpu->rflags & FLAG_TF;
-    fpu_save(cpu);
     cpu->interrupt_shadow = false;
     interp_step(cpu);
     if (trap && !cpu->interrupt_shadow)

@@ -136,7 +136,9 @@ static void emit_insn(struct translation *t)
     else if (insn->kind == INSN_NOP)
         inlined = true;
     else if (insn->kind == INSN_STACK)
-        inlined = translate_stack(t);
+        inlined = translate_stack(t) || translate_system(t);
+    else if (insn->kind == INSN_SYSTEM)
+        inlined = translate_system(t);
     else if (insn->kind == INSN_BRANCH)
         inlined = translate_branch(t);
     if (inlined)

@@ -91,6 +91,7 @@ struct translator {
     uint32_t pages;
     uint8_t *ram;         /* host address of guest RAM */
     uint32_t generation;  /* counts cache resets */
+    bool smap;            /* CR4.SMAP when blocks were made: they know the pools by it */
     uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links;
 };
 
@@ -134,6 +135,12 @@ uint32_t translate_new_site(struct translation *t);
 bool translate_branch(struct translation *t);
 /* Leaves the block to a known rip. */
 void translate_exit(struct translation *t, struct emit *e, uint64_t rip);
+
+/* The same through the jump cache of t->key's pool, whatever the target. */
+void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t rip);
+
+/* translate_system.c */
+bool translate_system(struct translation *t);
 
 /* liveness.c */
 uint16_t liveness_kills(const struct insn *insn);

@@ -36,7 +36,7 @@ static void exit_indirect(struct translation *t, struct emit *e)
     emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */
 }
 
-static void exit_far(struct translation *t, struct emit *e, uint64_t rip)
+void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t rip)
 {
     uint64_t index = 0;
     __asm__("pext %2, %1, %0" : "=r"(index) : "r"(rip), "r"(t->cpu->jump_mask));
@@ -75,7 +75,7 @@ static const uint8_t *link_stub(struct translation *t, uint64_t rip, unsigned *r
 void translate_exit(struct translation *t, struct emit *e, uint64_t rip)
 {
     if (!linkable(t, rip)) {
-        exit_far(t, e, rip);
+        translate_exit_indirectly(t, e, rip);
         return;
     }
     unsigned which;
@@ -95,7 +95,7 @@ static void exit_conditional(struct translation *t, unsigned condition, uint64_t
         return;
     }
     emit_jcc(&t->hot, condition, t->cold.at);
-    exit_far(t, &t->cold, rip);
+    translate_exit_indirectly(t, &t->cold, rip);
 }
 
 static void exit_if_rcx_zero(struct translation *t, uint64_t rip)

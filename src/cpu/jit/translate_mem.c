@@ -170,31 +170,17 @@ static bool plain_on_registers(struct translation *t)
     return true;
 }
 
-/* Explicit register operands, without those that only make up the address. */
-static unsigned data_registers(const struct insn *insn)
+static unsigned field_mask(unsigned gpr)
 {
-    unsigned registers = 0;
-    if (insn->has_modrm && !insn->fpu)
-        registers |= MASK(((insn->modrm >> 3) & 7) | (insn->vex_length ? 0 : (insn->rex & 4u) << 1));
-    return registers;
+    return gpr == INSN_NO_REG ? 0 : MASK(gpr);
 }
 
-/* Which of r14/r15 take part as data. Address-only use is told apart by the ModRM reg and VEX.vvvv fields. */
+/* Which of r14/r15 take part as data, not only in the address. */
 static unsigned scratch_operands(const struct insn *insn)
 {
-    unsigned used = (insn->gpr_read | insn->gpr_write) & (MASK(R14) | MASK(R15));
-    if (!used)
-        return 0;
-    unsigned address = 0;
-    if (insn->mem_base != INSN_NO_REG)
-        address |= MASK(insn->mem_base);
-    if (insn->mem_index != INSN_NO_REG)
-        address |= MASK(insn->mem_index);
-    unsigned data = used & ~address;
-    data |= insn->gpr_write & (MASK(R14) | MASK(R15));
-    /* In the address and in the ModRM reg field at once, as in add [r14], r14. VEX forms are treated as using all. */
-    data |= used & address & (insn->vex_length ? used : data_registers(insn));
-    return data;
+    unsigned operands = field_mask(insn->reg_gpr) | field_mask(insn->rm_gpr) | field_mask(insn->vvvv_gpr) |
+                        field_mask(insn->opcode_gpr) | insn->gpr_implicit;
+    return operands & (MASK(R14) | MASK(R15));
 }
 
 bool translate_plain(struct translation *t)
@@ -203,7 +189,7 @@ bool translate_plain(struct translation *t)
     struct emit *e = &t->hot;
     if (!insn->has_mem || insn->mem_is_agen)
         return plain_on_registers(t);
-    if (!insn->mem_bytes || insn->mem_bytes > 64)
+    if (!insn->mem_bytes || insn->mem_bytes > 64 || insn->address_bits != 64)
         return false;
     unsigned scratch = scratch_operands(insn);
     if (scratch == (MASK(R14) | MASK(R15)))

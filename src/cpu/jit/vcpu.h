@@ -48,6 +48,7 @@ struct jit_vcpu {
     uint8_t mode;            /* enum vcpu_mode; follows CR0.PE, EFER.LMA and CS.L (vcpu_update_mode) */
     bool halted;             /* HLT executed: run loop waits for an interrupt */
     bool interrupt_shadow;   /* after STI, MOV SS, POP SS: no interrupt before the next instruction has retired */
+    bool interrupt_waiting;  /* an interrupt or a notice may be pending while IF is clear: STI must look */
     bool nmi_blocked;
     struct x86_segment_state seg[SEG_COUNT];
     struct x86_segment_state tr, ldtr;

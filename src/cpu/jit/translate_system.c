@@ -1,0 +1,136 @@
+/* System instructions that kernels run all the time, inline: cli, sti, pushf, stac, clac, swapgs, rdtsc, for supervisor code.
+ * The rest goes to the interpreter. */
+#include <Zydis/Mnemonic.h>
+#include <stddef.h>
+
+#include "cpu/jit/translate.h"
+#include "cpu/jit/vcpu.h"
+
+#define TMP R14
+#define ADDR R15
+#define GPR_OFFSET(r) (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)(r))
+
+/* op dword gs:[rflags], imm32; clobbers flags. group 1: or, 4: and. */
+static void change_rflags(struct emit *e, unsigned group, uint32_t value)
+{
+    emit_bytes(e, "\x65\x81", 2);
+    emit_u8(e, 0x04 | group << 3);
+    emit_u8(e, 0x25);
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, rflags));
+    emit_u32(e, value);
+}
+
+#define GROUP_OR 1u
+#define GROUP_AND 4u
+
+static bool inline_cli(struct translation *t)
+{
+    translate_park_flags(t);
+    change_rflags(&t->hot, GROUP_AND, ~(uint32_t)FLAG_IF);
+    return true;
+}
+
+/* With an interrupt waiting, C code does it, with the one-instruction shadow. Without one the shadow cannot be seen. */
+static bool inline_sti(struct translation *t)
+{
+    struct emit *e = &t->hot, *c = &t->cold;
+    translate_park_flags(t);
+    emit_bytes(e, "\x65\x80\x3c\x25", 4); /* cmp byte gs:[interrupt_waiting], 0 */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, interrupt_waiting));
+    emit_u8(e, 0);
+    emit_jcc(e, CONDITION_NE, c->at);
+    uint32_t site = translate_new_site(t);
+    t->tr->insns[t->tr->insn_count] = *t->insn;
+    t->tr->sites[site].insn = t->tr->insn_count++;
+    emit_mov_imm(c, TMP, site);
+    emit_jmp(c, t->tr->to.interp);
+    change_rflags(e, GROUP_OR, FLAG_IF);
+    return true;
+}
+
+/* Arithmetic flags are parked: they and the rest of rflags make the image. */
+static bool inline_pushf(struct translation *t)
+{
+    if (t->insn->operand_bits != 64)
+        return false;
+    struct emit *e = &t->hot;
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
+    translate_check(t, retry, 8, true, true);
+    emit_store_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_bytes(e, "\x65\x0f\xb6\x04\x25", 5); /* movzx eax, byte gs:[flags_saved + 1] */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, flags_saved) + 1);
+    emit_bytes(e, "\x25\xd5\x00\x00\x00", 5);     /* and eax, 0xd5 */
+    emit_bytes(e, "\x65\x44\x0f\xb6\x34\x25", 6); /* movzx r14d, byte gs:[flags_saved] */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, flags_saved));
+    emit_bytes(e, "\x41\xc1\xe6\x0b", 4); /* shl r14d, 11 */
+    emit_bytes(e, "\x41\x09\xc6", 3);     /* or r14d, eax */
+    emit_gs(e, 0, OP_MOV_LOAD, RAX, offsetof(struct jit_vcpu, rflags));
+    emit_u8(e, 0x25); /* and eax, imm32 */
+    emit_u32(e, ~(uint32_t)(FLAGS_ARITHMETIC | FLAG_RF | FLAG_VM));
+    emit_bytes(e, "\x41\x09\xc6", 3); /* or r14d, eax */
+    emit_load_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_mem(e, OP_MOV_STORE, TMP, ADDR, INSN_NO_REG, 1, 0);
+    emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, -8);
+    return true;
+}
+
+/* STAC and CLAC change the pool of data accesses: on to the next instruction in the other mode. */
+static bool inline_ac(struct translation *t, bool set)
+{
+    if (!(t->cpu->cr4 & CR4_SMAP))
+        return false;
+    translate_park_flags(t);
+    change_rflags(&t->hot, set ? GROUP_OR : GROUP_AND, set ? FLAG_AC : ~(uint32_t)FLAG_AC);
+    translate_unpark_flags(t);
+    struct block_key key = t->key;
+    t->key.pool = set ? TLB_SUPER_AC : TLB_SUPER;
+    translate_exit_indirectly(t, &t->hot, t->next_rip);
+    t->key = key;
+    return true;
+}
+
+static bool inline_swapgs(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    emit_load_gs(e, TMP, offsetof(struct jit_vcpu, seg[SEG_GS].base));
+    emit_load_gs(e, ADDR, offsetof(struct jit_vcpu, kernel_gs_base));
+    emit_store_gs(e, TMP, offsetof(struct jit_vcpu, kernel_gs_base));
+    emit_store_gs(e, ADDR, offsetof(struct jit_vcpu, seg[SEG_GS].base));
+    return true;
+}
+
+static bool inline_rdtsc(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    translate_park_flags(t);
+    emit_bytes(e, "\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0", 9); /* rdtsc; shl rdx, 32; or rax, rdx */
+    emit_gs(e, 1, OP_ADD_LOAD, RAX, offsetof(struct jit_vcpu, tsc_offset));
+    emit_bytes(e, "\x48\x89\xc2\x48\xc1\xea\x20\x89\xc0", 9); /* mov rdx, rax; shr rdx, 32; mov eax, eax */
+    return true;
+}
+
+bool translate_system(struct translation *t)
+{
+    if (t->key.pool == TLB_USER)
+        return false;
+    switch (t->insn->mnemonic) {
+    case ZYDIS_MNEMONIC_CLI:
+        return inline_cli(t);
+    case ZYDIS_MNEMONIC_STI:
+        return inline_sti(t);
+    case ZYDIS_MNEMONIC_PUSHFQ:
+        return inline_pushf(t);
+    case ZYDIS_MNEMONIC_STAC:
+        return inline_ac(t, true);
+    case ZYDIS_MNEMONIC_CLAC:
+        return inline_ac(t, false);
+    case ZYDIS_MNEMONIC_SWAPGS:
+        return inline_swapgs(t);
+    case ZYDIS_MNEMONIC_RDTSC:
+        return inline_rdtsc(t);
+    default:
+        return false;
+    }
+}
