@@ -17,7 +17,6 @@ struct vm_config *vm_config_new(void)
         return NULL;
     config->cpus = 1;
     config->memory_bytes = UINT64_C(128) << 20;
-    config->entropy.present = true;
     config->log_level = LOG_WARN;
     config->engine = strdup("auto");
     config->cpu_model = strdup("host");

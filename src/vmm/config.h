@@ -7,11 +7,20 @@
 #include <stdint.h>
 #include "base/err.h"
 #include "base/log.h"
-#include "virtio/limiter.h"
 
 #define VM_MAX_VCPUS 32
 #define VM_MAX_DISKS 16
 #define VM_MAX_NETS 8
+
+/* Token bucket: `size` tokens, full again after `refill_ms`; `burst` more once at the start. size 0: no limit. */
+struct vm_rate_bucket {
+    uint64_t size, burst, refill_ms;
+};
+
+struct vm_rate_limit {
+    struct vm_rate_bucket bandwidth; /* bytes */
+    struct vm_rate_bucket ops;
+};
 
 struct vm_disk {
     char *id, *path;
@@ -21,7 +30,7 @@ struct vm_disk {
     bool root;        /* root device: adds root= to the command line when it has none */
     char *partuuid;   /* of the root device, NULL for none */
     unsigned queues;  /* 0: one a vCPU */
-    struct limiter_config limit;
+    struct vm_rate_limit limit;
 };
 
 enum vm_net_backend { VM_NET_USER, VM_NET_TAP };
@@ -33,7 +42,7 @@ struct vm_net {
     bool has_mac;     /* otherwise one is made from the VM's and the interface's id */
     uint8_t mac[6];
     unsigned queues;  /* 0: one pair a vCPU (tap), one pair (user) */
-    struct limiter_config rx_limit, tx_limit;
+    struct vm_rate_limit rx_limit, tx_limit;
 };
 
 struct vm_vsock {
@@ -52,7 +61,7 @@ struct vm_balloon {
 
 struct vm_entropy {
     bool present;
-    struct limiter_config limit;
+    struct vm_rate_limit limit;
 };
 
 enum vm_console_mode { VM_CONSOLE_STDIO, VM_CONSOLE_PTY, VM_CONSOLE_FILE, VM_CONSOLE_NONE };
@@ -85,7 +94,7 @@ struct vm_config {
     enum log_level log_level;
 };
 
-/* Defaults: 1 vCPU, 128 MiB, model "host", engine "auto", console on stdio, an entropy device. NULL when memory is out. */
+/* Defaults: 1 vCPU, 128 MiB, model "host", engine "auto", console on stdio. NULL when memory is out. */
 struct vm_config *vm_config_new(void);
 void vm_config_free(struct vm_config *config);
 /* Append a blank, defaulted entry with a copy of `id` (NULL: "drive0".., "net0".. by position); -ENOSPC when full. */

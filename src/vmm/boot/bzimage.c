@@ -9,6 +9,7 @@
 #define SECTOR 512u
 #define HEADER_START 0x1f1u
 #define SETUP_SECTORS 0x1f1u
+#define SYSTEM_SIZE 0x1f4u
 #define HEADER_JUMP 0x201u
 #define HEADER_MAGIC 0x202u
 #define VERSION 0x206u
@@ -74,6 +75,8 @@ int boot_load_bzimage(struct mem *mem, const struct image *image, uint8_t *zero_
     size_t offset = (size_t)(sectors + 1) * SECTOR;
     if (offset + ENTRY_64 >= image->len)
         return err_say(err, ENOEXEC, "the bzImage ends within its setup code, it is damaged");
+    if (image->len - offset < (uint64_t)load_le32(header + SYSTEM_SIZE) * 16)
+        return err_say(err, ENOEXEC, "the bzImage is shorter than its header says, it is damaged or cut short");
     uint64_t at = load_address(header), need = load_le32(header + INIT_SIZE);
     size_t len = image->len - offset;
     if (need < len)

@@ -1,0 +1,167 @@
+/* The virtio devices of a machine, made from its configuration in a fixed order: a guest finds the same device in the same
+ * slot each time. */
+#include "vmm/machine_impl.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "block/block.h"
+#include "net/net.h"
+#include "virtio/balloon.h"
+#include "virtio/blk.h"
+#include "virtio/net.h"
+#include "virtio/rng.h"
+#include "virtio/vsock.h"
+
+static struct virtio_host device_host(const struct machine *machine)
+{
+    return (struct virtio_host){
+        .mem = machine->mem, .loop = machine->host.loop, .pci = machine->pci, .engine = machine->engine};
+}
+
+static struct token_bucket_config bucket(const struct vm_rate_bucket *rate)
+{
+    return (struct token_bucket_config){
+        .size = rate->size, .one_time_burst = rate->burst, .refill_time_ms = rate->refill_ms};
+}
+
+struct limiter_config machine_limiter(const struct vm_rate_limit *limit)
+{
+    return (struct limiter_config){.bandwidth = bucket(&limit->bandwidth), .ops = bucket(&limit->ops)};
+}
+
+static int add_disk(struct machine *machine, unsigned index, struct err *err)
+{
+    const struct vm_disk *disk = &machine->config->disks[index];
+    struct virtio_host host = device_host(machine);
+    struct block_options options = {.path = disk->path, .fd = -1, .read_only = disk->read_only, .direct = disk->direct};
+    struct block_node *node;
+    int r = block_open(&options, &node, err);
+    if (r < 0)
+        return r;
+    struct virtio_blk_config config = {
+        .id = disk->id,
+        .node = node,
+        .queues = disk->queues ? disk->queues : machine->config->cpus,
+        .limiter = machine_limiter(&disk->limit),
+    };
+    r = virtio_blk_create(&config, &host, &machine->devices.disks[index], err);
+    if (r < 0)
+        block_close(node);
+    return r;
+}
+
+static int add_disks(struct machine *machine, struct err *err)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < machine->config->disk_count; i++)
+        r = add_disk(machine, i, err);
+    return r;
+}
+
+static unsigned net_queues(const struct machine *machine, const struct vm_net *net)
+{
+    unsigned wanted = net->queues ? net->queues : machine->config->cpus;
+    return wanted < VIRTIO_NET_MAX_PAIRS ? wanted : VIRTIO_NET_MAX_PAIRS;
+}
+
+static int add_net(struct machine *machine, unsigned index, struct err *err)
+{
+    const struct vm_net *net = &machine->config->nets[index];
+    struct virtio_host host = device_host(machine);
+    struct net_options options = {
+        .driver = net->backend == VM_NET_TAP ? "tap" : "user",
+        .name = net->tap,
+        .fd = -1,
+        .queues = net->backend == VM_NET_TAP ? net_queues(machine, net) : 1,
+    };
+    struct net_backend *backend;
+    int r = net_open(&options, &backend, err);
+    if (r < 0)
+        return r;
+    struct virtio_net_config config = {
+        .id = net->id,
+        .backend = backend,
+        .has_mac = net->has_mac,
+        .rx = machine_limiter(&net->rx_limit),
+        .tx = machine_limiter(&net->tx_limit),
+    };
+    memcpy(config.mac, net->mac, sizeof config.mac);
+    r = virtio_net_create(&config, &host, &machine->devices.nets[index], err);
+    if (r < 0)
+        net_close(backend);
+    return r;
+}
+
+static int add_nets(struct machine *machine, struct err *err)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < machine->config->net_count; i++)
+        r = add_net(machine, i, err);
+    return r;
+}
+
+static int add_vsock(struct machine *machine, struct err *err)
+{
+    const struct vm_vsock *vsock = &machine->config->vsock;
+    struct virtio_host host = device_host(machine);
+    struct virtio_vsock_config config = {.guest_cid = vsock->cid, .uds_path = vsock->uds_path};
+    return vsock->present ? virtio_vsock_create(&config, &host, &machine->devices.vsock, err) : 0;
+}
+
+static int add_balloon(struct machine *machine, struct err *err)
+{
+    const struct vm_balloon *balloon = &machine->config->balloon;
+    struct virtio_host host = device_host(machine);
+    struct virtio_balloon_config config = {
+        .target_mib = (uint32_t)balloon->target_mib,
+        .deflate_on_oom = balloon->deflate_on_oom,
+        .stats_interval_s = balloon->stats_interval_s,
+        .free_page_reporting = balloon->free_page_reporting,
+        .free_page_hinting = balloon->free_page_hinting,
+    };
+    return balloon->present ? virtio_balloon_create(&config, &host, &machine->devices.balloon, err) : 0;
+}
+
+static int add_entropy(struct machine *machine, struct err *err)
+{
+    const struct vm_entropy *entropy = &machine->config->entropy;
+    struct virtio_host host = device_host(machine);
+    struct virtio_rng_config config = {.limiter = machine_limiter(&entropy->limit)};
+    return entropy->present ? virtio_rng_create(&config, &host, &machine->devices.entropy, err) : 0;
+}
+
+int machine_add_devices(struct machine *machine, struct err *err)
+{
+    int r = add_disks(machine, err);
+    if (r == 0)
+        r = add_nets(machine, err);
+    if (r == 0)
+        r = add_vsock(machine, err);
+    if (r == 0)
+        r = add_balloon(machine, err);
+    if (r == 0)
+        r = add_entropy(machine, err);
+    return r;
+}
+
+void machine_each_device(struct machine *machine, void (*fn)(struct virtio_device *dev))
+{
+    struct machine_devices *devices = &machine->devices;
+    struct virtio_device *const single[] = {devices->vsock, devices->balloon, devices->entropy};
+    for (unsigned i = 0; i < VM_MAX_DISKS; i++)
+        if (devices->disks[i])
+            fn(devices->disks[i]);
+    for (unsigned i = 0; i < VM_MAX_NETS; i++)
+        if (devices->nets[i])
+            fn(devices->nets[i]);
+    for (unsigned i = 0; i < sizeof single / sizeof single[0]; i++)
+        if (single[i])
+            fn(single[i]);
+}
+
+void machine_free_devices(struct machine *machine)
+{
+    machine_each_device(machine, virtio_free);
+    machine->devices = (struct machine_devices){0};
+}

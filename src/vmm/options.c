@@ -1,0 +1,362 @@
+/* Options and their setters; each puts one value into struct vm_config. */
+#include "vmm/options.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/own.h"
+#include "base/size.h"
+#include "cpu/cpuid.h"
+
+static struct vm_config *config_of(void *target)
+{
+    return ((struct vmm_options *)target)->config;
+}
+
+/* A whole number in [min, max]. */
+static int parse_number(const char *value, unsigned long min, unsigned long max, unsigned long *ret_number, struct err *err)
+{
+    char *end;
+    errno = 0;
+    unsigned long number = strtoul(value, &end, 10);
+    if (errno || end == value || *end || value[0] == '-' || number < min || number > max)
+        return err_say(err, EINVAL, "'%s' is not a number from %lu to %lu", value, min, max);
+    *ret_number = number;
+    return 0;
+}
+
+static int set_kernel(void *target, const char *value, struct err *err)
+{
+    return vm_config_set(&config_of(target)->kernel, value, err);
+}
+
+static int set_initrd(void *target, const char *value, struct err *err)
+{
+    return vm_config_set(&config_of(target)->initrd, value, err);
+}
+
+static int set_cmdline(void *target, const char *value, struct err *err)
+{
+    return vm_config_set(&config_of(target)->cmdline, value, err);
+}
+
+static int set_cpus(void *target, const char *value, struct err *err)
+{
+    unsigned long number;
+    int r = parse_number(value, 1, VM_MAX_VCPUS, &number, err);
+    if (r == 0)
+        config_of(target)->cpus = (unsigned)number;
+    return r;
+}
+
+static int set_memory(void *target, const char *value, struct err *err)
+{
+    uint64_t bytes;
+    if (!size_parse(value, UINT64_C(1) << 20, &bytes))
+        return err_say(err, EINVAL, "'%s' is not a size such as 512M or 2G", value);
+    config_of(target)->memory_bytes = bytes;
+    return 0;
+}
+
+static int set_hugepages(void *target, const char *value, struct err *err)
+{
+    (void)value, (void)err;
+    config_of(target)->hugepages = true;
+    return 0;
+}
+
+static int set_cpu_model(void *target, const char *value, struct err *err)
+{
+    for (const char *const *model = cpuid_models(); *model; model++)
+        if (!strcmp(*model, value))
+            return vm_config_set(&config_of(target)->cpu_model, value, err);
+    return err_say(err, EINVAL, "unknown CPU model '%s', give host, x86-64-v2 or x86-64-v3", value);
+}
+
+static int set_engine(void *target, const char *value, struct err *err)
+{
+    struct vm_config *config = config_of(target);
+    const char *comma = strchr(value, ',');
+    own_free char *name = comma ? strndup(value, (size_t)(comma - value)) : strdup(value);
+    if (!name)
+        return err_set(err, ENOMEM, "engine");
+    if (strcmp(name, "auto") && strcmp(name, "kvm") && strcmp(name, "jit"))
+        return err_say(err, EINVAL, "unknown engine '%s', give auto, kvm or jit", value);
+    int r = vm_config_set(&config->engine, name, err);
+    return r == 0 && comma ? vm_config_set(&config->engine_options, comma + 1, err) : r;
+}
+
+/* Takes the next comma-separated word off *rest; NULL at the end. */
+static char *next_word(char **rest)
+{
+    return strsep(rest, ",");
+}
+
+static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err)
+{
+    if (!strcmp(word, "ro"))
+        disk->read_only = true;
+    else if (!strcmp(word, "direct"))
+        disk->direct = true;
+    else if (!strcmp(word, "root"))
+        disk->root = true;
+    else
+        return err_say(err, EINVAL, "unknown word '%s', give ro, direct or root", word);
+    return 0;
+}
+
+static int set_disk(void *target, const char *value, struct err *err)
+{
+    own_free char *text = strdup(value);
+    if (!text)
+        return err_set(err, ENOMEM, "disk");
+    char *rest = text, *path = next_word(&rest);
+    struct vm_disk *disk;
+    int r = vm_config_add_disk(config_of(target), NULL, &disk, err);
+    if (r == 0)
+        r = vm_config_set(&disk->path, path, err);
+    while (r == 0 && rest)
+        r = set_disk_word(disk, next_word(&rest), err);
+    return r;
+}
+
+static int parse_mac(const char *text, uint8_t mac[6], struct err *err)
+{
+    const char *at = text;
+    for (unsigned i = 0; i < 6; i++) {
+        char *end;
+        unsigned long byte = strtoul(at, &end, 16);
+        if (end == at || end - at > 2 || byte > 0xff || *end != (i < 5 ? ':' : '\0'))
+            return err_say(err, EINVAL, "'%s' is not a MAC address such as 06:00:ac:10:00:02", text);
+        mac[i] = (uint8_t)byte;
+        at = end + 1;
+    }
+    return mac[0] & 1 ? err_say(err, EINVAL, "'%s' is a multicast address, not an interface's", text) : 0;
+}
+
+static int set_net_word(struct vm_net *net, const char *word, struct err *err)
+{
+    if (!strncmp(word, "mac=", 4)) {
+        net->has_mac = true;
+        return parse_mac(word + 4, net->mac, err);
+    }
+    return err_say(err, EINVAL, "unknown word '%s', give mac=ADDRESS", word);
+}
+
+static int set_net(void *target, const char *value, struct err *err)
+{
+    own_free char *text = strdup(value);
+    if (!text)
+        return err_set(err, ENOMEM, "network");
+    char *rest = text, *backend = next_word(&rest);
+    bool is_tap = !strncmp(backend, "tap=", 4) && backend[4];
+    if (!strcmp(backend, "none"))
+        return 0;
+    if (!is_tap && strcmp(backend, "user"))
+        return err_say(err, EINVAL, "unknown network '%s', give user, tap=NAME or none", backend);
+    struct vm_net *net;
+    int r = vm_config_add_net(config_of(target), NULL, &net, err);
+    if (r == 0 && is_tap)
+        r = vm_config_set(&net->tap, backend + 4, err);
+    if (r == 0)
+        net->backend = is_tap ? VM_NET_TAP : VM_NET_USER;
+    while (r == 0 && rest)
+        r = set_net_word(net, next_word(&rest), err);
+    return r;
+}
+
+static int set_vsock_word(struct vm_vsock *vsock, const char *word, struct err *err)
+{
+    unsigned long cid;
+    if (!strncmp(word, "path=", 5) && word[5])
+        return vm_config_set(&vsock->uds_path, word + 5, err);
+    if (strncmp(word, "cid=", 4))
+        return err_say(err, EINVAL, "unknown word '%s', give cid=NUMBER,path=PATH", word);
+    int r = parse_number(word + 4, 3, UINT32_MAX - 1, &cid, err);
+    if (r == 0)
+        vsock->cid = (uint32_t)cid;
+    return r;
+}
+
+static int set_vsock(void *target, const char *value, struct err *err)
+{
+    struct vm_vsock *vsock = &config_of(target)->vsock;
+    own_free char *text = strdup(value);
+    if (!text)
+        return err_set(err, ENOMEM, "vsock");
+    char *rest = text;
+    int r = 0;
+    while (r == 0 && rest)
+        r = set_vsock_word(vsock, next_word(&rest), err);
+    if (r == 0 && (!vsock->cid || !vsock->uds_path))
+        return err_say(err, EINVAL, "'%s' is not complete, give cid=NUMBER,path=PATH", value);
+    vsock->present = r == 0;
+    return r;
+}
+
+static int set_balloon(void *target, const char *value, struct err *err)
+{
+    struct vm_balloon *balloon = &config_of(target)->balloon;
+    unsigned long mib;
+    int r = parse_number(value, 0, UINT32_MAX, &mib, err);
+    if (r < 0)
+        return r;
+    *balloon = (struct vm_balloon){.present = true,
+                                   .target_mib = mib,
+                                   .deflate_on_oom = true,
+                                   .stats_interval_s = 1,
+                                   .free_page_reporting = true};
+    return 0;
+}
+
+static int set_rng(void *target, const char *value, struct err *err)
+{
+    (void)value, (void)err;
+    config_of(target)->entropy.present = true;
+    return 0;
+}
+
+static int set_console(void *target, const char *value, struct err *err)
+{
+    struct vm_console *console = &config_of(target)->console;
+    if (!strncmp(value, "file=", 5) && value[5]) {
+        console->mode = VM_CONSOLE_FILE;
+        return vm_config_set(&console->path, value + 5, err);
+    }
+    if (!strcmp(value, "stdio"))
+        console->mode = VM_CONSOLE_STDIO;
+    else if (!strcmp(value, "pty"))
+        console->mode = VM_CONSOLE_PTY;
+    else if (!strcmp(value, "none"))
+        console->mode = VM_CONSOLE_NONE;
+    else
+        return err_say(err, EINVAL, "unknown console '%s', give stdio, pty, file=PATH or none", value);
+    return 0;
+}
+
+static int set_id(void *target, const char *value, struct err *err)
+{
+    return vm_config_set(&config_of(target)->id, value, err);
+}
+
+static int set_api_sock(void *target, const char *value, struct err *err)
+{
+    return vm_config_set(&config_of(target)->api_sock, value, err);
+}
+
+static int set_config_file(void *target, const char *value, struct err *err)
+{
+    return vm_config_set(&config_of(target)->config_file, value, err);
+}
+
+static int set_metrics(void *target, const char *value, struct err *err)
+{
+    return vm_config_set(&config_of(target)->metrics_path, value, err);
+}
+
+static int set_log_file(void *target, const char *value, struct err *err)
+{
+    return vm_config_set(&config_of(target)->log_path, value, err);
+}
+
+static int set_log_level(void *target, const char *value, struct err *err)
+{
+    if (!log_level_parse(value, &config_of(target)->log_level))
+        return err_say(err, EINVAL, "unknown level '%s', give error, warn, info or debug", value);
+    return 0;
+}
+
+static int set_no_reboot(void *target, const char *value, struct err *err)
+{
+    (void)value, (void)err;
+    config_of(target)->no_reboot = true;
+    return 0;
+}
+
+#define FLAG_SETTER(field)                                                                                   \
+    static int set_##field(void *target, const char *value, struct err *err)                                 \
+    {                                                                                                        \
+        (void)value, (void)err;                                                                              \
+        ((struct vmm_options *)target)->field = true;                                                        \
+        return 0;                                                                                            \
+    }
+FLAG_SETTER(help)
+FLAG_SETTER(version)
+FLAG_SETTER(man)
+FLAG_SETTER(openapi)
+FLAG_SETTER(print_stats)
+
+static const struct option_spec options[] = {
+    {"", NULL, "Guest", NULL, NULL},
+    {"kernel", "PATH", "kernel: bzImage, ELF vmlinux, or ELF with a PVH note", NULL, set_kernel},
+    {"initrd", "PATH", "initial RAM disk", NULL, set_initrd},
+    {"cmdline", "TEXT", "kernel command line (default: console=ttyS0)", NULL, set_cmdline},
+    {"cpus", "N", "number of vCPUs, 1 to 32 (default: 1)", NULL, set_cpus},
+    {"memory", "SIZE", "guest memory such as 512M or 2G (default: 128M)", "A plain number counts MiB.", set_memory},
+    {"hugepages", NULL, "back guest memory by 2 MiB pages of the host",
+     "They must have been set aside before, see vm.nr_hugepages.", set_hugepages},
+    {"cpu-model", "MODEL", "host, x86-64-v2 or x86-64-v3 (default: host)",
+     "A guest with a named model can move to any host that has what the model promises.", set_cpu_model},
+    {"engine", "auto|kvm|jit", "what runs guest code (default: auto)",
+     "auto measures /dev/kvm and takes it if it runs at hardware speed, else jit; the choice is logged at level info. "
+     "Options of the engine follow behind a comma.", set_engine},
+    {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
+
+    {"", NULL, "Devices", NULL, NULL},
+    {"disk", "PATH[,ro][,direct][,root]", "add a disk; repeat for more",
+     "ro: read-only. direct: bypass the host's page cache. root: name it as root device on the command line.", set_disk},
+    {"net", "user|tap=NAME|none[,mac=ADDR]", "add a network interface; repeat for more",
+     "user goes through passt and needs no privilege; tap uses an existing tap interface.", set_net},
+    {"vsock", "cid=N,path=PATH", "add a socket device, served at the unix socket PATH", NULL, set_vsock},
+    {"balloon", "MIB", "add a memory balloon that takes MIB from the guest", NULL, set_balloon},
+    {"rng", NULL, "add a random number device", NULL, set_rng},
+    {"console", "stdio|pty|file=PATH|none", "where the serial port goes (default: stdio)",
+     "On a terminal Ctrl-] leaves and ends the machine.", set_console},
+
+    {"", NULL, "Control", NULL, NULL},
+    {"api-sock", "PATH", "serve the REST API on a unix socket",
+     "Without --kernel or --config-file the machine starts by an API request.", set_api_sock},
+    {"config-file", "PATH", "JSON description of the machine", NULL, set_config_file},
+    {"id", "NAME", "name of the machine, for the API and the log", NULL, set_id},
+    {"metrics", "PATH", "write metrics to a file or pipe, one JSON object a line", NULL, set_metrics},
+    {"log-file", "PATH", "log to a file instead of standard error", NULL, set_log_file},
+    {"log-level", "LEVEL", "error, warn, info or debug (default: warn)", NULL, set_log_level},
+    {"engine-stats", NULL, "print the engine's counters on standard error at the end", NULL, set_print_stats},
+
+    {"", NULL, "Information", NULL, NULL},
+    {"help", NULL, "show this help", NULL, set_help},
+    {"version", NULL, "show the version", NULL, set_version},
+    {"man", NULL, "print the man page (roff)", NULL, set_man},
+    {"openapi", NULL, "print the API's description (OpenAPI 3)", NULL, set_openapi},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static const char *const sections[] = {
+    "Exit status",
+    "0: the guest powered off, or the user left.\n\n"
+    "1: something on the host or in the configuration is wrong; one line on standard error says what.\n\n"
+    "2: the command line is wrong.\n\n"
+    "3: the guest rebooted, with --no-reboot.\n\n"
+    "4: triple fault, the guest's CPU shut down.\n\n"
+    "5: the guest's kernel panicked and said so through the pvpanic device.\n\n"
+    "6: the engine could not go on.\n\n"
+    "128+N: signal N ended it.",
+    "Examples",
+    "polder-vmm --kernel vmlinuz --initrd initrd.img --memory 1G --cpus 2\n\n"
+    "polder-vmm --kernel vmlinuz --disk root.ext4,root --net user --cmdline 'console=ttyS0'",
+    NULL,
+};
+
+const struct option_program vmm_program = {
+    .name = "polder-vmm",
+    .version = POLDER_VERSION,
+    .summary = "run a virtual machine",
+    .description =
+        "polder-vmm runs one virtual machine in one process, with hardware virtualization where the host has it (engine "
+        "kvm) and by translating its code where it has not (engine jit). Machine, devices and commands are the same on "
+        "both.",
+    .usage = "--kernel PATH [OPTION...]",
+    .options = options,
+    .sections = sections,
+};
