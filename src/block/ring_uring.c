@@ -4,6 +4,8 @@
 #include <liburing.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "block/ring_impl.h"
 
@@ -56,8 +58,10 @@ static void uring_free(struct block_ring *ring)
 static int uring_start(struct block_ring *ring, struct err *err)
 {
     struct uring *u = (struct uring *)ring;
-    int r = u->disabled ? io_uring_enable_rings(&u->uring) : 0;
-    return r < 0 ? err_set(err, -r, "io_uring") : 0;
+    /* liburing 2.3 forgot to export io_uring_enable_rings */
+    if (u->disabled && syscall(SYS_io_uring_register, u->uring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0)
+        return err_set(err, errno, "io_uring");
+    return 0;
 }
 
 static struct io_uring_sqe *take_entry(struct uring *u)
