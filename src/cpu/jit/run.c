@@ -230,7 +230,6 @@ static bool take_interrupt(struct jit_vcpu *cpu)
 static void interpret_one(struct jit_vcpu *cpu)
 {
     bool trap = cpu->rflags & FLAG_TF;
-    cpu->interrupt_shadow = false;
     interp_step(cpu);
     if (trap && !cpu->interrupt_shadow)
         vcpu_raise_exception(cpu, (struct jit_exception){.vector = VEC_DB, .dr6 = 1u << 14});
