@@ -85,7 +85,7 @@ struct virtio_blk {
     struct block_ring *ring;
     struct limiter limiter;
     char serial[ID_SIZE];
-    bool writeback;
+    bool writeback, unsafe;
     pthread_t thread;
     bool thread_runs, stop;
     struct blk_watch watches[VIRTIO_BLK_MAX_QUEUES];
@@ -205,7 +205,7 @@ static void submit(struct blk_request *req, enum block_op op, uint64_t offset, u
     req->block.op = op;
     req->block.offset = offset;
     req->block.len = len;
-    req->block.stable = !blk->writeback;
+    req->block.stable = !blk->writeback && !blk->unsafe;
     req->block.done = request_done;
     block_submit(blk->node, &req->block);
 }
@@ -286,7 +286,10 @@ static void start_request(struct blk_request *req, uint64_t sector)
         start_transfer(req, sector);
         break;
     case T_FLUSH:
-        submit(req, BLOCK_FLUSH, 0, 0);
+        if (req->blk->unsafe)
+            complete(req, S_OK);
+        else
+            submit(req, BLOCK_FLUSH, 0, 0);
         break;
     case T_GET_ID:
         answer_id(req);
@@ -672,6 +675,7 @@ int virtio_blk_create(const struct virtio_blk_config *config, const struct virti
     pthread_cond_init(&blk->idle, NULL);
     blk->node = config->node;
     blk->writeback = true;
+    blk->unsafe = config->unsafe;
     limiter_init(&blk->limiter, &config->limiter, limiter_now());
     const char *serial = config->serial ? config->serial : blk->dev.id;
     memcpy(blk->serial, serial, strnlen(serial, ID_SIZE)); /* zero-padded, no terminator when full */

@@ -13,6 +13,7 @@ struct virtio_blk_config {
     struct block_node *node; /* from block_open; the device owns it once created, the caller keeps it on error */
     unsigned queues;         /* 1..VIRTIO_BLK_MAX_QUEUES; 0: 1 */
     const char *serial;      /* GET_ID answer, 20 bytes at most; NULL: `id` */
+    bool unsafe;             /* flushes are acknowledged at once: fast, but a crash of the host loses data */
     bool writethrough;       /* no write cache shown to the guest: every write is stable when it completes */
     struct limiter_config limiter;
 };

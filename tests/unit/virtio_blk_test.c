@@ -373,7 +373,7 @@ static void test_no_space(void **state)
     close(fd);
     create((struct virtio_blk_config){.id = "full", .node = open_node(f.path, false, false)}, UINT64_MAX);
     assert_int_equal(request(0, T_OUT, 0, 2 << 20, NULL), 1);
-    set_range(0, 0, 4096, 1);
+    set_range(0, 0, 4096, 0);
     assert_int_equal(request(0, T_DISCARD, 0, 16, NULL), 0);
     assert_int_equal(request(0, T_WRITE_ZEROES, 0, 16, NULL), 0);
     assert_int_equal(request(0, T_OUT, 0, 4096, NULL), 0);
