@@ -375,6 +375,8 @@ static void test_no_space(void **state)
     assert_int_equal(request(0, T_OUT, 0, 2 << 20, NULL), 1);
     set_range(0, 0, 4096, 0);
     assert_int_equal(request(0, T_DISCARD, 0, 16, NULL), 0);
+    assert_int_equal(request(0, T_WRITE_ZEROES, 0, 16, NULL), 1); /* no holes allowed: needs the space */
+    set_range(0, 0, 4096, 1);
     assert_int_equal(request(0, T_WRITE_ZEROES, 0, 16, NULL), 0);
     assert_int_equal(request(0, T_OUT, 0, 4096, NULL), 0);
     destroy();
