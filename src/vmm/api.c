@@ -1,6 +1,7 @@
 /* The API without its socket: takes a request through route, parse, phase and handler, and makes the answer.
  *
- * api->lock is held from the phase check to the end of the handler, so that the phase cannot change in between. */
+ * api->lock is held from the phase check to the end of the handler, so that the phase cannot change in
+ * between. */
 #include "vmm/api_impl.h"
 
 #include <errno.h>
@@ -14,12 +15,14 @@
 
 static int open_output(const char *path)
 {
-    /* O_RDWR: a named pipe without a reader opens too; O_NONBLOCK: a full one loses lines, and never stops the machine. */
+    /* O_RDWR: a named pipe without a reader opens too; O_NONBLOCK: a full one loses lines, and never stops
+     * the machine. */
     int fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC, 0600);
     return fd < 0 ? -errno : fd;
 }
 
-int api_create(struct vm_config *config, const struct api_vm_ops *ops, void *arg, struct api **ret_api, struct err *err)
+int api_create(struct vm_config *config, const struct api_vm_ops *ops, void *arg, struct api **ret_api,
+               struct err *err)
 {
     struct api *api = calloc(1, sizeof *api);
     if (!api)
@@ -50,13 +53,15 @@ void api_free(struct api *api)
 static const char *const metric_groups[] = {
     [API_GET] = "get_api_requests", [API_PUT] = "put_api_requests", [API_PATCH] = "patch_api_requests"};
 
-/* Several operations may share a name in a group (hinting start and stop): their sum is one metric, at the first of them. */
+/* Several operations may share a name in a group (hinting start and stop): their sum is one metric, at the
+ * first of them. */
 static void emit_operation(struct api *api, unsigned index, metrics_emit_fn *emit, void *emit_arg)
 {
     const struct api_operation *operation = &api_operations[index];
     unsigned long long count = 0, fails = 0;
     for (unsigned i = 0; i < API_OPERATIONS; i++) {
-        if (api_operations[i].method != operation->method || strcmp(api_operations[i].metric, operation->metric))
+        if (api_operations[i].method != operation->method ||
+            strcmp(api_operations[i].metric, operation->metric))
             continue;
         if (i < index)
             return;
@@ -75,7 +80,8 @@ static void collect_metrics(void *arg, metrics_emit_fn *emit, void *emit_arg)
     struct api *api = arg;
     for (unsigned i = 0; i < API_OPERATIONS; i++)
         emit_operation(api, i, emit, emit_arg);
-    emit(emit_arg, METRICS_COUNTER, "deprecated_api", "deprecated_http_api_calls", atomic_load(&api->deprecated_calls));
+    emit(emit_arg, METRICS_COUNTER, "deprecated_api", "deprecated_http_api_calls",
+         atomic_load(&api->deprecated_calls));
     if (api->ops->metrics)
         api->ops->metrics(api->arg, emit, emit_arg);
 }
@@ -122,8 +128,10 @@ static int check_phase(const struct api *api, enum api_phase phase, struct err *
     return 0;
 }
 
-/* The id that a request is about: the path's, which the body's must match, or without a path the body's own. */
-static int settle_id(const struct api_operation *operation, const json_t *body, const char **id, struct err *err)
+/* The id that a request is about: the path's, which the body's must match, or without a path the body's own.
+ */
+static int settle_id(const struct api_operation *operation, const json_t *body, const char **id,
+                     struct err *err)
 {
     const char *brace = strchr(operation->path, '{');
     if (!brace) {
@@ -138,11 +146,13 @@ static int settle_id(const struct api_operation *operation, const json_t *body, 
         return api_check_id(*id, strlen(*id), err);
     }
     if (own && strcmp(own, *id))
-        return err_say(err, EINVAL, "The id from the path [%s] does not match the id from the body [%.64s]!", *id, own);
+        return err_say(err, EINVAL, "The id from the path [%s] does not match the id from the body [%.64s]!",
+                       *id, own);
     return 0;
 }
 
-static int run_locked(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+static int run_locked(struct api *api, const struct api_request *request, json_t **ret_answer,
+                      struct err *err)
 {
     const struct api_operation *operation = request->operation;
     int ret = check_phase(api, operation->phase, err);
@@ -154,13 +164,10 @@ static int run_locked(struct api *api, const struct api_request *request, json_t
     return operation->handler(api, request, ret_answer, err);
 }
 
-int api_run(struct api *api, const struct api_operation *operation, const char *id, json_t *body, bool *ret_deprecated,
+int api_run(struct api *api, const struct api_operation *operation, const char *id, json_t *body,
             json_t **ret_answer, struct err *err)
 {
-    int ret = body ? api_check(operation->body, body, operation->partial, ret_deprecated, err) : 0;
-    if (ret < 0)
-        return err_ctx(err, "An error occurred when deserializing the json body of a request");
-    ret = settle_id(operation, body, &id, err);
+    int ret = settle_id(operation, body, &id, err);
     if (ret < 0)
         return ret;
     struct api_request request = {.operation = operation, .id = id, .body = body};
@@ -170,9 +177,12 @@ int api_run(struct api *api, const struct api_operation *operation, const char *
     return ret;
 }
 
-/* Parses the body that the operation wants; *ret_body stays NULL when there may be none and is none. */
-static int parse_body(const struct api_operation *operation, const char *text, size_t len, json_t **ret_body,
-                      struct err *err)
+#define BODY_ERROR "An error occurred when deserializing the json body of a request"
+
+/* Parses and checks the body that the operation wants; *ret_body stays NULL when there may be none and is
+ * none. */
+static int parse_body(const struct api_operation *operation, const char *text, size_t len, bool *deprecated,
+                      json_t **ret_body, struct err *err)
 {
     if (!operation->body)
         return len ? err_say(err, EINVAL, "GET request cannot have a body.") : 0;
@@ -183,21 +193,22 @@ static int parse_body(const struct api_operation *operation, const char *text, s
     json_error_t error;
     json_t *body = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
     if (!body)
-        return err_say(err, EINVAL,
-                       "An error occurred when deserializing the json body of a request: %.120s at line %d column %d.",
-                       error.text, error.line, error.column);
+        return err_say(err, EINVAL, BODY_ERROR ": %.100s at line %d column %d.", error.text, error.line,
+                       error.column);
     *ret_body = body;
-    return 0;
+    int ret = api_check(operation->body, body, operation->partial, deprecated, err);
+    return ret < 0 ? err_ctx(err, BODY_ERROR) : 0;
 }
 
 /* What runs an operation on bytes; `operation` is found by the caller for its counters. */
-static int handle_operation(struct api *api, const struct api_operation *operation, const char *id, const char *text,
-                            size_t len, bool *deprecated, json_t **ret_answer, struct err *err)
+static int handle_operation(struct api *api, const struct api_operation *operation, const char *id,
+                            const char *text, size_t len, bool *deprecated, json_t **ret_answer,
+                            struct err *err)
 {
     json_t *body = NULL;
-    int ret = parse_body(operation, text, len, &body, err);
+    int ret = parse_body(operation, text, len, deprecated, &body, err);
     if (ret == 0)
-        ret = api_run(api, operation, id, body, deprecated, ret_answer, err);
+        ret = api_run(api, operation, id, body, ret_answer, err);
     json_decref(body);
     struct api_counter *counter = &api->counters[operation - api_operations];
     atomic_fetch_add(&counter->count, 1);
@@ -208,7 +219,8 @@ static int handle_operation(struct api *api, const struct api_operation *operati
     return ret;
 }
 
-/* Copies what a client sent, cut anywhere, fit for one line of log and for JSON: what is not plain ASCII becomes '?'. */
+/* Copies what a client sent, cut anywhere, fit for one line of log and for JSON: what is not plain ASCII
+ * becomes '?'. */
 static void copy_plain(char *to, size_t size, const char *from)
 {
     size_t i = 0;
@@ -234,7 +246,8 @@ static int handle(struct api *api, const char *method, const char *path, const c
     const struct api_operation *operation;
     char id[API_ID_MAX + 1];
     if (len > API_BODY_MAX)
-        return err_say(err, EFBIG, "Request payload with size %zu is larger than the limit of %d allowed by server.", len,
+        return err_say(err, EFBIG,
+                       "Request payload with size %zu is larger than the limit of %d allowed by server.", len,
                        API_BODY_MAX);
     int ret = api_route(method, path, &operation, id, err);
     if (ret < 0)

@@ -1,10 +1,10 @@
 /* The machine's REST API and config file, compatible with Firecracker's: same paths, bodies, status codes and
- * `fault_message`. Before the start, requests fill a struct vm_config; after it, they go to the machine through
- * struct api_vm_ops and nothing else.
+ * `fault_message`. Before the start, requests fill a struct vm_config; after it, they go to the machine
+ * through struct api_vm_ops and nothing else.
  *
- * Threads: one HTTP thread serves all connections; one lock serialises every request, config file included, so ops are
- * never called twice at once (metrics excepted). The config is the API's from api_create to api_free: others read it only
- * inside ops, or after api_free. */
+ * Threads: one HTTP thread serves all connections; one lock serialises every request, config file included,
+ * so ops are never called twice at once (metrics excepted). The config is the API's from api_create to
+ * api_free: others read it only inside ops, or after api_free. */
 #pragma once
 
 #include <stdbool.h>
@@ -21,11 +21,12 @@ struct api;
 
 enum api_vm_state { API_VM_NOT_STARTED, API_VM_RUNNING, API_VM_PAUSED };
 
-/* The machine as the API sees it. `err` gets one line for the user, without a prefix. A NULL member is answered with "not
- * there yet". Called in the HTTP thread with the API's lock held; an implementation may hand the work to its loop and wait,
- * but that loop must then never wait for the API (see api_free). */
+/* The machine as the API sees it. `err` gets one line for the user, without a prefix. A NULL member is
+ * answered with "not there yet". Called in the HTTP thread with the API's lock held; an implementation may
+ * hand the work to its loop and wait, but that loop must then never wait for the API (see api_free). */
 struct api_vm_ops {
-    enum api_vm_state (*state)(void *arg); /* never NULL; also under way of a start: NOT_STARTED until it runs */
+    enum api_vm_state (*state)(
+        void *arg); /* never NULL; also under way of a start: NOT_STARTED until it runs */
     /* Builds the machine and runs it. On error nothing is left of it and the config may be corrected. */
     int (*start)(void *arg, const struct vm_config *config, struct err *err);
     /* Pausing what is paused and resuming what runs are no errors. */
@@ -36,8 +37,8 @@ struct api_vm_ops {
     int (*disk_set_path)(void *arg, const char *id, const char *path, struct err *err);
     int (*disk_set_limit)(void *arg, const char *id, const struct vm_rate_limit *limit, struct err *err);
     /* NULL leaves that direction as it is. */
-    int (*net_set_limits)(void *arg, const char *id, const struct vm_rate_limit *rx, const struct vm_rate_limit *tx,
-                          struct err *err);
+    int (*net_set_limits)(void *arg, const char *id, const struct vm_rate_limit *rx,
+                          const struct vm_rate_limit *tx, struct err *err);
     int (*balloon_set_target)(void *arg, uint64_t target_mib, struct err *err);
     int (*balloon_set_stats_interval)(void *arg, unsigned interval_s, struct err *err);
     int (*balloon_stats)(void *arg, struct virtio_balloon_stats *ret_stats, struct err *err);
@@ -49,17 +50,17 @@ struct api_vm_ops {
 };
 
 /* `config`, `ops` and `arg` are borrowed and outlive the API. */
-must_check int api_create(struct vm_config *config, const struct api_vm_ops *ops, void *arg, struct api **ret_api,
-                          struct err *err);
-/* Ends the HTTP thread (waiting for a request under way), writes the last metrics, removes the socket. NULL is fine. Not
- * from the thread that an op under way waits for. */
+must_check int api_create(struct vm_config *config, const struct api_vm_ops *ops, void *arg,
+                          struct api **ret_api, struct err *err);
+/* Ends the HTTP thread (waiting for a request under way), writes the last metrics, removes the socket. NULL
+ * is fine. Not from the thread that an op under way waits for. */
 void api_free(struct api *api);
 
 /* Serves on a new unix socket at `path`, mode 0600. -EADDRINUSE when something is there already. */
 must_check int api_listen(struct api *api, const char *path, struct err *err);
 
-/* Applies a config file: one JSON object with a member for each resource, each checked and applied as the PUT request to
- * that resource would be. The first error ends it. */
+/* Applies a config file: one JSON object with a member for each resource, each checked and applied as the PUT
+ * request to that resource would be. The first error ends it. */
 must_check int api_load_config_file(struct api *api, const char *path, struct err *err);
 
 /* Writes metrics to `path` from now on; what PUT /metrics and --metrics do. -EALREADY the second time. */

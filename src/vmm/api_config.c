@@ -1,7 +1,8 @@
-/* Handlers that configure the machine before its start: all but disks and network interfaces (api_config_devices.c).
+/* Handlers that configure the machine before its start: all but disks and network interfaces
+ * (api_config_devices.c).
  *
- * With api->lock held. A handler checks everything first and changes the config last, so that a refused request leaves it as
- * it was. */
+ * With api->lock held. A handler checks everything first and changes the config last, so that a refused
+ * request leaves it as it was. */
 #include "vmm/api_impl.h"
 
 #include <errno.h>
@@ -24,8 +25,8 @@ static int check_readable(const char *what, const char *path, struct err *err)
     return fd < 0 ? err_set(err, errno, "The %s file cannot be opened: '%.100s'", what, path) : 0;
 }
 
-/* A copy of the command line without the word `pci=off`, which Firecracker's users have there and which would hide every
- * device of this machine. NULL when memory is out. */
+/* A copy of the command line without the word `pci=off`, which Firecracker's users have there and which would
+ * hide every device of this machine. NULL when memory is out. */
 static char *without_pci_off(const char *args)
 {
     char *copy = strdup(args);
@@ -45,7 +46,8 @@ static char *without_pci_off(const char *args)
     return copy;
 }
 
-int api_put_boot_source(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+int api_put_boot_source(struct api *api, const struct api_request *request, json_t **ret_answer,
+                        struct err *err)
 {
     (void)ret_answer;
     const char *kernel = api_string(request->body, "kernel_image_path");
@@ -77,11 +79,13 @@ static int check_machine(const struct vm_config *config, const json_t *body, uin
     if (api_bool(body, "smt", false))
         return err_say(err, ENOTSUP, "smt is not there yet: each vCPU is a core of its own");
     if (template && strcmp(template, "None") != 0)
-        return err_say(err, ENOTSUP, "cpu_template '%s' is not there: choose a cpu_model, such as x86-64-v3", template);
+        return err_say(err, ENOTSUP, "cpu_template '%s' is not there: choose a cpu_model, such as x86-64-v3",
+                       template);
     if (hugepages && mib % 2)
         return err_say(err, EINVAL, "The memory size (MiB) is not a multiple of the configured page size.");
     if (config->balloon.present && config->balloon.target_mib > mib)
-        return err_say(err, EINVAL, "The memory size (MiB) is smaller than the target of the balloon, %llu MiB.",
+        return err_say(err, EINVAL,
+                       "The memory size (MiB) is smaller than the target of the balloon, %llu MiB.",
                        (unsigned long long)config->balloon.target_mib);
     return 0;
 }
@@ -98,9 +102,10 @@ static int set_engine_fields(struct vm_config *config, const json_t *body, struc
     return ret;
 }
 
-/* PUT and PATCH. A PUT sets the members of Firecracker that it leaves out back to their defaults; our own stay, so that what
- * the command line chose holds for clients that do not know of them. */
-int api_put_machine_config(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+/* PUT and PATCH. A PUT sets the members of Firecracker that it leaves out back to their defaults; our own
+ * stay, so that what the command line chose holds for clients that do not know of them. */
+int api_put_machine_config(struct api *api, const struct api_request *request, json_t **ret_answer,
+                           struct err *err)
 {
     (void)ret_answer;
     struct vm_config *config = api->config;
@@ -147,7 +152,8 @@ int api_put_balloon(struct api *api, const struct api_request *request, json_t *
     const json_t *body = request->body;
     uint64_t target_mib = api_integer(body, "amount_mib", 0);
     if (target_mib > api->config->memory_bytes >> MIB_SHIFT)
-        return err_say(err, EINVAL, "Balloon config error: Amount of pages requested cannot exceed memory size.");
+        return err_say(err, EINVAL,
+                       "Balloon config error: Amount of pages requested cannot exceed memory size.");
     api->config->balloon = (struct vm_balloon){
         .present = true,
         .target_mib = target_mib,
@@ -175,7 +181,8 @@ int api_put_serial(struct api *api, const struct api_request *request, json_t **
     struct vm_console *console = &api->config->console;
     const char *path = api_string(request->body, "serial_out_path");
     if (api_has(request->body, "rate_limiter"))
-        return err_say(err, ENOTSUP, "The requested operation is not supported: a serial rate_limiter is not there yet.");
+        return err_say(err, ENOTSUP,
+                       "The requested operation is not supported: a serial rate_limiter is not there yet.");
     int ret = vm_config_set(&console->path, path, err);
     if (ret == 0)
         console->mode = path ? VM_CONSOLE_FILE : VM_CONSOLE_STDIO;
@@ -184,7 +191,8 @@ int api_put_serial(struct api *api, const struct api_request *request, json_t **
 
 /* ---- logger ---- */
 
-/* The log's file may be written by other threads right now: its descriptor keeps its number when the file changes. */
+/* The log's file may be written by other threads right now: its descriptor keeps its number when the file
+ * changes. */
 static int log_switch(struct api *api, const char *path, struct err *err)
 {
     own_fd int fd = api->open_output(path);
@@ -214,7 +222,8 @@ int api_put_logger(struct api *api, const struct api_request *request, json_t **
     const char *path = api_string(request->body, "log_path");
     bool off = level && !strcasecmp(level, "Off");
     if (api_has(request->body, "module"))
-        return err_say(err, ENOTSUP, "The requested operation is not supported: a log of one module is not there yet.");
+        return err_say(err, ENOTSUP,
+                       "The requested operation is not supported: a log of one module is not there yet.");
     int ret = off || path ? log_switch(api, off ? "/dev/null" : path, err) : 0;
     if (ret == 0 && path)
         ret = vm_config_set(&api->config->log_path, path, err);

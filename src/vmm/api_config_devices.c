@@ -1,5 +1,5 @@
-/* Handlers that add or replace disks and network interfaces before the start. With api->lock held; a refused request leaves
- * the config as it was. */
+/* Handlers that add or replace disks and network interfaces before the start. With api->lock held; a refused
+ * request leaves the config as it was. */
 #include "vmm/api_impl.h"
 
 #include <errno.h>
@@ -57,9 +57,11 @@ static int check_disk(struct vm_config *config, const char *id, const json_t *bo
     if (stat(path, &st) < 0 || access(path, read_only ? R_OK : R_OK | W_OK) < 0)
         return err_set(err, errno, "Error manipulating the backing file: '%.100s'", path);
     if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-        return err_say(err, EINVAL, "Error manipulating the backing file: '%.100s' is no file or block device", path);
+        return err_say(err, EINVAL,
+                       "Error manipulating the backing file: '%.100s' is no file or block device", path);
     for (unsigned i = 0; i < config->disk_count; i++) {
-        if (config->disks[i].root && api_bool(body, "is_root_device", false) && strcmp(config->disks[i].id, id) != 0)
+        if (config->disks[i].root && api_bool(body, "is_root_device", false) &&
+            strcmp(config->disks[i].id, id) != 0)
             return err_say(err, EEXIST, "A root block device already exists!");
     }
     if (config->disk_count == VM_MAX_DISKS && !api_disk_find(config, id))
@@ -169,11 +171,12 @@ static int check_net(struct vm_config *config, const struct vm_net *net, struct 
         if (!strcmp(other->id, net->id))
             continue;
         if (net->has_mac && other->has_mac && !memcmp(net->mac, other->mac, sizeof net->mac))
-            return err_say(err, EADDRINUSE, "The MAC address is already in use: %02x:%02x:%02x:%02x:%02x:%02x",
-                           net->mac[0], net->mac[1], net->mac[2], net->mac[3], net->mac[4], net->mac[5]);
+            return err_say(err, EADDRINUSE,
+                           "The MAC address is already in use: %02x:%02x:%02x:%02x:%02x:%02x", net->mac[0],
+                           net->mac[1], net->mac[2], net->mac[3], net->mac[4], net->mac[5]);
         if (net->tap && other->tap && !strcmp(net->tap, other->tap))
-            return err_say(err, EBUSY, "Could not create the network device: tap '%s' is in use by '%s'", net->tap,
-                           other->id);
+            return err_say(err, EBUSY, "Could not create the network device: tap '%s' is in use by '%s'",
+                           net->tap, other->id);
     }
     if (config->net_count == VM_MAX_NETS && !api_net_find(config, net->id))
         return err_say(err, ENOSPC, "too many network interfaces, at most %d", VM_MAX_NETS);

@@ -1,7 +1,7 @@
 /* Private to the API: the schema table's types, a request on its way, and the handlers.
  *
- * A request goes: api_http.c (bytes) -> api.c (route, parse, phase) -> api_schema.c (check against the table) -> a handler
- * (api_config.c before the start, api_runtime.c after it, api_show.c for questions). */
+ * A request goes: api_http.c (bytes) -> api.c (route, parse, phase) -> api_schema.c (check against the table)
+ * -> a handler (api_config.c before the start, api_runtime.c after it, api_show.c for questions). */
 #pragma once
 
 #include <jansson.h>
@@ -10,7 +10,7 @@
 
 #include "vmm/api.h"
 
-#define API_ID_MAX 63      /* characters; device ids are at most that long */
+#define API_ID_MAX 63 /* characters; device ids are at most that long */
 #define API_STRING_MAX 4095
 #define API_OPERATIONS 38u
 
@@ -28,7 +28,7 @@ struct api_field {
     enum api_type type;
     bool required;
     bool deprecated;
-    bool any_case;    /* of `values` */
+    bool any_case; /* of `values` */
     int64_t min, max;
     const char *const *values; /* NULL-terminated */
     const struct api_object *object;
@@ -47,8 +47,10 @@ enum api_phase { API_ANY_TIME, API_BEFORE_START, API_AFTER_START };
 
 struct api_request;
 
-/* 0 with *ret_answer set (status 200) or left NULL (204), or -errno with a message that goes to the user as it is. */
-typedef int api_handler(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err);
+/* 0 with *ret_answer set (status 200) or left NULL (204), or -errno with a message that goes to the user as
+ * it is. */
+typedef int api_handler(struct api *api, const struct api_request *request, json_t **ret_answer,
+                        struct err *err);
 
 struct api_operation {
     enum api_method method;
@@ -57,15 +59,16 @@ struct api_operation {
     enum api_phase phase;
     const struct api_object *body; /* NULL: none allowed */
     bool body_optional;
-    bool partial;                     /* no member is required: an update */
-    const struct api_object *answer;  /* NULL: status 204 */
-    api_handler *handler;             /* NULL: not there yet */
-    const char *text;                 /* one sentence for the reference; of what is not there yet: its name */
+    bool partial;                    /* no member is required: an update */
+    const struct api_object *answer; /* NULL: status 204 */
+    api_handler *handler;            /* NULL: not there yet */
+    const char *text;                /* one sentence for the reference; of what is not there yet: its name */
 };
 
 extern const struct api_operation api_operations[API_OPERATIONS];
 
-/* The operation for a method and path. `ret_id` gets the id in the path (at most API_ID_MAX characters, checked), or "". */
+/* The operation for a method and path. `ret_id` gets the id in the path (at most API_ID_MAX characters,
+ * checked), or "". */
 must_check int api_route(const char *method, const char *path, const struct api_operation **ret_operation,
                          char ret_id[API_ID_MAX + 1], struct err *err);
 /* 1 to API_ID_MAX letters, digits and underscores. */
@@ -97,14 +100,15 @@ struct api {
     struct metrics *metrics;
     int log_fd; /* of PUT /logger; -1 while the log goes where it went before */
     struct api_server *server;
-    /* Opens a file or named pipe for writing, appending; returns the fd or -errno. Tests put their own here. */
+    /* Opens a file or named pipe for writing, appending; returns the fd or -errno. Tests put their own here.
+     */
     int (*open_output)(const char *path);
 };
 
-/* Runs one operation on a parsed body (borrowed; NULL only where it is optional or none): schema, id, phase, handler. Takes
- * the lock. `id` as in the path; NULL takes the body's own. */
+/* Runs one operation on a checked body (borrowed; NULL only where it is optional or none): id, phase,
+ * handler. Takes the lock. `id` as in the path; NULL takes the body's own. */
 must_check int api_run(struct api *api, const struct api_operation *operation, const char *id, json_t *body,
-                       bool *ret_deprecated, json_t **ret_answer, struct err *err);
+                       json_t **ret_answer, struct err *err);
 /* The operation of `method` on the path as written in the table; never NULL for those that exist. */
 const struct api_operation *api_operation_find(enum api_method method, const char *path);
 /* Applies a parsed config file. */
@@ -139,8 +143,11 @@ struct vm_net *api_net_find(struct vm_config *config, const char *id);
 
 /* ---- handlers ---- */
 
-api_handler api_put_boot_source, api_put_machine_config, api_put_drive, api_put_net, api_put_vsock, api_put_balloon,
-    api_put_entropy, api_put_serial, api_put_logger, api_put_metrics; /* api_config.c, api_config_devices.c */
-api_handler api_put_actions, api_patch_vm, api_patch_drive, api_patch_net, api_patch_balloon, api_get_balloon_stats,
-    api_patch_balloon_stats, api_patch_hinting_start, api_patch_hinting_stop, api_get_hinting; /* api_runtime.c */
-api_handler api_get_instance, api_get_version, api_get_machine_config, api_get_balloon, api_get_vm_config; /* api_show.c */
+api_handler api_put_boot_source, api_put_machine_config, api_put_drive, api_put_net, api_put_vsock,
+    api_put_balloon, api_put_entropy, api_put_serial, api_put_logger,
+    api_put_metrics; /* api_config.c, api_config_devices.c */
+api_handler api_put_actions, api_patch_vm, api_patch_drive, api_patch_net, api_patch_balloon,
+    api_get_balloon_stats, api_patch_balloon_stats, api_patch_hinting_start, api_patch_hinting_stop,
+    api_get_hinting; /* api_runtime.c */
+api_handler api_get_instance, api_get_version, api_get_machine_config, api_get_balloon,
+    api_get_vm_config; /* api_show.c */

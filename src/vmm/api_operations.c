@@ -5,6 +5,8 @@
 #define MIB_MAX (INT64_C(1) << 26) /* of guest memory: 64 TiB */
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
+/* clang-format off: tables, a member a line */
+
 /* ---- parts of bodies ---- */
 
 static const struct api_object token_bucket = {
@@ -446,4 +448,5 @@ const struct api_operation api_operations[] = {
     {API_PUT, "/vsock", "vsock", API_BEFORE_START, &vsock, false, false, NULL, api_put_vsock,
      "Give the machine a vsock device"},
 };
+/* clang-format on */
 _Static_assert(COUNT(api_operations) == API_OPERATIONS, "as many as Firecracker has");

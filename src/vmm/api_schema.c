@@ -1,6 +1,6 @@
-/* Checks of the API against its table: routes to operations and bodies against schemas. Pure functions on parsed JSON;
- * recursion follows the schema, so its depth is the table's. Messages name the member, in the words Firecracker's clients
- * know. */
+/* Checks of the API against its table: routes to operations and bodies against schemas. Pure functions on
+ * parsed JSON; recursion follows the schema, so its depth is the table's. Messages name the member, in the
+ * words Firecracker's clients know. */
 #include "vmm/api_impl.h"
 
 #include <ctype.h>
@@ -153,7 +153,8 @@ static const char *type_name(const json_t *value)
 
 static int wrong_type(const struct api_field *field, const json_t *value, const char *wanted, struct err *err)
 {
-    return err_say(err, EINVAL, "invalid type: %s for field `%s`, expected %s", type_name(value), field->name, wanted);
+    return err_say(err, EINVAL, "invalid type: %s for field `%s`, expected %s", type_name(value), field->name,
+                   wanted);
 }
 
 static int unknown_field(const struct api_object *object, const char *name, struct err *err)
@@ -161,7 +162,8 @@ static int unknown_field(const struct api_object *object, const char *name, stru
     char known[160] = "";
     for (const struct api_field *f = object->fields; f->name; f++)
         append(known, sizeof known, "%s`%s`", f == object->fields ? "" : ", ", f->name);
-    return err_say(err, EINVAL, "unknown field `%.48s`, expected %s%s", name, known[0] ? "one of " : "none", known);
+    return err_say(err, EINVAL, "unknown field `%.48s`, expected %s%s", name, known[0] ? "one of " : "none",
+                   known);
 }
 
 static int check_integer(const struct api_field *field, const json_t *value, struct err *err)
@@ -183,7 +185,8 @@ static int check_variant(const struct api_field *field, const char *text, struct
             return 0;
         append(known, sizeof known, "%s`%s`", value == field->values ? "" : ", ", *value);
     }
-    return err_say(err, EINVAL, "unknown variant `%.48s` for field `%s`, expected one of %s", text, field->name, known);
+    return err_say(err, EINVAL, "unknown variant `%.48s` for field `%s`, expected one of %s", text,
+                   field->name, known);
 }
 
 static int check_string(const struct api_field *field, const json_t *value, struct err *err)
@@ -241,7 +244,8 @@ static const struct api_field *field_find(const struct api_object *object, const
     return NULL;
 }
 
-int api_check(const struct api_object *object, json_t *body, bool partial, bool *ret_deprecated, struct err *err)
+int api_check(const struct api_object *object, json_t *body, bool partial, bool *ret_deprecated,
+              struct err *err)
 {
     const char *name;
     json_t *value;

@@ -1,5 +1,5 @@
-/* Metrics file. `lock` covers everything but the thread handle; collect runs with it held, so it must not come back here.
- * `last` holds each counter's value at the last line that was really written. */
+/* Metrics file. `lock` covers everything but the thread handle; collect runs with it held, so it must not
+ * come back here. `last` holds each counter's value at the last line that was really written. */
 #include "vmm/metrics.h"
 
 #include <errno.h>
@@ -147,7 +147,8 @@ static void metrics_release(struct metrics *metrics)
     free(metrics);
 }
 
-int metrics_create(int fd, metrics_collect_fn *collect, void *arg, struct metrics **ret_metrics, struct err *err)
+int metrics_create(int fd, metrics_collect_fn *collect, void *arg, struct metrics **ret_metrics,
+                   struct err *err)
 {
     struct metrics *metrics = calloc(1, sizeof *metrics);
     if (!metrics) {
