@@ -40,6 +40,7 @@ static const struct feature_register {
     {0x80000007, 0, EDX, 1u << 8}, /* invariant TSC: what KVM gives where the host's is */
     {0x80000008, 0, EBX, 0},
     {0x80000021, 0, EAX, 0},
+    {0x80000021, 0, ECX, 0},
 };
 
 int kvm_cpuid_load(struct kvm_engine *engine, struct err *err)
