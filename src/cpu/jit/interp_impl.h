@@ -32,6 +32,11 @@ interp_fn *interp_legacy_handler(unsigned mnemonic);  /* decimal arithmetic, xla
 /* Raises #UD or #NM unless the control registers allow what insn->fpu names. */
 void interp_check_fpu(struct jit_vcpu *cpu, const struct insn *insn);
 
+/* Brings vector state into cpu->xsave (standard format), complete: initial components are filled in, x87 pointers are zero. */
+void interp_take_state(struct jit_vcpu *cpu);
+/* After cpu->xsave was written: marks the components as in use. */
+void interp_state_changed(struct jit_vcpu *cpu, uint64_t components);
+
 /* Offset of the memory operand in its segment, truncated to the address size. */
 uint64_t interp_offset(const struct jit_vcpu *cpu, const struct insn *insn);
 /* Linear address of `size` bytes of the memory operand, checked by segment rules. */

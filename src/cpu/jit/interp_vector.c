@@ -1,0 +1,245 @@
+/* Vector instructions that touch memory element by element: masked moves, where elements that are masked off must not fault,
+ * and gathers, which keep what they have done when one element faults (the mask says how far they came).
+ * Works on cpu->xsave. Source: Intel SDM 2 (VMASKMOV, VPMASKMOV, MASKMOVDQU, VGATHER). */
+#include "base/bytes.h"
+#include "cpu/jit/fpu.h"
+#include "cpu/jit/interp_impl.h"
+
+#define IMAGE_ST 32
+#define IMAGE_XMM 160
+#define IMAGE_YMM_HIGH 576
+
+struct vector {
+    uint8_t bytes[32];
+};
+
+static struct vector read_vector(const struct jit_vcpu *cpu, unsigned number)
+{
+    struct vector v;
+    copy_general(v.bytes, cpu->xsave + IMAGE_XMM + 16 * number, 16);
+    copy_general(v.bytes + 16, cpu->xsave + IMAGE_YMM_HIGH + 16 * number, 16);
+    return v;
+}
+
+/* VEX semantics: everything above the `bytes` that are written becomes zero. */
+static void write_vector(struct jit_vcpu *cpu, unsigned number, const struct vector *v, unsigned bytes)
+{
+    struct vector full = *v;
+    if (bytes < 32)
+        zero_general(full.bytes + bytes, 32 - bytes);
+    copy_general(cpu->xsave + IMAGE_XMM + 16 * number, full.bytes, 16);
+    copy_general(cpu->xsave + IMAGE_YMM_HIGH + 16 * number, full.bytes + 16, 16);
+    interp_state_changed(cpu, XCR0_SSE | XCR0_AVX);
+}
+
+static uint8_t vex_last(const struct insn *insn)
+{
+    return insn->bytes[insn->vex_offset + insn->vex_length - 1];
+}
+
+static unsigned vex_vvvv(const struct insn *insn)
+{
+    return (~(unsigned)vex_last(insn) >> 3) & (insn->code_bits == 64 ? 15 : 7);
+}
+
+static unsigned vector_bytes(const struct insn *insn)
+{
+    return insn->vex_length && (vex_last(insn) & 4) ? 32 : 16;
+}
+
+static bool vex_w(const struct insn *insn)
+{
+    return insn->vex_length == 3 && (vex_last(insn) & 0x80);
+}
+
+/* ModRM.reg and ModRM.rm as vector registers. */
+static unsigned reg_number(const struct insn *insn)
+{
+    bool high = insn->vex_length ? insn->code_bits == 64 && !(insn->bytes[insn->vex_offset + 1] & 0x80) : insn->rex & 4;
+    return ((insn->modrm >> 3) & 7u) | (high ? 8 : 0);
+}
+
+static unsigned rm_number(const struct insn *insn)
+{
+    bool high = insn->vex_length == 3 ? insn->code_bits == 64 && !(insn->bytes[insn->vex_offset + 1] & 0x20)
+                                      : insn->rex & 1;
+    return (insn->modrm & 7u) | (high ? 8 : 0);
+}
+
+static bool element_selected(const struct vector *mask, unsigned element, unsigned size)
+{
+    return mask->bytes[(element + 1) * size - 1] & 0x80;
+}
+
+static uint64_t element_value(const struct vector *v, unsigned element, unsigned size)
+{
+    return size == 8 ? load_le64(v->bytes + 8 * element) : load_le32(v->bytes + 4 * element);
+}
+
+static void set_element(struct vector *v, unsigned element, unsigned size, uint64_t value)
+{
+    if (size == 8)
+        store_le64(v->bytes + 8 * element, value);
+    else
+        store_le32(v->bytes + 4 * element, (uint32_t)value);
+}
+
+/* A store of `count` elements at consecutive offsets: all that are selected are checked first, so that a fault leaves
+ * memory as it was. */
+static void store_selected(struct jit_vcpu *cpu, const struct insn *insn, uint64_t offset, const struct vector *data,
+                           const struct vector *mask, unsigned bytes, unsigned size)
+{
+    unsigned access = ACCESS_WRITE | stack_access(insn->mem_segment);
+    uint64_t linear[32] = {0};
+    for (unsigned i = 0; i < bytes / size; i++) {
+        if (!element_selected(mask, i, size))
+            continue;
+        linear[i] = segment_linear(cpu, insn->mem_segment, truncate_to(offset + i * size, insn->address_bits), size,
+                                   ACCESS_WRITE);
+        mmu_page_ptr(cpu, linear[i], access);
+        mmu_page_ptr(cpu, linear[i] + size - 1, access);
+    }
+    for (unsigned i = 0; i < bytes / size; i++) {
+        uint64_t value = 0;
+        copy_general(&value, data->bytes + i * size, size);
+        if (element_selected(mask, i, size))
+            mmu_store(cpu, linear[i], value, size, access);
+    }
+}
+
+static void load_selected(struct jit_vcpu *cpu, const struct insn *insn, struct vector *data, const struct vector *mask,
+                          unsigned bytes, unsigned size)
+{
+    uint64_t offset = interp_offset(cpu, insn);
+    unsigned access = ACCESS_READ | stack_access(insn->mem_segment);
+    zero_general(data, sizeof *data);
+    for (unsigned i = 0; i < bytes / size; i++) {
+        if (!element_selected(mask, i, size))
+            continue;
+        uint64_t at = truncate_to(offset + i * size, insn->address_bits);
+        uint64_t linear = segment_linear(cpu, insn->mem_segment, at, size, ACCESS_READ);
+        set_element(data, i, size, mmu_load(cpu, linear, size, access));
+    }
+}
+
+/* vmaskmovps/pd (0f38 2c-2f) and vpmaskmovd/q (0f38 8c, 8e). */
+static void masked_move(struct jit_vcpu *cpu, const struct insn *insn)
+{
+    interp_check_fpu(cpu, insn);
+    interp_take_state(cpu);
+    bool store = insn->opcode == 0x2e || insn->opcode == 0x2f || insn->opcode == 0x8e;
+    bool wide = insn->opcode & 0x80 ? vex_w(insn) : insn->opcode & 1;
+    unsigned bytes = vector_bytes(insn), size = wide ? 8 : 4;
+    struct vector mask = read_vector(cpu, vex_vvvv(insn)), data;
+    if (store) {
+        data = read_vector(cpu, reg_number(insn));
+        store_selected(cpu, insn, interp_offset(cpu, insn), &data, &mask, bytes, size);
+    } else {
+        load_selected(cpu, insn, &data, &mask, bytes, size);
+        write_vector(cpu, reg_number(insn), &data, bytes);
+    }
+}
+
+/* What every MMX instruction does first: pending x87 exceptions, all registers valid, TOP 0 (so that the image holds mm0-mm7 in
+ * order). */
+static void enter_mmx(struct jit_vcpu *cpu)
+{
+    if (load_le16(cpu->xsave + 2) & 0x80)
+        vcpu_raise(cpu, VEC_MF, 0);
+    fpu_load(cpu);
+    __asm__ volatile("movq %%mm0, %%mm0" : : : "memory");
+    interp_take_state(cpu);
+}
+
+/* maskmovdqu, vmaskmovdqu, maskmovq: bytes of reg to [rdi], by the top bits of the bytes of rm. */
+static void masked_store_bytes(struct jit_vcpu *cpu, const struct insn *insn)
+{
+    interp_check_fpu(cpu, insn);
+    interp_take_state(cpu);
+    bool mmx = insn->fpu == INSN_FPU_MMX;
+    struct vector data = {0}, mask = {0};
+    if (mmx)
+        enter_mmx(cpu);
+    if (mmx) {
+        copy_general(data.bytes, cpu->xsave + IMAGE_ST + 16 * (reg_number(insn) & 7), 8);
+        copy_general(mask.bytes, cpu->xsave + IMAGE_ST + 16 * (rm_number(insn) & 7), 8);
+    } else {
+        data = read_vector(cpu, reg_number(insn));
+        mask = read_vector(cpu, rm_number(insn));
+    }
+    uint64_t offset = read_address_gpr(cpu, RDI, insn);
+    store_selected(cpu, insn, offset, &data, &mask, mmx ? 8 : 16, 1);
+}
+
+struct gather {
+    unsigned elements, data_bytes, index_bytes;
+    unsigned dest, mask, index;
+};
+
+static struct gather gather_shape(const struct insn *insn)
+{
+    struct gather g = {.dest = reg_number(insn), .mask = vex_vvvv(insn), .index = insn->mem_index};
+    bool quad_index = insn->opcode & 1;
+    unsigned bytes = vector_bytes(insn);
+    g.data_bytes = vex_w(insn) ? 8 : 4;
+    g.index_bytes = quad_index ? 8 : 4;
+    g.elements = bytes / (g.data_bytes > g.index_bytes ? g.data_bytes : g.index_bytes);
+    return g;
+}
+
+static uint64_t gather_linear(struct jit_vcpu *cpu, const struct insn *insn, const struct gather *g,
+                              const struct vector *index, unsigned element)
+{
+    int64_t i = (int64_t)element_value(index, element, g->index_bytes);
+    if (g->index_bytes == 4)
+        i = (int32_t)i;
+    uint64_t offset = (uint64_t)insn->mem_disp + (uint64_t)i * insn->mem_scale;
+    if (insn->mem_base != INSN_NO_REG)
+        offset += cpu->gpr[insn->mem_base];
+    return segment_linear(cpu, insn->mem_segment, truncate_to(offset, insn->address_bits), g->data_bytes, ACCESS_READ);
+}
+
+static void gather(struct jit_vcpu *cpu, const struct insn *insn)
+{
+    interp_check_fpu(cpu, insn);
+    interp_take_state(cpu);
+    struct gather g = gather_shape(insn);
+    unsigned access = ACCESS_READ | stack_access(insn->mem_segment);
+    struct vector index = read_vector(cpu, g.index), mask = read_vector(cpu, g.mask);
+    struct vector data = read_vector(cpu, g.dest);
+    for (unsigned i = 0; i < g.elements; i++) {
+        if (!element_selected(&mask, i, g.data_bytes))
+            continue;
+        uint64_t value = mmu_load(cpu, gather_linear(cpu, insn, &g, &index, i), g.data_bytes, access);
+        interp_take_state(cpu); /* a device may have been asked */
+        set_element(&data, i, g.data_bytes, value);
+        set_element(&mask, i, g.data_bytes, 0);
+        write_vector(cpu, g.dest, &data, 32);
+        write_vector(cpu, g.mask, &mask, 32);
+    }
+    zero_general(&mask, sizeof mask);
+    write_vector(cpu, g.dest, &data, g.elements * g.data_bytes);
+    write_vector(cpu, g.mask, &mask, 32);
+}
+
+interp_fn *interp_vector_handler(unsigned mnemonic)
+{
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ: return masked_move;
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU: return masked_store_bytes;
+    case ZYDIS_MNEMONIC_VGATHERDPS:
+    case ZYDIS_MNEMONIC_VGATHERDPD:
+    case ZYDIS_MNEMONIC_VGATHERQPS:
+    case ZYDIS_MNEMONIC_VGATHERQPD:
+    case ZYDIS_MNEMONIC_VPGATHERDD:
+    case ZYDIS_MNEMONIC_VPGATHERDQ:
+    case ZYDIS_MNEMONIC_VPGATHERQD:
+    case ZYDIS_MNEMONIC_VPGATHERQQ: return gather;
+    default: return NULL;
+    }
+}
