@@ -45,7 +45,8 @@ def initramfs(tmp, script=None, files=None):
     if not extra:
         return base
     path = tmp / "initramfs"
-    path.write_bytes(base.read_bytes() + cpio(extra))
+    packed = base.read_bytes()
+    path.write_bytes(packed + bytes(-len(packed) % 4) + cpio(extra))  # the kernel looks at multiples of 4
     return path
 
 

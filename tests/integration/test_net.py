@@ -1,14 +1,15 @@
 """virtio-net through a tap in a network namespace of the test's own, and through passt."""
-import http.server
+import hashlib
 import os
 import shutil
 import subprocess
-import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from guests import busybox, finish
+from vmm import BINARY
 
 HOST, GUEST = "10.213.0.1", "10.213.0.2"
 BODY = b"0123456789abcdef" * 65536  # 1 MiB
@@ -16,33 +17,33 @@ SUM_SCRIPT = "sha256sum | cut -d' ' -f1 | sed 's/^/BODY /'"
 
 
 def body_sum():
-    import hashlib
     return "BODY " + hashlib.sha256(BODY).hexdigest()
 
 
 class Namespace:
-    """A network namespace with a tap and an HTTP server in it."""
+    """A network namespace of the test's own, with a web server on `address`. Skips where the host does not allow one."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, address, *setup):
         self.name = f"polder-test-{os.getpid()}"
+        self.prefix = ("ip", "netns", "exec", self.name)
+        self.folder, self.address, self.setup = folder, address, setup
         self.server = None
-        self.folder = folder
 
     def command(self, *argv, **kw):
-        return subprocess.run(["ip", "netns", "exec", self.name, *argv], capture_output=True, text=True, **kw)
+        return subprocess.run([*self.prefix, *argv], capture_output=True, text=True, **kw)
 
     def __enter__(self):
         made = subprocess.run(["ip", "netns", "add", self.name], capture_output=True, text=True)
         if made.returncode:
             pytest.skip(f"cannot make a network namespace: {made.stderr.strip()}")
         try:
-            for line in ("link set lo up", "tuntap add tap0 mode tap vnet_hdr", f"addr add {HOST}/24 dev tap0", "link set tap0 up"):
-                done = self.command("ip", *line.split())
+            for line in ("ip link set lo up", *self.setup):
+                done = self.command("sh", "-c", line)
                 if done.returncode:
-                    pytest.skip(f"cannot make a tap: {done.stderr.strip()}")
+                    pytest.skip(f"cannot run '{line}': {done.stderr.strip()}")
             self.folder.mkdir()
             (self.folder / "body").write_bytes(BODY)
-            self.server = subprocess.Popen(["ip", "netns", "exec", self.name, "python3", "-m", "http.server", "8000", "-b", HOST],
+            self.server = subprocess.Popen([*self.prefix, "python3", "-m", "http.server", "8000", "-b", self.address],
                                            cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         except BaseException:
             self.__exit__()
@@ -58,6 +59,24 @@ class Namespace:
     def links(self):
         return self.command("ip", "-o", "link").stdout.count("\n")
 
+    def processes(self):
+        """Names of the processes in the namespace, other than the web server."""
+        pids = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split()
+        return sorted(Path(f"/proc/{p}/comm").read_text().strip() for p in pids if int(p) != self.server.pid)
+
+
+def tap_namespace(tmp):
+    return Namespace(tmp / "www", HOST, "ip tuntap add tap0 mode tap vnet_hdr", f"ip addr add {HOST}/24 dev tap0", "ip link set tap0 up")
+
+
+def passt_namespace(tmp):
+    """What passt needs of a host: an address, a default route, and leave to ping. No packet leaves the namespace."""
+    if not shutil.which("passt"):
+        pytest.skip("passt is not installed")
+    return Namespace(tmp / "www", "127.0.0.1", "ip link add up0 type veth peer name up1", "ip addr add 10.214.0.2/24 dev up0",
+                     "ip link set up0 up", "ip link set up1 up", "ip route add default via 10.214.0.1 dev up0",
+                     "echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range")
+
 
 def test_tap_both_ways(engine, tmp):
     script = f"""
@@ -67,10 +86,10 @@ def test_tap_both_ways(engine, tmp):
         mkdir /tmp/www && head -c 1M /dev/zero >/tmp/www/zeros && httpd -p 8080 -h /tmp/www
         echo GUEST-UP; read -r done
     """
-    with Namespace(tmp / "www") as ns:
+    with tap_namespace(tmp) as ns:
         links = ns.links()
         with busybox(engine, tmp, "--net", "tap=tap0", cmdline=f"polder.net={GUEST}/24,{HOST}", script=script,
-                     prefix=("ip", "netns", "exec", ns.name)) as vmm:
+                     prefix=ns.prefix) as vmm:
             vmm.wait_for("^GUEST-UP$", 180)
             ping = ns.command("ping", "-c", "3", "-W", "10", GUEST)
             fetched = ns.command("curl", "-s", "-m", "60", "-o", tmp / "zeros", f"http://{GUEST}:8080/zeros")
@@ -82,59 +101,38 @@ def test_tap_both_ways(engine, tmp):
     assert fetched.returncode == 0 and (tmp / "zeros").read_bytes() == bytes(1 << 20)
 
 
-@pytest.fixture
-def web_server():
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(BODY)))
-            self.end_headers()
-            self.wfile.write(BODY)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
-    server.shutdown()
-    server.server_close()
+GATEWAY = "gw=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p')"
 
 
-def has_default_route():
-    return bool(subprocess.run(["ip", "-4", "route", "show", "default"], capture_output=True, text=True).stdout.strip())
-
-
-def passt_processes():
-    return subprocess.run(["pgrep", "-c", "-x", "passt|passt.avx2"], capture_output=True, text=True).stdout.strip()
-
-
-def test_passt_http_to_the_host(engine, tmp, web_server):
-    if not shutil.which("passt"):
-        pytest.skip("passt is not installed")
-    if not has_default_route():
-        pytest.skip("passt needs a host with a default route")
-    script = f"""
-        gw=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); echo "gateway $gw"
-        wget -q -O - http://$gw:{web_server}/body | {SUM_SCRIPT}
-    """
-    before = passt_processes()
-    with busybox(engine, tmp, "--net", "user", cmdline="polder.net=dhcp", script=script) as vmm:
-        text = finish(vmm, 180)
+def test_passt_dhcp_and_http_to_the_host(engine, tmp):
+    script = f"{GATEWAY}; echo gateway $gw; ip -4 -o addr show eth0; wget -q -O - http://$gw:8000/body | {SUM_SCRIPT}"
+    with passt_namespace(tmp) as ns:
+        with busybox(engine, tmp, "--net", "user", cmdline="polder.net=dhcp", script=script, prefix=ns.prefix) as vmm:
+            text = finish(vmm, 180)
+        time.sleep(0.5)
+        assert ns.processes() == [], "passt is left behind"
+    assert "gateway 10.214.0.1" in text and "10.214.0.2" in text, text
     assert body_sum() in text, text
-    time.sleep(0.5)
-    assert passt_processes() == before
 
 
-def test_passt_ping_the_gateway(engine, tmp):
-    if not shutil.which("passt") or not has_default_route():
-        pytest.skip("no passt, or no default route")
-    low, high = map(int, open("/proc/sys/net/ipv4/ping_group_range").read().split())
-    if not low <= os.getgid() <= high:
-        pytest.skip("net.ipv4.ping_group_range does not let passt ping")
-    script = "gw=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); ping -c 3 -W 5 $gw"
-    with busybox(engine, tmp, "--net", "user", cmdline="polder.net=dhcp", script=script) as vmm:
-        assert " 0% packet loss" in finish(vmm, 180)
+def test_passt_ping(engine, tmp):
+    with passt_namespace(tmp) as ns:
+        with busybox(engine, tmp, "--net", "user", cmdline="polder.net=dhcp", script=f"{GATEWAY}; ping -c 3 -W 5 $gw",
+                     prefix=ns.prefix) as vmm:
+            assert " 0% packet loss" in finish(vmm, 180)
+
+
+def test_passt_http_from_the_host(engine, tmp):
+    if "forward=" not in subprocess.run([BINARY, "--help"], capture_output=True, text=True).stdout:
+        pytest.skip("--net user has no port forwarding yet (no forward= in --help)")
+    script = "mkdir /tmp/www && head -c 1M /dev/zero >/tmp/www/zeros && httpd -p 8080 -h /tmp/www; echo GUEST-UP; read -r done"
+    with passt_namespace(tmp) as ns:
+        with busybox(engine, tmp, "--net", "user,forward=9080:8080", cmdline="polder.net=dhcp", script=script, prefix=ns.prefix) as vmm:
+            vmm.wait_for("^GUEST-UP$", 180)
+            fetched = ns.command("curl", "-s", "-m", "60", "-o", tmp / "zeros", "http://127.0.0.1:9080/zeros")
+            vmm.send("done\n")
+            finish(vmm)
+    assert fetched.returncode == 0 and (tmp / "zeros").read_bytes() == bytes(1 << 20)
 
 
 def test_no_network(engine, tmp):

@@ -1,5 +1,5 @@
 """Other code than 64-bit Linux programs: a 32-bit program, and a kernel that is not Linux."""
-import re
+import hashlib
 
 from guests import busybox, finish
 from images import image
@@ -15,7 +15,6 @@ def test_32_bit_static_program(engine, tmp):
         busybox32 sh -c 'busybox32 sleep 0; busybox32 kill -l | busybox32 head -1; (exit 3); echo status $?'
         busybox32 head -c 300000 /dev/urandom >/tmp/r; busybox32 gzip -c /tmp/r | busybox32 gunzip | busybox32 cmp - /tmp/r && echo SAME
     """
-    import hashlib
     expected = hashlib.md5("".join(f"{i}\n" for i in range(1, 2001)).encode()).hexdigest()
     with busybox(engine, tmp, script=script, files=files) as vmm:
         text = finish(vmm)
@@ -27,6 +26,4 @@ def test_memtest86_reaches_its_screen(engine, tmp):
     with Vmm("--engine", engine, "--kernel", image("memtest") / "memtest.bin", "--cmdline", "console=ttyS0,115200 nosmp",
              "--memory", "64M", "--console", "stdio") as vmm:
         vmm.wait_for(r"Memtest86\+ v6", 120)
-        vmm.wait_for(r"Testing", 120)
-        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", vmm.text)
-        assert "Memory" in plain
+        vmm.wait_for(r"Memory  : +\d+MB", 120)
