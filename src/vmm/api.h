@@ -56,15 +56,17 @@ must_check int api_create(struct vm_config *config, const struct api_vm_ops *ops
  * is fine. Not from the thread that an op under way waits for. */
 void api_free(struct api *api);
 
-/* Serves on a new unix socket at `path`, mode 0600. -EADDRINUSE when something is there already. */
-must_check int api_listen(struct api *api, const char *path, struct err *err);
+/* ---- setting up; in this order, all before the loop that ops wait for, if they do, begins to run ---- */
+
+/* Writes metrics to `path` from now on; what PUT /metrics and --metrics do. -EALREADY the second time. */
+must_check int api_open_metrics(struct api *api, const char *path, struct err *err);
 
 /* Applies a config file: one JSON object with a member for each resource, each checked and applied as the PUT
  * request to that resource would be. The first error ends it. */
 must_check int api_load_config_file(struct api *api, const char *path, struct err *err);
 
-/* Writes metrics to `path` from now on; what PUT /metrics and --metrics do. -EALREADY the second time. */
-must_check int api_open_metrics(struct api *api, const char *path, struct err *err);
+/* Serves on a new unix socket at `path`, mode 0600. -EADDRINUSE when something is there already. */
+must_check int api_listen(struct api *api, const char *path, struct err *err);
 
 /* ---- without a socket: what the HTTP server, tests and the fuzz target call ---- */
 

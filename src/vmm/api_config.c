@@ -25,27 +25,6 @@ static int check_readable(const char *what, const char *path, struct err *err)
     return fd < 0 ? err_set(err, errno, "The %s file cannot be opened: '%.100s'", what, path) : 0;
 }
 
-/* A copy of the command line without the word `pci=off`, which Firecracker's users have there and which would
- * hide every device of this machine. NULL when memory is out. */
-static char *without_pci_off(const char *args)
-{
-    char *copy = strdup(args);
-    if (!copy)
-        return NULL;
-    for (char *at = copy; (at = strstr(at, "pci=off"));) {
-        char after = at[strlen("pci=off")];
-        if ((at != copy && at[-1] != ' ') || (after && after != ' ')) {
-            at++;
-            continue;
-        }
-        char *rest = at + strlen("pci=off");
-        rest += strspn(rest, " ");
-        memmove(at, rest, strlen(rest) + 1);
-        log_info("API: 'pci=off' is taken out of boot_args: this machine's devices are on PCI");
-    }
-    return copy;
-}
-
 int api_put_boot_source(struct api *api, const struct api_request *request, json_t **ret_answer,
                         struct err *err)
 {
@@ -58,15 +37,12 @@ int api_put_boot_source(struct api *api, const struct api_request *request, json
         ret = check_readable("initrd", initrd, err);
     if (ret < 0)
         return err_ctx(err, "Boot source error");
-    own_free char *cmdline = args ? without_pci_off(args) : NULL;
-    if (args && !cmdline)
-        return err_set(err, ENOMEM, "Boot source error");
     struct vm_config *config = api->config;
     ret = vm_config_set(&config->kernel, kernel, err);
     if (ret == 0)
         ret = vm_config_set(&config->initrd, initrd, err);
     if (ret == 0)
-        ret = vm_config_set(&config->cmdline, cmdline, err);
+        ret = vm_config_set(&config->cmdline, args, err);
     return ret;
 }
 

@@ -108,7 +108,7 @@ static const struct api_object boot_source = {
         {.name = "kernel_image_path", .type = API_STRING, .required = true, .text = "Linux bzImage, ELF vmlinux or PVH image."},
         {.name = "initrd_path", .type = API_STRING, .text = "Initial RAM disk."},
         {.name = "boot_args", .type = API_STRING, .max = 2047,
-         .text = "Kernel command line. The word pci=off is taken out: this machine's devices are on PCI."},
+         .text = "Kernel command line. The guest does not get the word pci=off: its devices are on PCI."},
         {0}}, false};
 
 static const struct api_object cpuid_register = {
