@@ -24,6 +24,7 @@
 /* All that a previous system may have set, so that a reset also stops clocks that the hypervisor updates in memory. The
  * default memory type is write-back and enabled, as firmware leaves it. The TSC runs on. */
 static const struct x86_msr reset_msrs[] = {
+    {MSR_MISC_ENABLE, 1 /* fast strings: without it Linux forgets ERMS */},
     {MSR_PAT, PAT_DEFAULT},        {MSR_MTRR_DEF_TYPE, 0x806}, {MSR_STAR, 0},           {MSR_LSTAR, 0},
     {MSR_CSTAR, 0},                {MSR_SFMASK, 0},            {MSR_KERNEL_GS_BASE, 0}, {MSR_TSC_AUX, 0},
     {MSR_SYSENTER_CS, 0},          {MSR_SYSENTER_ESP, 0},      {MSR_SYSENTER_EIP, 0},   {MSR_TSC_DEADLINE, 0},

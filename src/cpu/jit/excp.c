@@ -240,6 +240,8 @@ static void deliver(struct jit_vcpu *cpu, const struct jit_exception *exception,
         if (attempt(cpu, &current, external))
             return;
         struct jit_exception second = cpu->exception;
+        if (current.software) /* its fault is at the instruction; rip was moved behind it */
+            cpu->rip = vcpu_long_mode(cpu) ? cpu->rip - current.length : (uint32_t)(cpu->rip - current.length);
         record(cpu, &second);
         if (!combine(&current, external, &second)) {
             cpu->shutdown = true;

@@ -202,7 +202,7 @@ static void do_out(struct jit_vcpu *cpu, const struct insn *insn)
  * show rip at the instruction, which is delivery's affair. */
 static void do_interrupt(struct jit_vcpu *cpu, const struct insn *insn)
 {
-    struct jit_exception exception = {.software = true};
+    struct jit_exception exception = {.software = true, .length = insn->length};
     switch (insn->mnemonic) {
     case ZYDIS_MNEMONIC_INT3: exception.vector = VEC_BP; break;
     case ZYDIS_MNEMONIC_INTO:

@@ -154,7 +154,7 @@ static int jit_vcpu_create(struct engine *base, unsigned index, struct vcpu **re
 static const uint32_t state_msrs[] = {
     MSR_STAR,         MSR_LSTAR,        MSR_CSTAR,    MSR_SFMASK,          MSR_KERNEL_GS_BASE,       MSR_TSC_AUX,
     MSR_SYSENTER_CS,  MSR_SYSENTER_ESP, MSR_SYSENTER_EIP, MSR_PAT,         MSR_MISC_ENABLE,          MSR_MTRR_DEF_TYPE,
-    MSR_TSC,          MSR_TSC_DEADLINE, MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW,
+    MSR_TSC,          MSR_TSC_ADJUST,   MSR_TSC_DEADLINE, MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW,
 };
 
 static void jit_get_state(struct vcpu *vcpu, struct x86_state *s)
@@ -199,7 +199,7 @@ static void load_msr(struct jit_vcpu *cpu, const struct x86_msr *msr)
     if (_setjmp(cpu->unwind))
         log_debug("jit: MSR 0x%x cannot be loaded", msr->index);
     else
-        system_write_msr(cpu, msr->index, msr->value);
+        system_load_msr(cpu, msr->index, msr->value);
 }
 
 static int jit_set_state(struct vcpu *vcpu, const struct x86_state *s, struct err *err)

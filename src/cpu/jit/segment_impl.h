@@ -87,11 +87,14 @@ static inline uint64_t flags_merge(const struct jit_vcpu *cpu, uint64_t value, u
     return (cpu->rflags & ~mask) | (value & mask) | 2;
 }
 
-/* After IF, the task priority or the NMI mask may have let something through: has translated code look again. */
+/* After IF, the task priority or the NMI mask may have let something through: has translated code look again, now or at STI. */
 static inline void vcpu_recheck_interrupts(struct jit_vcpu *cpu)
 {
     bool nmi = __atomic_load_n(&cpu->nmi_pending, __ATOMIC_RELAXED) && !cpu->nmi_blocked;
-    if (nmi || ((cpu->rflags & FLAG_IF) && lapic_pending_vector(cpu) >= 0))
+    bool pending = lapic_pending_vector(cpu) >= 0, enabled = (cpu->rflags & FLAG_IF) != 0;
+    if (pending && !enabled)
+        cpu->interrupt_waiting = true;
+    if (nmi || (pending && enabled))
         __atomic_store_n(&cpu->poll, 1, __ATOMIC_RELAXED);
 }
 

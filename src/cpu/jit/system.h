@@ -17,6 +17,9 @@ void system_lmsw(struct jit_vcpu *cpu, uint16_t value);
  * need read as zero. */
 uint64_t system_read_msr(struct jit_vcpu *cpu, uint32_t index);
 void system_write_msr(struct jit_vcpu *cpu, uint32_t index, uint64_t value);
+/* Loads a saved MSR: as a write, but TSC and TSC_ADJUST are set without moving each other, and the TSCs of vCPUs that were saved
+ * within a second of each other come out equal. */
+void system_load_msr(struct jit_vcpu *cpu, uint32_t index, uint64_t value);
 void system_rdmsr(struct jit_vcpu *cpu);
 void system_wrmsr(struct jit_vcpu *cpu);
 void system_cpuid(struct jit_vcpu *cpu);

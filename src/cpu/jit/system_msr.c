@@ -219,6 +219,34 @@ void system_write_msr(struct jit_vcpu *cpu, uint32_t index, uint64_t value)
     write_other(cpu, index, value);
 }
 
+/* The TSC offset of another vCPU that `offset` differs from by the time it took to save both, else `offset`. */
+static uint64_t common_tsc_offset(const struct jit_vcpu *cpu, uint64_t offset)
+{
+    uint64_t second = host_tsc_khz() * 1000;
+    for (unsigned i = 0; i < cpu->engine->vcpu_count; i++) {
+        const struct jit_vcpu *other = cpu->engine->vcpus[i];
+        if (!other || other == cpu)
+            continue;
+        uint64_t ahead = offset - other->tsc_offset, behind = other->tsc_offset - offset;
+        if (ahead < second || behind < second)
+            return other->tsc_offset;
+    }
+    return offset;
+}
+
+void system_load_msr(struct jit_vcpu *cpu, uint32_t index, uint64_t value)
+{
+    if (index == MSR_TSC) {
+        uint64_t offset = common_tsc_offset(cpu, cpu->tsc_offset + (value - vcpu_read_tsc(cpu)));
+        system_shift_tsc(cpu, offset - cpu->tsc_offset);
+    } else if (index == MSR_TSC_ADJUST) {
+        cpu->tsc_adjust = value;
+        kvmclock_update(cpu);
+    } else {
+        system_write_msr(cpu, index, value);
+    }
+}
+
 void system_rdmsr(struct jit_vcpu *cpu)
 {
     system_require_cpl0(cpu);

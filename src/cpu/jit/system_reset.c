@@ -67,6 +67,8 @@ static void reset_msrs(struct jit_vcpu *cpu)
         cpu->mtrr_var[i] = 0;
     cpu->misc_enable = MISC_ENABLE_RESET;
     cpu->spec_ctrl = cpu->mcg_status = 0;
+    cpu->tsc_offset -= cpu->tsc_adjust; /* the TSC runs on, without what the guest added */
+    cpu->tsc_adjust = 0;
     cpu->kvm_system_time = cpu->kvm_wall_clock = cpu->kvm_async_pf = 0;
 }
 

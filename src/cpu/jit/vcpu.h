@@ -32,6 +32,7 @@ struct jit_exception {
     uint8_t vector;
     bool has_error;
     bool software;  /* int n, int3, into: DPL of the gate is checked, no error code */
+    uint8_t length; /* software: bytes of the instruction; rip goes back by them when delivery faults */
     uint32_t error;
     uint64_t cr2;   /* VEC_PF only: loaded on delivery */
     uint64_t dr6;   /* VEC_DB only: bits to set in DR6 on delivery */
