@@ -25,8 +25,7 @@ enum api_vm_state { API_VM_NOT_STARTED, API_VM_RUNNING, API_VM_PAUSED };
  * answered with "not there yet". Called in the HTTP thread with the API's lock held; an implementation may
  * hand the work to its loop and wait, but that loop must then never wait for the API (see api_free). */
 struct api_vm_ops {
-    enum api_vm_state (*state)(
-        void *arg); /* never NULL; also under way of a start: NOT_STARTED until it runs */
+    enum api_vm_state (*state)(void *arg); /* never NULL; NOT_STARTED until the start is complete */
     /* Builds the machine and runs it. On error nothing is left of it and the config may be corrected. */
     int (*start)(void *arg, const struct vm_config *config, struct err *err);
     /* Pausing what is paused and resuming what runs are no errors. */
