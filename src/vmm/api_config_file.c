@@ -124,12 +124,12 @@ int api_load_config_file(struct api *api, const char *path, struct err *err)
     json_error_t error;
     int ret = read_file(path, &text, &len, err);
     if (ret < 0)
-        return err_ctx(err, "config file '%.80s'", path);
+        return err_ctx(err, "config file '%.100s'", path);
     json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
     if (!root)
-        return err_say(err, EINVAL, "config file '%.80s': line %d column %d: %.80s", path, error.line,
+        return err_say(err, EINVAL, "config file '%.100s': line %d column %d: %.80s", path, error.line,
                        error.column, error.text);
     ret = api_apply_config(api, root, err);
     json_decref(root);
-    return ret < 0 ? err_ctx(err, "config file '%.80s'", path) : 0;
+    return ret < 0 ? err_ctx(err, "config file '%.100s'", path) : 0;
 }

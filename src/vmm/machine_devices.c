@@ -43,6 +43,7 @@ static int add_disk(struct machine *machine, unsigned index, struct err *err)
         .id = disk->id,
         .node = node,
         .queues = disk->queues ? disk->queues : machine->config->cpus,
+        .unsafe = !disk->writeback,
         .limiter = machine_limiter(&disk->limit),
     };
     r = virtio_blk_create(&config, &host, &machine->devices.disks[index], err);

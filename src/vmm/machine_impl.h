@@ -38,7 +38,7 @@ struct machine {
     int kernel_fd, initrd_fd;
     char *cmdline;
     uint8_t generation_id[16];
-    bool paused; /* by the user, or not started yet */
+    atomic_bool paused; /* by the user, or not started yet */
     bool over;   /* ended; later events are ignored */
     /* First event since the last reset, from vCPU threads: enum machine_event; the vCPU it came from. */
     atomic_int event;

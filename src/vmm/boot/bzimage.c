@@ -75,7 +75,8 @@ int boot_load_bzimage(struct mem *mem, const struct image *image, uint8_t *zero_
     size_t offset = (size_t)(sectors + 1) * SECTOR;
     if (offset + ENTRY_64 >= image->len)
         return err_say(err, ENOEXEC, "the bzImage ends within its setup code, it is damaged");
-    if (image->len - offset < (uint64_t)load_le32(header + SYSTEM_SIZE) * 16)
+    /* Of the kernel alone by the letter; memtest86+ counts the whole file. */
+    if (image->len < (uint64_t)load_le32(header + SYSTEM_SIZE) * 16)
         return err_say(err, ENOEXEC, "the bzImage is shorter than its header says, it is damaged or cut short");
     uint64_t at = load_address(header), need = load_le32(header + INIT_SIZE);
     size_t len = image->len - offset;
