@@ -45,9 +45,9 @@ int api_put_actions(struct api *api, const struct api_request *request, json_t *
 int api_patch_vm(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
 {
     (void)ret_answer;
-    bool pause = !strcmp(api_string(request->body, "state"), "Paused");
-    int (*op)(void *arg, struct err *err) = pause ? api->ops->pause : api->ops->resume;
-    return op ? op(api->arg, err) : not_there(pause ? "pausing" : "resuming", err);
+    bool stop = !strcmp(api_string(request->body, "state"), "Paused");
+    int (*op)(void *arg, struct err *err) = stop ? api->ops->pause : api->ops->resume;
+    return op ? op(api->arg, err) : not_there(stop ? "pausing" : "resuming", err);
 }
 
 /* ---- disks and network interfaces ---- */

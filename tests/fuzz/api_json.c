@@ -121,7 +121,7 @@ static void do_config(struct api *api, const char *text, size_t len)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    const uint8_t *end = memchr(data, '\n', size);
+    const uint8_t *end = size ? memchr(data, '\n', size) : NULL;
     if (!end || (size_t)(end - data) >= 128)
         return 0;
     char line[128];

@@ -261,7 +261,7 @@ static void test_drives(void **state)
 {
     struct fixture *f = *state;
     static const struct one_case cases[] = {
-        {"PUT", "/drives/", "{}", 400, "missing field `drive_id`"},
+        {"PUT", "/drives/", "{}", 400, "The ID cannot be empty."},
         {"PUT", "/drives/a-b", "{}", 400, "alphanumeric"},
         {"PUT", "/drives/a", "{\"drive_id\": \"b\", \"is_root_device\": false}", 400, "does not match"},
         {"PUT", "/drives/a", "{\"drive_id\": \"a\", \"is_root_device\": false}", 400, "`path_on_host`"},
