@@ -29,7 +29,8 @@ struct net_options {
     const char *driver; /* "tap", "user" or "none" */
     const char *name;   /* tap: interface name */
     int fd;             /* tap, user: an open queue or socket instead; -1: none. Taken over on success. */
-    unsigned queues;    /* tap: 1..NET_MAX_QUEUES; 0: 1 */
+    unsigned queues;    /* tap: 1..NET_MAX_QUEUES, fewer when the interface has no multi_queue; 0: 1 */
+    const char *forward; /* user: TCP ports of the host that lead into the guest, "9080:8080,..."; NULL: none */
 };
 
 struct net_class {
@@ -45,8 +46,6 @@ struct net_class {
     void (*writable)(struct net_backend *backend, unsigned queue);
     /* Which offloads frames for the guest may use from now on. May be NULL. */
     int (*set_offloads)(struct net_backend *backend, unsigned offloads);
-    /* How many queues the guest uses; frames come only from these. May be NULL. */
-    int (*set_queues)(struct net_backend *backend, unsigned count);
 };
 
 struct net_backend {

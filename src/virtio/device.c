@@ -129,6 +129,10 @@ void virtio_set_status(struct virtio_device *dev, uint8_t status)
         return;
     dev->running = true;
     dev->class->start(dev);
+    for (unsigned i = 0; i < dev->queue_count; i++) {
+        virtq_listen(&dev->queues[i]); /* the event index may be anything until we set it */
+        virtio_kick(dev, i);
+    }
 }
 
 void virtio_fail(struct virtio_device *dev, const char *format, ...)

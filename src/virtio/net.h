@@ -11,7 +11,7 @@ struct net_backend;
 struct virtio_net_config {
     const char *id;
     struct net_backend *backend; /* from net_open; owned once created, the caller keeps it on error */
-    bool has_mac;                /* else one is made up: locally administered, stable for the same `id` and process */
+    bool has_mac;                /* else one is made up at random, locally administered */
     uint8_t mac[6];
     uint16_t mtu; /* 0: not advertised */
     struct limiter_config rx, tx;

@@ -200,15 +200,31 @@ void virtq_unpop(struct virtq *q, unsigned count)
     q->next_avail = (uint16_t)(q->next_avail - count);
 }
 
-void virtq_push_head(struct virtq *q, uint16_t head, uint32_t written)
+void virtq_stage(struct virtq *q, uint16_t head, uint32_t written)
 {
     if (!q->enabled)
         return;
-    uint32_t offset = RING_ENTRIES + (q->next_used & (q->size - 1u)) * USED_ENTRY;
+    uint16_t slot = (uint16_t)(q->next_used + q->staged++) & (uint16_t)(q->size - 1u);
+    uint32_t offset = RING_ENTRIES + slot * USED_ENTRY;
     store_le32(q->used + offset, head);
     store_le32(q->used + offset + 4, written);
-    ring_store(q->used + RING_IDX, ++q->next_used);
-    mem_mark_dirty(q->mem, q->used_gpa + RING_IDX, offset + USED_ENTRY - RING_IDX);
+    mem_mark_dirty(q->mem, q->used_gpa + offset, USED_ENTRY);
+}
+
+void virtq_publish(struct virtq *q)
+{
+    if (!q->enabled || !q->staged)
+        return;
+    q->next_used = (uint16_t)(q->next_used + q->staged);
+    q->staged = 0;
+    ring_store(q->used + RING_IDX, q->next_used);
+    mem_mark_dirty(q->mem, q->used_gpa + RING_IDX, 2);
+}
+
+void virtq_push_head(struct virtq *q, uint16_t head, uint32_t written)
+{
+    virtq_stage(q, head, written);
+    virtq_publish(q);
 }
 
 void virtq_push(struct virtq *q, const struct virtq_chain *chain, uint32_t written)
@@ -244,13 +260,18 @@ void virtq_quiet(struct virtq *q)
     mem_mark_dirty(q->mem, q->used_gpa + RING_FLAGS, 2);
 }
 
-bool virtq_listen(struct virtq *q)
+bool virtq_listen_more(struct virtq *q, unsigned seen)
 {
     if (!q->enabled || q->error)
         return false;
     uint32_t offset = q->event_idx ? RING_ENTRIES + q->size * USED_ENTRY : RING_FLAGS;
-    ring_store(q->used + offset, q->event_idx ? q->next_avail : 0);
+    ring_store(q->used + offset, q->event_idx ? (uint16_t)(q->next_avail + seen) : 0);
     mem_mark_dirty(q->mem, q->used_gpa + offset, 2);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    return virtq_pending(q) != 0;
+    return virtq_pending(q) != seen;
+}
+
+bool virtq_listen(struct virtq *q)
+{
+    return virtq_listen_more(q, 0);
 }

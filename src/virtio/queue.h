@@ -26,6 +26,7 @@ struct virtq {
     bool event_idx, indirect;
     uint16_t next_avail; /* next entry of the available ring to take */
     uint16_t next_used;  /* next entry of the used ring to fill */
+    uint16_t staged;     /* used elements filled but not shown yet */
     uint16_t signalled;  /* used index at the last signal decision */
     const char *error;   /* why the ring is malformed; NULL while it is not */
 };
@@ -55,11 +56,16 @@ void virtq_unpop(struct virtq *q, unsigned count);
 void virtq_push(struct virtq *q, const struct virtq_chain *chain, uint32_t written);
 /* The same when the device marked what it wrote itself. */
 void virtq_push_head(struct virtq *q, uint16_t head, uint32_t written);
+/* The same in two steps, for buffers that the driver must see all at once: fills a used element, shows what was filled. */
+void virtq_stage(struct virtq *q, uint16_t head, uint32_t written);
+void virtq_publish(struct virtq *q);
 /* True when the driver wants an interrupt for what was pushed since the last call (event index, flags). */
 bool virtq_needs_signal(struct virtq *q);
 /* Stops the driver's notifications while we are looking anyway. */
 void virtq_quiet(struct virtq *q);
 /* Asks for a notification at the next buffer; true when one came in meanwhile: look again. */
 bool virtq_listen(struct virtq *q);
+/* The same with `seen` chains left in the ring on purpose: true when there are more than those. */
+bool virtq_listen_more(struct virtq *q, unsigned seen);
 /* Chains waiting in the available ring. */
 unsigned virtq_pending(struct virtq *q);

@@ -2,7 +2,9 @@
 #include "virtio/device.h"
 
 const struct virtio_class *const virtio_classes[] = {
+    &virtio_balloon,
     &virtio_blk,
+    &virtio_net,
     &virtio_rng,
     NULL,
 };

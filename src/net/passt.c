@@ -1,0 +1,301 @@
+/* `user`: networking without privileges, by a passt process of our own that speaks frames with a 32-bit big-endian
+ * length in front over a unix stream socket. It ends when the socket closes; we reap it.
+ * A frame from the guest goes out whole or, when the socket is full, its rest waits in `rest` and more is refused. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/iov.h"
+#include "base/log.h"
+#include "base/own.h"
+#include "net/net.h"
+
+#define LENGTH_SIZE 4u
+#define FRAME_MAX (NET_FRAME_MAX - NET_HEADER_SIZE)
+#define STREAM_SIZE (256u * 1024)
+#define IOV_MAX_COUNT 300u
+#define CHILD_FD 3
+#define EXIT_WAIT_MS 1000
+
+extern char **environ;
+
+struct passt {
+    struct net_backend backend; /* first */
+    pid_t pid;                  /* 0: not ours */
+    int log_fd;                 /* what passt says, for the line when it fails */
+    bool gone;
+    uint8_t *stream; /* bytes received, [start, end) */
+    size_t start, end;
+    uint64_t skip; /* bytes of an oversized frame still to drop */
+    uint8_t *rest; /* unsent tail of a frame */
+    size_t rest_len;
+};
+
+/* ---- the process ---- */
+
+static int spawn_with(const struct net_options *options, posix_spawn_file_actions_t *actions, pid_t *ret_pid)
+{
+    char *argv[] = {"passt", "--foreground", "--quiet", "--fd", "3", NULL, NULL, NULL};
+    if (options->forward) {
+        argv[5] = "--tcp-ports";
+        argv[6] = (char *)(uintptr_t)options->forward;
+    }
+    posix_spawnattr_t attr;
+    sigset_t none;
+    sigemptyset(&none);
+    posix_spawnattr_init(&attr);
+    posix_spawnattr_setsigmask(&attr, &none);
+    posix_spawnattr_setpgroup(&attr, 0); /* a terminal's Ctrl-C is not for it */
+    posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
+    int r = posix_spawnp(ret_pid, "passt", actions, &attr, argv, environ);
+    posix_spawnattr_destroy(&attr);
+    return -r;
+}
+
+static int spawn(struct passt *p, const struct net_options *options, int child_fd, struct err *err)
+{
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_adddup2(&actions, p->log_fd, STDOUT_FILENO);
+    posix_spawn_file_actions_adddup2(&actions, p->log_fd, STDERR_FILENO);
+    posix_spawn_file_actions_adddup2(&actions, child_fd, CHILD_FD);
+    int r = spawn_with(options, &actions, &p->pid);
+    posix_spawn_file_actions_destroy(&actions);
+    if (r == 0)
+        return 0;
+    p->pid = 0;
+    if (r == -ENOENT)
+        return err_say(err, ENOENT, "net 'user' needs passt, which is not installed: apt install passt");
+    return err_set(err, -r, "net 'user': passt");
+}
+
+/* The last thing passt said that is about itself. */
+static void last_words(const struct passt *p, char *ret_line, size_t size)
+{
+    char text[4096];
+    ssize_t n = pread(p->log_fd, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = '\0';
+    snprintf(ret_line, size, "no reason given");
+    char *save = NULL;
+    for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        if (strncmp(line, "Failed to send", 14) != 0)
+            snprintf(ret_line, size, "%s", line);
+    }
+}
+
+static void reap(struct passt *p)
+{
+    if (p->pid <= 0)
+        return;
+    for (int waited = 0; waitpid(p->pid, NULL, WNOHANG) == 0; waited += 5) {
+        if (waited == EXIT_WAIT_MS)
+            kill(p->pid, SIGKILL);
+        poll(NULL, 0, 5);
+    }
+    p->pid = 0;
+}
+
+static ssize_t lost(struct passt *p)
+{
+    if (!p->gone) {
+        char words[160];
+        p->gone = true;
+        last_words(p, words, sizeof words);
+        log_error("net 'user': passt has ended: %s", words);
+    }
+    return -EPIPE;
+}
+
+/* ---- frames ---- */
+
+/* Makes at least `need` bytes of stream available; -EAGAIN when they have not come yet. */
+static ssize_t gather(struct passt *p, size_t need)
+{
+    while (p->end - p->start < need) {
+        if (p->start && p->start + need > STREAM_SIZE) {
+            memmove(p->stream, p->stream + p->start, p->end - p->start);
+            p->end -= p->start;
+            p->start = 0;
+        }
+        ssize_t n = recv(p->backend.fd[0], p->stream + p->end, STREAM_SIZE - p->end, MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+            return lost(p);
+        if (n < 0)
+            return -EAGAIN;
+        p->end += (size_t)n;
+    }
+    return 0;
+}
+
+static void consume(struct passt *p, size_t n)
+{
+    p->start += n;
+    if (p->start == p->end)
+        p->start = p->end = 0;
+}
+
+static ssize_t drop_oversized(struct passt *p)
+{
+    while (p->skip) {
+        ssize_t r = gather(p, 1);
+        if (r < 0)
+            return r;
+        size_t here = p->end - p->start;
+        size_t n = here < p->skip ? here : (size_t)p->skip;
+        consume(p, n);
+        p->skip -= n;
+    }
+    return -EMSGSIZE;
+}
+
+static ssize_t passt_receive(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count)
+{
+    (void)queue;
+    struct passt *p = (struct passt *)backend;
+    static const uint8_t header[NET_HEADER_SIZE];
+    if (p->gone)
+        return -EPIPE;
+    if (p->skip)
+        return drop_oversized(p);
+    ssize_t r = gather(p, LENGTH_SIZE);
+    if (r < 0)
+        return r;
+    uint32_t len = load_be32(p->stream + p->start);
+    if (len > FRAME_MAX) {
+        p->skip = (uint64_t)len + LENGTH_SIZE;
+        return drop_oversized(p);
+    }
+    r = gather(p, LENGTH_SIZE + len);
+    if (r < 0)
+        return r;
+    size_t done = iov_write(iov, count, 0, header, sizeof header);
+    done += iov_write(iov, count, sizeof header, p->stream + p->start + LENGTH_SIZE, len);
+    consume(p, LENGTH_SIZE + len);
+    return done == NET_HEADER_SIZE + len ? (ssize_t)done : -EMSGSIZE;
+}
+
+static void passt_writable(struct net_backend *backend, unsigned queue)
+{
+    (void)queue;
+    struct passt *p = (struct passt *)backend;
+    if (!p->rest_len || p->gone)
+        return;
+    ssize_t n = send(p->backend.fd[0], p->rest, p->rest_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n <= 0)
+        return; /* a broken connection shows in receive */
+    p->rest_len -= (size_t)n;
+    memmove(p->rest, p->rest + n, p->rest_len);
+}
+
+/* What follows `sent` bytes of length word and frame. */
+static void keep_rest(struct passt *p, const uint8_t *length, const struct iovec *iov, unsigned count, size_t total,
+                      size_t sent)
+{
+    size_t from_length = sent < LENGTH_SIZE ? LENGTH_SIZE - sent : 0;
+    memcpy(p->rest, length + LENGTH_SIZE - from_length, from_length);
+    size_t skip = NET_HEADER_SIZE + (sent + from_length - LENGTH_SIZE);
+    iov_read(iov, count, skip, p->rest + from_length, total - sent - from_length);
+    p->rest_len = total - sent;
+}
+
+static int passt_send(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count)
+{
+    struct passt *p = (struct passt *)backend;
+    size_t len = iov_total(iov, count);
+    if (len < NET_HEADER_SIZE || len > NET_FRAME_MAX || count + 1 > IOV_MAX_COUNT)
+        return -EMSGSIZE;
+    if (p->gone)
+        return -EPIPE;
+    passt_writable(backend, queue);
+    if (p->rest_len)
+        return -EAGAIN;
+    len -= NET_HEADER_SIZE;
+    uint8_t length[LENGTH_SIZE];
+    store_be32(length, (uint32_t)len);
+    struct iovec parts[IOV_MAX_COUNT + 1];
+    parts[0] = (struct iovec){length, LENGTH_SIZE};
+    memcpy(parts + 1, iov, count * sizeof *iov);
+    struct iovec *frame = parts + 1;
+    unsigned frame_count = count;
+    iov_advance(&frame, &frame_count, NET_HEADER_SIZE);
+    frame[-1] = parts[0];
+    struct msghdr message = {.msg_iov = frame - 1, .msg_iovlen = frame_count + 1u};
+    ssize_t n = sendmsg(p->backend.fd[0], &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n < 0)
+        return errno == EAGAIN || errno == ENOBUFS || errno == EINTR ? -EAGAIN : -errno;
+    if ((size_t)n < LENGTH_SIZE + len)
+        keep_rest(p, length, iov, count, LENGTH_SIZE + len, (size_t)n);
+    return 0;
+}
+
+/* ---- open and close ---- */
+
+static void passt_close(struct net_backend *backend)
+{
+    struct passt *p = (struct passt *)backend;
+    if (p->backend.fd[0] >= 0)
+        close(p->backend.fd[0]);
+    reap(p);
+    if (p->log_fd >= 0)
+        close(p->log_fd);
+    free(p->stream);
+    free(p->rest);
+    free(p);
+}
+
+static int start(struct passt *p, const struct net_options *options, struct err *err)
+{
+    int pair[2];
+    p->log_fd = memfd_create("passt-log", MFD_CLOEXEC);
+    if (p->log_fd < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+        return err_set(err, errno, "net 'user'");
+    p->backend.fd[0] = pair[0];
+    own_fd int child_fd = pair[1];
+    int size = 4 << 20; /* as far as the host's limits allow */
+    setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    setsockopt(child_fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    return spawn(p, options, child_fd, err);
+}
+
+static int passt_open(const struct net_options *options, struct net_backend **ret_backend, struct err *err)
+{
+    struct passt *p = calloc(1, sizeof *p);
+    if (!p)
+        return err_set(err, ENOMEM, "net 'user'");
+    *p = (struct passt){.backend = {.class = &net_user, .queues = 1, .fd = {-1}}, .log_fd = -1};
+    p->stream = malloc(STREAM_SIZE);
+    p->rest = malloc(LENGTH_SIZE + FRAME_MAX);
+    int r = 0;
+    if (!p->stream || !p->rest)
+        r = err_set(err, ENOMEM, "net 'user'");
+    else if (options->fd < 0)
+        r = start(p, options, err);
+    else
+        p->backend.fd[0] = options->fd;
+    if (r < 0) {
+        passt_close(&p->backend);
+        return r;
+    }
+    *ret_backend = &p->backend;
+    return 0;
+}
+
+const struct net_class net_user = {
+    .name = "user",
+    .open = passt_open,
+    .close = passt_close,
+    .receive = passt_receive,
+    .send = passt_send,
+    .writable = passt_writable,
+};
