@@ -13,7 +13,7 @@
 #include "cpu/jit/vcpu.h"
 
 #define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
-#define HASH_BITS 16
+#define HASH_BITS 17
 #define ROOM_PER_BLOCK ((size_t)32 << 10)
 
 static uint32_t page_number(const struct translator *tr, const uint8_t *host)
@@ -23,7 +23,7 @@ static uint32_t page_number(const struct translator *tr, const uint8_t *host)
 
 static uint32_t hash_of(const uint8_t *source, struct block_key key)
 {
-    uint64_t h = ((uint64_t)source ^ (uint64_t)key.pool << 60) * UINT64_C(0x9e3779b97f4a7c15);
+    uint64_t h = ((uint64_t)source ^ (uint64_t)key.pool << 56) * UINT64_C(0x9e3779b97f4a7c15);
     return (uint32_t)(h >> (64 - HASH_BITS));
 }
 
@@ -212,7 +212,7 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
     struct translator *tr = cpu->translator;
     uint32_t generation = tr->generation;
     struct block *from = &tr->blocks[id / 2];
-    cpu->rip = from->link[id % 2].rip;
+    cpu->rip = block_rip(cpu, from) - from->rip + from->link[id % 2].rip;
     struct block *to = cache_lookup(cpu);
     if (!to)
         return NULL;
@@ -224,10 +224,10 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
         link->target = (uint32_t)(to - tr->blocks);
         link->next = to->incoming;
         to->incoming = id;
-        point(link, mcode_writable(&tr->mcode, to->entry));
+        point(link, mcode_writable(&tr->mcode, to->inner));
         tr->stat_links++;
     }
-    return to->entry;
+    return to->inner;
 }
 
 /* ---- dropping ---- */
@@ -347,7 +347,7 @@ static struct block *find(struct jit_vcpu *cpu, const uint8_t *page, struct bloc
     for (uint32_t id = tr->hash[hash_of(source, key)]; id;) {
         struct block *block = &tr->blocks[id];
         id = block->hash_next;
-        if (block->rip != cpu->rip || block->page[0] != page || block->key.pool != key.pool ||
+        if (block->rip != (block->pic ? cpu->rip & PAGE_MASK : cpu->rip) || block->page[0] != page || block->key.pool != key.pool ||
             block->key.fpu_ok != key.fpu_ok)
             continue;
         if (!block->page[1])
@@ -383,6 +383,7 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
     if (block->page[1])
         global = global && mmu_fetch_page(cpu, (cpu->rip | PAGE_MASK) + 1)->global;
     jump_cache_fill(cpu, key.pool, cpu->rip, global, block->entry);
+    cpu->code_page = cpu->rip & ~PAGE_MASK;
     return block;
 }
 

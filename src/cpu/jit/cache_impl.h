@@ -3,6 +3,7 @@
 
 #include "base/err.h"
 #include "cpu/jit/translate.h"
+#include "cpu/jit/vcpu.h"
 
 must_check int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err);
 void cache_free(struct jit_vcpu *cpu);
@@ -14,7 +15,13 @@ bool cache_is_marked(const struct jit_vcpu *cpu, const uint8_t *page);
 struct block *cache_new_block(struct jit_vcpu *cpu);
 /* Enters a finished block into the tables. */
 void cache_add_block(struct jit_vcpu *cpu, struct block *block);
-/* The block at cpu->rip, translated when needed, entered into the jump cache; NULL when only the interpreter can go on.
+/* Linear address of a block's first instruction; for a pic one, while code_page is its page's. */
+static inline uint64_t block_rip(const struct jit_vcpu *cpu, const struct block *block)
+{
+    return block->pic ? cpu->code_page + block->rip : block->rip;
+}
+
+/* The block at cpu->rip, translated when needed, entered into the jump cache and code_page set: go on at `inner`. NULL when only the interpreter can go on.
  * Raises fetch faults. */
 struct block *cache_lookup(struct jit_vcpu *cpu);
 /* Follows link `id` (block * 2 + which) and patches it when both ends allow. Returns where to go on, or NULL. */

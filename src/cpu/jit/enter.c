@@ -43,7 +43,7 @@ static const uint8_t *resume_at(struct jit_vcpu *cpu, const uint8_t *host)
 static const uint8_t *resume_at_rip(struct jit_vcpu *cpu)
 {
     struct block *block = cache_lookup(cpu);
-    return block ? resume_at(cpu, block->entry) : NULL;
+    return block ? resume_at(cpu, block->inner) : NULL;
 }
 
 static bool wants_run_loop(const struct jit_vcpu *cpu)
@@ -61,6 +61,7 @@ static const uint8_t *interpret(struct jit_vcpu *cpu, const struct insn *insn, c
     struct block_key before = block->key;
     interp_execute(cpu, insn);
     cpu->translator->stat_interp++;
+    cpu->translator->by_mnemonic[insn->mnemonic % 2048]++;
     if (cpu->rflags & FLAG_IF && lapic_pending_vector(cpu) >= 0)
         __atomic_store_n(&cpu->poll, 1, __ATOMIC_RELEASE);
     if (wants_run_loop(cpu))
@@ -75,7 +76,7 @@ static struct site *enter_site(struct jit_vcpu *cpu, struct block **ret_block)
 {
     struct site *site = &cpu->translator->sites[cpu->site];
     *ret_block = &cpu->translator->blocks[site->block];
-    cpu->rip = (*ret_block)->rip + site->rip_offset;
+    cpu->rip = block_rip(cpu, *ret_block) + site->rip_offset;
     flags_from_ax(cpu, site->parked);
     return site;
 }
@@ -126,13 +127,16 @@ static const uint8_t *handle_jump(struct jit_vcpu *cpu)
 static const uint8_t *handle_poll(struct jit_vcpu *cpu)
 {
     flags_from_ax(cpu, false);
-    cpu->rip = cpu->translator->blocks[cpu->site].rip;
+    cpu->rip = block_rip(cpu, &cpu->translator->blocks[cpu->site]);
     return NULL;
 }
 
+/* Entered through the jump cache, with the rip in r15 if position-independent. */
 static const uint8_t *handle_dead(struct jit_vcpu *cpu)
 {
-    handle_poll(cpu);
+    const struct block *block = &cpu->translator->blocks[cpu->site];
+    flags_from_ax(cpu, false);
+    cpu->rip = block->pic ? cpu->site_linear : block->rip;
     return resume_at_rip(cpu);
 }
 
@@ -248,7 +252,7 @@ bool enter_handle_signal(struct jit_vcpu *cpu, void *context)
     if (!block)
         return false;
     const struct insn_map *map = find_insn(tr, block, pc);
-    cpu->rip = block->rip + map->guest;
+    cpu->rip = block_rip(cpu, block) + map->guest;
     for (unsigned r = 0; r < GPR_COUNT; r++)
         if (!in_r14_r15(r))
             cpu->gpr[r] = (uint64_t)regs[order[r]];

@@ -1,4 +1,5 @@
 /* The engine's class: creation, architectural state in and out, statistics. */
+#include <Zydis/Zydis.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +19,7 @@
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
 
-#define CODE_BYTES_DEFAULT ((size_t)32 << 20)
+#define CODE_BYTES_DEFAULT ((size_t)64 << 20)
 #define HWCAP2_FSGSBASE_BIT (1u << 1)
 
 static int jit_probe(struct err *err)
@@ -253,6 +254,22 @@ static int jit_ioeventfd(struct engine *engine, uint64_t gpa, unsigned size, int
     return -ENOTSUP;
 }
 
+/* The instructions that left translated code most often. */
+static void print_interpreted(const struct translator *tr, unsigned index, int fd)
+{
+    uint32_t counts[2048];
+    memcpy(counts, tr->by_mnemonic, sizeof counts);
+    for (unsigned n = 0; n < 24; n++) {
+        unsigned most = 0;
+        for (unsigned m = 1; m < 2048; m++)
+            most = counts[m] > counts[most] ? m : most;
+        if (!counts[most])
+            return;
+        dprintf(fd, "vcpu%u interpreted %s %u\n", index, ZydisMnemonicGetString((ZydisMnemonic)most), counts[most]);
+        counts[most] = 0;
+    }
+}
+
 static void jit_print_stats(struct engine *base, int fd)
 {
     struct jit_engine *engine = (struct jit_engine *)base;
@@ -267,6 +284,7 @@ static void jit_print_stats(struct engine *base, int fd)
                 i, tr->stat_blocks, tr->stat_insns, (unsigned long)(tr->hot - tr->hot_start) >> 10,
                 (unsigned long)(tr->cold - tr->cold_start) >> 10, tr->stat_resets, tr->stat_misses, tr->stat_interp,
                 tr->stat_jumps, tr->stat_links, tr->stat_dead, cpu->instructions);
+        print_interpreted(tr, i, fd);
     }
 }
 

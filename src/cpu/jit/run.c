@@ -246,7 +246,7 @@ static void run_guest(struct jit_vcpu *cpu)
     if (translatable(cpu)) {
         struct block *block = cache_lookup(cpu);
         if (block) {
-            enter_run(cpu, block->entry);
+            enter_run(cpu, block->inner);
             return;
         }
     }

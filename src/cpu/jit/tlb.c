@@ -21,7 +21,7 @@ void tlb_init(struct jit_vcpu *cpu)
         flat(&cpu->tlb)[i] = empty;
     for (unsigned i = 0; i < TLB_POOLS * JUMP_ENTRIES; i++)
         (&cpu->jump_cache.negated_rip[0][0])[i] = 1;
-    cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 4;
+    cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 2;
     cpu->flush_epoch = 1;
 }
 

@@ -46,7 +46,7 @@ struct fetch_entry {
     bool global;
 };
 
-#define JUMP_BITS 12
+#define JUMP_BITS 13
 #define JUMP_ENTRIES (1u << JUMP_BITS)
 
 struct jump_cache {

@@ -166,6 +166,11 @@ static void bind_sites(struct translation *t)
 
 static void emit_block(struct translation *t, const struct insn *insns, unsigned count, const uint16_t *live)
 {
+    if (t->block->pic) {
+        emit_mem(&t->hot, OP_LEA, R15, R15, INSN_NO_REG, 1, -(int32_t)t->block->rip);
+        emit_store_gs(&t->hot, R15, offsetof(struct jit_vcpu, code_page));
+    }
+    t->block->inner = mcode_executable(&t->tr->mcode, t->hot.at);
     emit_poll(t, live[0] != 0);
     for (unsigned i = 0; i < count; i++) {
         t->insn = &insns[i];
@@ -213,7 +218,9 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
     find_live_flags(cpu, page, insns, count, live);
     struct block *block = cache_new_block(cpu);
     struct translator *tr = cpu->translator;
-    *block = (struct block){.rip = cpu->rip,
+    bool pic = key.pool == TLB_USER;
+    *block = (struct block){.rip = pic ? cpu->rip & PAGE_MASK : cpu->rip,
+                            .pic = pic,
                             .page = {page, second},
                             .offset = (uint16_t)(cpu->rip & PAGE_MASK),
                             .key = key,
@@ -228,7 +235,7 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
                             .block = block,
                             .block_id = (uint32_t)(block - tr->blocks),
                             .key = key,
-                            .rip = cpu->rip,
+                            .rip = block->rip,
                             .pending_sites = tr->site_count};
     emit_block(&t, insns, count, live);
     assert(t.hot.at < tr->hot_end && t.cold.at < tr->cold_end);

@@ -28,20 +28,23 @@ struct block_key {
 
 /* A direct exit to an address on the same page; may be patched to jump straight to its target. */
 struct link {
-    uint64_t rip;
+    uint64_t rip;         /* as the block counts it */
     uint8_t *patch;       /* rel32 field, writable view; NULL: not patchable (goes through the jump cache) */
     const uint8_t *stub;  /* where it points while unlinked, writable view */
     uint32_t target;      /* linked block, or NO_BLOCK */
     uint32_t next;        /* next link into the same target: block * 2 + which, or NO_BLOCK */
 };
 
+/* Code of user mode is position-independent (`pic`): shared libraries lie at other addresses in each process. Its rip is relative
+ * to the page it starts in, whose linear address is in cpu->code_page while it runs. Whoever comes through the jump cache
+ * brings the rip in r15 to `entry`, which sets code_page; links within the page and C code go to `inner`. */
 struct block {
-    uint64_t rip;
+    uint64_t rip; /* of the first instruction; when pic, its offset in the page */
     const uint8_t *page[2]; /* host addresses of the guest pages it was made from; [1] NULL when it lies in one */
     uint16_t offset, length; /* source bytes from page[0] */
     struct block_key key;
-    bool dead;
-    const uint8_t *entry; /* executable view */
+    bool dead, pic;
+    const uint8_t *entry, *inner; /* executable view */
     const uint8_t *end;
     uint32_t first_map, map_count; /* host code to guest instruction: translator.maps */
     uint32_t hash_next, page_next[2];
@@ -92,6 +95,7 @@ struct translator {
     uint8_t *ram;         /* host address of guest RAM */
     uint32_t generation;  /* counts cache resets */
     bool smap;            /* CR4.SMAP when blocks were made: they know the pools by it */
+    uint32_t by_mnemonic[2048]; /* interpreted from translated code */
     uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links;
 };
 
@@ -108,7 +112,7 @@ struct translation {
     uint32_t block_id;
     struct block_key key;
     const struct insn *insn; /* now being emitted */
-    uint64_t rip, next_rip;  /* of insn */
+    uint64_t rip, next_rip;  /* of insn; relative to the page when the block is pic */
     bool parked;             /* flags are in cpu->flags_saved */
     uint16_t live_before, live_after;
     unsigned links;
@@ -138,6 +142,13 @@ void translate_exit(struct translation *t, struct emit *e, uint64_t rip);
 
 /* The same through the jump cache of t->key's pool, whatever the target. */
 void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t rip);
+/* A rip (as t->rip counts) as an absolute address in `reg`; touches no flags. */
+void translate_rip(struct translation *t, struct emit *e, unsigned reg, uint64_t rip);
+/* Can translate_rip express it? */
+static inline bool translate_rip_fits(const struct translation *t, uint64_t rip)
+{
+    return !t->block->pic || (int64_t)rip == (int32_t)rip;
+}
 
 /* translate_system.c */
 bool translate_system(struct translation *t);

@@ -36,8 +36,23 @@ static void exit_indirect(struct translation *t, struct emit *e)
     emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */
 }
 
+void translate_rip(struct translation *t, struct emit *e, unsigned reg, uint64_t rip)
+{
+    if (!t->block->pic) {
+        emit_mov_imm(e, reg, rip);
+        return;
+    }
+    emit_load_gs(e, reg, offsetof(struct jit_vcpu, code_page));
+    emit_mem(e, OP_LEA, reg, reg, INSN_NO_REG, 1, (int32_t)rip);
+}
+
 void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t rip)
 {
+    if (t->block->pic) {
+        translate_rip(t, e, ADDR, rip);
+        exit_indirect(t, e);
+        return;
+    }
     uint64_t index = 0;
     __asm__("pext %2, %1, %0" : "=r"(index) : "r"(rip), "r"(t->cpu->jump_mask));
     emit_mov_imm(e, ADDR, rip);
@@ -131,7 +146,7 @@ static void push_return(struct translation *t)
     const uint8_t *retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
     translate_check(t, retry, 8, true, true);
-    emit_mov_imm(e, TMP, t->next_rip);
+    translate_rip(t, e, TMP, t->next_rip);
     emit_mem(e, OP_MOV_STORE, TMP, ADDR, INSN_NO_REG, 1, 0);
     emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, -8);
 }
@@ -208,7 +223,7 @@ bool translate_branch(struct translation *t)
 {
     const struct insn *insn = t->insn;
     uint64_t target = t->next_rip + (uint64_t)insn->imm;
-    if (insn->operand_bits == 16 || (insn->has_mem && insn->address_bits != 64))
+    if (insn->operand_bits == 16 || (insn->has_mem && insn->address_bits != 64) || !translate_rip_fits(t, target))
         return false;
     if ((insn->map == 0 && (insn->opcode & 0xf0) == 0x70) || (insn->map == 1 && (insn->opcode & 0xf0) == 0x80)) {
         translate_unpark_flags(t);

@@ -63,8 +63,13 @@ bool translate_address(struct translation *t)
     if (insn->address_bits != 64)
         return false;
     unsigned base = insn->mem_base, index = insn->mem_index;
-    if (insn->mem_rip || (base == INSN_NO_REG && index == INSN_NO_REG)) {
-        emit_mov_imm(e, ADDR, (uint64_t)insn->mem_disp + (insn->mem_rip ? t->next_rip : 0));
+    if (insn->mem_rip) {
+        uint64_t rip = (uint64_t)insn->mem_disp + t->next_rip;
+        if (!translate_rip_fits(t, rip))
+            return false;
+        translate_rip(t, e, ADDR, rip);
+    } else if (base == INSN_NO_REG && index == INSN_NO_REG) {
+        emit_mov_imm(e, ADDR, (uint64_t)insn->mem_disp);
     } else {
         if (base == R14 || index == R14)
             emit_load_gs(e, R14, GPR_OFFSET(R14));
@@ -151,12 +156,10 @@ static bool plain_on_registers(struct translation *t)
             return false;
         /* lea reg, [rip + disp] */
         unsigned reg = ((insn->modrm >> 3) & 7) | ((insn->rex & 4) << 1);
-        if (insn->operand_bits == 16)
-            return false;
         uint64_t value = t->next_rip + (uint64_t)insn->mem_disp;
-        if (insn->operand_bits == 32)
-            value &= UINT32_MAX;
-        emit_mov_imm(e, reg, value);
+        if (insn->operand_bits != 64 || !translate_rip_fits(t, value))
+            return false;
+        translate_rip(t, e, reg, value);
         if (in_memory(reg))
             emit_store_gs(e, reg, GPR_OFFSET(reg));
         return true;
@@ -286,7 +289,8 @@ static bool push_memory(struct translation *t)
         return false;
     translate_park_flags(t);
     const uint8_t *retry = e->at;
-    translate_address(t);
+    if (!translate_address(t))
+        return false;
     translate_check(t, retry, 8, false, t->insn->mem_segment == SEG_SS);
     access_slot(e, OP_MOV_LOAD, TMP, 64);
     emit_store_gs(e, TMP, offsetof(struct jit_vcpu, scratch[0]));

@@ -91,6 +91,7 @@ struct jit_vcpu {
     uint32_t site;            /* index of the site that left */
     uint64_t site_linear;     /* linear address of the access that missed, or the jump target that missed */
     uint64_t scratch[2];
+    uint64_t code_page;       /* linear address of the page that position-independent code runs from: translate.h */
     uint64_t host_rsp, resume; /* host stack of the run loop; where translated code goes on */
     uint64_t flush_epoch;     /* counts mmu_flush_*: a changed value means fetch translations may have changed */
     uint64_t jump_mask;       /* pext mask that makes a jump-cache index from a target */
