@@ -112,8 +112,8 @@ static void on_completed(void *arg, struct MHD_Connection *connection, void **re
     *request = NULL;
 }
 
-/* A listening socket that only this user can reach. The mode comes from the umask, so there is no moment
- * without it; the program has one thread at this point. */
+/* A listening socket that only this user can reach. The mode comes from the umask, so that there is no moment
+ * without it; should another thread make a file right then, that file is private too. */
 static int listen_on(const char *path, int *ret_fd, struct err *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
