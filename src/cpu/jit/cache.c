@@ -207,6 +207,20 @@ static void unlink_outgoing(struct translator *tr, struct block *block)
     }
 }
 
+/* A target that reaches into a second page may be entered only through the jump cache: the link's stub becomes that. */
+static void detour(struct jit_vcpu *cpu, struct block *from, struct link *link)
+{
+    struct translator *tr = cpu->translator;
+    if ((size_t)(tr->cold_end - tr->cold) < ROOM_PER_BLOCK)
+        return;
+    struct translation t = {.cpu = cpu, .tr = tr, .block = from, .key = from->key};
+    struct emit e = {tr->cold};
+    translate_exit_indirectly(&t, &e, link->rip);
+    link->stub = tr->cold;
+    tr->cold = e.at;
+    point(link, link->stub);
+}
+
 const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
 {
     struct translator *tr = cpu->translator;
@@ -218,9 +232,11 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
         return NULL;
     struct link *link = &from->link[id % 2];
     bool fits = tr->generation == generation && !from->dead && link->target == NO_BLOCK && link->patch &&
-                to->page[0] == from->page[0] && !to->page[1] && to->key.pool == from->key.pool &&
+                to->page[0] == from->page[0] && to->key.pool == from->key.pool &&
                 to->key.fpu_ok == from->key.fpu_ok;
-    if (fits) {
+    if (fits && to->page[1]) {
+        detour(cpu, from, link);
+    } else if (fits) {
         link->target = (uint32_t)(to - tr->blocks);
         link->next = to->incoming;
         to->incoming = id;

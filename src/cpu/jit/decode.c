@@ -253,6 +253,47 @@ static void correct_operands(struct insn *insn)
     }
 }
 
+static bool is_unaligned_load(unsigned mnemonic)
+{
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_MOVUPS:
+    case ZYDIS_MNEMONIC_MOVUPD:
+    case ZYDIS_MNEMONIC_MOVDQU:
+    case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_PCMPESTRI:
+    case ZYDIS_MNEMONIC_PCMPESTRM:
+    case ZYDIS_MNEMONIC_PCMPISTRI:
+    case ZYDIS_MNEMONIC_PCMPISTRM: return true;
+    default: return false;
+    }
+}
+
+static bool is_aligned_vex_move(unsigned mnemonic)
+{
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_VMOVAPS:
+    case ZYDIS_MNEMONIC_VMOVAPD:
+    case ZYDIS_MNEMONIC_VMOVDQA:
+    case ZYDIS_MNEMONIC_VMOVNTPS:
+    case ZYDIS_MNEMONIC_VMOVNTPD:
+    case ZYDIS_MNEMONIC_VMOVNTDQ:
+    case ZYDIS_MNEMONIC_VMOVNTDQA: return true;
+    default: return false;
+    }
+}
+
+/* SDM 2A 2.7: 16-byte operands of legacy SSE are aligned but for a few instructions; of VEX ones only those of the few aligned moves. */
+static uint8_t alignment_of(const struct insn *insn)
+{
+    if (!insn->has_mem || insn->mem_is_agen)
+        return 1;
+    if (insn->vex_length)
+        return is_aligned_vex_move(insn->mnemonic) ? (uint8_t)insn->mem_bytes : 1;
+    bool vector = insn->fpu == INSN_FPU_SSE && !is_unaligned_load(insn->mnemonic);
+    bool wide = insn->mem_bytes == 16 && (vector || insn->mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B);
+    return wide ? 16 : 1;
+}
+
 static bool is_bit_string(const struct insn *insn)
 {
     bool bit_test = insn->mnemonic == ZYDIS_MNEMONIC_BT || insn->mnemonic == ZYDIS_MNEMONIC_BTS ||
@@ -267,7 +308,7 @@ static void insn_clear(struct insn *insn, unsigned code_bits)
     insn->code_bits = (uint8_t)code_bits;
     insn->reg_gpr = insn->rm_gpr = insn->vvvv_gpr = insn->opcode_gpr = INSN_NO_REG;
     insn->mem_base = insn->mem_index = INSN_NO_REG;
-    insn->mem_scale = 1;
+    insn->mem_scale = insn->mem_align = 1;
     insn->mem_segment = SEG_DS;
 }
 
@@ -292,6 +333,7 @@ static void decode_fill(const struct decode_input *in, const uint8_t *bytes, str
     correct_operands(insn);
     insn->mem_bit_string = is_bit_string(insn);
     decode_classify(in, insn);
+    insn->mem_align = alignment_of(insn);
     decode_flags(in, insn);
 }
 

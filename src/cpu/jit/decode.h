@@ -54,6 +54,7 @@ struct insn {
     uint8_t mem_scale;    /* 1, 2, 4, 8 */
     int64_t mem_disp;
     bool mem_bit_string;  /* bt and the like with a register offset: the access is at address + (offset >> 3), see interp */
+    uint8_t mem_align;    /* 16 or 32 when a misaligned address is #GP(0), before any page fault; else 1 */
     uint16_t mem_bytes;   /* size of the access: never less than what the CPU touches */
 
     /* Near branch target = next rip + branch_disp (relative forms), or ModRM operand. */

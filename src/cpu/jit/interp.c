@@ -166,7 +166,10 @@ void interp_plain(struct jit_vcpu *cpu, const struct insn *insn)
     if (insn->mem_bit_string) {
         plain_bit_string(cpu, insn);
     } else if (insn->has_mem && !insn->mem_is_agen) {
-        plain_at(cpu, insn, interp_linear(cpu, insn, insn->mem_bytes, insn->mem_write ? ACCESS_WRITE : ACCESS_READ));
+        uint64_t linear = interp_linear(cpu, insn, insn->mem_bytes, insn->mem_write ? ACCESS_WRITE : ACCESS_READ);
+        if (linear & (insn->mem_align - 1u))
+            vcpu_raise(cpu, VEC_GP, 0);
+        plain_at(cpu, insn, linear);
     } else {
         uint64_t address = insn->has_mem ? interp_offset(cpu, insn) : 0;
         int vector = exec_run(cpu, cpu->insn_cache->exec, insn, address);

@@ -281,8 +281,8 @@ static void run_element(struct jit_vcpu *cpu, const struct string *s, struct sid
         take_flags(cpu, native_scas(s, (const uint8_t *)&value, cpu->gpr[RAX], 1).flags);
         break;
     case OP_CMPS:
-        value = load_side(cpu, s, source);
         other = load_side(cpu, s, destination);
+        value = load_side(cpu, s, source);
         take_flags(cpu, native_cmps(s, (const uint8_t *)&value, (const uint8_t *)&other, 1).flags);
         break;
     case OP_INS: input_element(cpu, s, destination); break;
@@ -301,8 +301,9 @@ static bool comparison_ends(const struct jit_vcpu *cpu, const struct string *s)
 static uint64_t run_some(struct jit_vcpu *cpu, const struct string *s, uint64_t elements)
 {
     struct side source = source_side(s), destination = destination_side(s);
-    uint64_t chunk = map_side(cpu, s, &source, elements);
-    uint64_t other = map_side(cpu, s, &destination, elements);
+    /* Comparisons read their destination first, as CPUs do. */
+    uint64_t chunk = map_side(cpu, s, s->compares ? &destination : &source, elements);
+    uint64_t other = map_side(cpu, s, s->compares ? &source : &destination, elements);
     chunk = chunk < other ? chunk : other;
     if (s->op == OP_INS || s->op == OP_OUTS)
         chunk = 0;

@@ -102,7 +102,7 @@ void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, boo
     (&jumps->negated_rip[0][0])[index] = -rip;
     (&jumps->entry[0][0])[index] = entry;
     unsigned page = (unsigned)(rip / MEM_PAGE_SIZE) % 4096;
-    jumps->pages[page / 64] |= UINT64_C(1) << (page % 64);
+    jumps->pages[rip >> 63][page / 64] |= UINT64_C(1) << (page % 64);
     if (global)
         list_add(jumps->global, &jumps->global_count, index);
     else
@@ -115,7 +115,7 @@ void jump_cache_flush(struct jit_vcpu *cpu)
     clear_jumps(jumps, jumps->local, &jumps->local_count);
     clear_jumps(jumps, jumps->global, &jumps->global_count);
     for (unsigned i = 0; i < 64; i++)
-        jumps->pages[i] = 0;
+        jumps->pages[0][i] = jumps->pages[1][i] = 0;
 }
 
 void mmu_flush_local(struct jit_vcpu *cpu)
@@ -151,6 +151,6 @@ void mmu_flush_page(struct jit_vcpu *cpu, uint64_t linear)
             *entry = empty;
     }
     unsigned number = (unsigned)(page / MEM_PAGE_SIZE) % 4096;
-    if (cpu->jump_cache.pages[number / 64] >> (number % 64) & 1)
+    if (cpu->jump_cache.pages[page >> 63][number / 64] >> (number % 64) & 1)
         jump_cache_flush(cpu);
 }

@@ -55,7 +55,7 @@ struct jump_cache {
     const uint8_t *entry[TLB_POOLS][JUMP_ENTRIES];
     uint32_t local_count, global_count;
     uint16_t local[TLB_POOLS * JUMP_ENTRIES], global[TLB_POOLS * JUMP_ENTRIES];
-    uint64_t pages[64]; /* which pages (by number mod 4096) have entries */
+    uint64_t pages[2][64]; /* which pages (by number mod 4096) have entries; lower and upper half of the address space */
 };
 
 struct jit_vcpu;

@@ -39,15 +39,18 @@ struct link {
  * to the page it starts in, whose linear address is in cpu->code_page while it runs. Whoever comes through the jump cache
  * brings the rip in r15 to `entry`, which sets code_page; links within the page and C code go to `inner`. */
 struct block {
+    /* What a lookup needs comes first: one cache line. */
     uint64_t rip; /* of the first instruction; when pic, its offset in the page */
     const uint8_t *page[2]; /* host addresses of the guest pages it was made from; [1] NULL when it lies in one */
-    uint16_t offset, length; /* source bytes from page[0] */
+    const uint8_t *entry, *inner; /* executable view */
+    uint32_t hash_next;
     struct block_key key;
     bool dead, pic;
-    const uint8_t *entry, *inner; /* executable view */
+    uint16_t offset, length; /* source bytes from page[0] */
+
     const uint8_t *end;
     uint32_t first_map, map_count; /* host code to guest instruction: translator.maps */
-    uint32_t hash_next, page_next[2];
+    uint32_t page_next[2];
     uint32_t incoming; /* first link into this block */
     struct link link[2];
 };
