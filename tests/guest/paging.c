@@ -1,0 +1,257 @@
+/* Page tables: every level and size, permissions, accessed and dirty bits, reserved bits, errors and CR2. */
+#include "lib/guest.h"
+
+#define VA 0x200000000000ul /* PML4 slot 64: nothing else lives there */
+#define ERR_P 1ul
+#define ERR_W 2ul
+#define ERR_U 4ul
+#define ERR_RSVD 8ul
+#define ERR_I 16ul
+#define CR0_WP (1ul << 16)
+
+static uint64_t size_of_level(unsigned level)
+{
+    return PAGE << (9 * (level - 1));
+}
+
+static unsigned top_level(void)
+{
+    return cpuid(0x80000001, 0).edx >> 26 & 1 ? 3 : 2;
+}
+
+static volatile uint64_t *at(uint64_t va)
+{
+    return (volatile uint64_t *)va;
+}
+
+static void check_fault(struct trap trap, uint64_t error, uint64_t cr2, const char *what)
+{
+    check_trap(trap, PF, error, what);
+    check_equal(trap.cr2, cr2, what);
+}
+
+/* A 1 GiB page must start at a multiple of its size: all tests use physical page 0 of such a run plus `offset`. */
+static uint64_t target;
+
+static void map_at(uint64_t va, unsigned level, uint64_t flags)
+{
+    map_page(va, target & ~(size_of_level(level) - 1), level, flags);
+}
+
+static uint64_t address_in(unsigned level)
+{
+    return VA + (target & (size_of_level(level) - 1));
+}
+
+static void clear_slot(void)
+{
+    *page_entry(VA, 4) = 0;
+    write_cr3(read_cr3());
+}
+
+static void test_access(unsigned level)
+{
+    clear_slot();
+    uint64_t va = address_in(level), seen = 0;
+    map_at(VA, level, P_PRESENT | P_WRITE);
+    *(uint64_t *)target = 0x1234567890abcdef;
+    check_no_trap(TRAP(seen = *at(va)), "read");
+    check_equal(seen, 0x1234567890abcdef, "value read");
+    check_equal(*page_entry(VA, level) & (P_ACCESSED | P_DIRTY), P_ACCESSED, "A and D after a read");
+    for (unsigned up = level + 1; up <= 4; up++)
+        check(*page_entry(VA, up) & P_ACCESSED, "A in level %u", up);
+    check_no_trap(TRAP(*at(va) = 42), "write");
+    check_equal(*(uint64_t *)target, 42, "value written");
+    check_equal(*page_entry(VA, level) & (P_ACCESSED | P_DIRTY), P_ACCESSED | P_DIRTY, "A and D after a write");
+}
+
+static void test_not_present(unsigned level)
+{
+    for (unsigned hole = level; hole <= 4; hole++) {
+        clear_slot();
+        map_at(VA, level, P_PRESENT | P_WRITE);
+        *page_entry(VA, hole) &= ~P_PRESENT;
+        uint64_t va = address_in(level) + 3;
+        invlpg(va);
+        check_fault(TRAP((void)*at(va)), 0, va, "read, not present");
+        check_fault(TRAP(*at(va) = 1), ERR_W, va, "write, not present");
+    }
+}
+
+static void test_read_only(unsigned level)
+{
+    for (unsigned up = level; up <= 4; up++) {
+        clear_slot();
+        map_at(VA, level, P_PRESENT | P_WRITE);
+        *page_entry(VA, up) &= ~P_WRITE;
+        uint64_t va = address_in(level);
+        invlpg(va);
+        check_no_trap(TRAP((void)*at(va)), "read of a read-only page");
+        check_fault(TRAP(*at(va) = 1), ERR_P | ERR_W, va, "write to a read-only page");
+        check(!(*page_entry(VA, level) & P_DIRTY), "D stays clear when the write faults");
+        check_fault(TRAP(__asm__ volatile("lock cmpxchg %0, (%1)" : : "r"(0ul), "r"(va), "a"(1ul) : "memory")),
+                    ERR_P | ERR_W, va, "a failing cmpxchg is a write");
+        write_cr0(read_cr0() & ~CR0_WP);
+        check_no_trap(TRAP(*at(va) = 2), "write with CR0.WP clear");
+        write_cr0(read_cr0() | CR0_WP);
+        check(*page_entry(VA, level) & P_DIRTY, "D is set by a write without WP");
+        check_fault(TRAP(*at(va) = 1), ERR_P | ERR_W, va, "write with WP set again");
+    }
+}
+
+static void user_read(void *arg)
+{
+    (void)*(volatile uint64_t *)arg;
+    LEAVE_USER();
+}
+
+static void user_write(void *arg)
+{
+    *(volatile uint64_t *)arg = 7;
+    LEAVE_USER();
+}
+
+static void user_jump(void *arg)
+{
+    __asm__ volatile("call *%0" : : "r"(arg) : "memory");
+    LEAVE_USER();
+}
+
+static void test_user(unsigned level)
+{
+    uint64_t va = address_in(level);
+    void *arg = (void *)va;
+    for (unsigned up = level; up <= 4; up++) {
+        clear_slot();
+        map_at(VA, level, P_PRESENT | P_WRITE | P_USER);
+        check_trap(run_user(user_read, arg), 0x80, 0, "user read");
+        check_trap(run_user(user_write, arg), 0x80, 0, "user write");
+        *page_entry(VA, up) &= ~P_USER;
+        invlpg(va);
+        check_fault(run_user(user_read, arg), ERR_P | ERR_U, va, "user read of a supervisor page");
+        check_fault(run_user(user_write, arg), ERR_P | ERR_U | ERR_W, va, "user write to a supervisor page");
+        *page_entry(VA, up) = (*page_entry(VA, up) | P_USER) & ~P_WRITE;
+        invlpg(va);
+        check_trap(run_user(user_read, arg), 0x80, 0, "user read of a read-only page");
+        check_fault(run_user(user_write, arg), ERR_P | ERR_U | ERR_W, va, "user write to a read-only page");
+    }
+    clear_slot();
+    check_fault(run_user(user_read, arg), ERR_U, va, "user read, not present");
+    check_fault(run_user(user_write, arg), ERR_U | ERR_W, va, "user write, not present");
+}
+
+static void call_it(void *arg)
+{
+    ((void (*)(void))arg)();
+}
+
+static void test_no_execute(unsigned level)
+{
+    uint64_t va = address_in(level);
+    *(uint8_t *)target = 0xc3; /* ret */
+    for (unsigned up = level; up <= 4; up++) {
+        clear_slot();
+        map_at(VA, level, P_PRESENT | P_WRITE | P_USER);
+        check_no_trap(catch_trap(call_it, (void *)va), "fetch");
+        *page_entry(VA, up) |= P_NX;
+        invlpg(va);
+        check_no_trap(TRAP((void)*at(va)), "read of a no-execute page");
+        check_fault(catch_trap(call_it, (void *)va), ERR_P | ERR_I, va, "fetch from a no-execute page");
+        check_fault(run_user(user_jump, (void *)va), ERR_P | ERR_U | ERR_I, va, "user fetch from a no-execute page");
+        wrmsr(0xc0000080, rdmsr(0xc0000080) & ~0x800ul);
+        check_fault(TRAP((void)*at(va)), ERR_P | ERR_RSVD, va, "NX is a reserved bit without EFER.NXE");
+        wrmsr(0xc0000080, rdmsr(0xc0000080) | 0x800);
+    }
+    clear_slot();
+    check_fault(catch_trap(call_it, (void *)va), ERR_I, va, "fetch, not present");
+}
+
+static void test_reserved(unsigned level)
+{
+    uint64_t va = address_in(level);
+    for (unsigned up = level; up <= 4; up++) {
+        clear_slot();
+        map_at(VA, level, P_PRESENT | P_WRITE);
+        *page_entry(VA, up) |= 1ul << 51;
+        invlpg(va);
+        check_fault(TRAP((void)*at(va)), ERR_P | ERR_RSVD, va, "reserved address bit");
+        check_fault(TRAP(*at(va) = 1), ERR_P | ERR_RSVD | ERR_W, va, "reserved address bit, write");
+    }
+    if (level > 1) {
+        clear_slot();
+        map_at(VA, level, P_PRESENT | P_WRITE | 1ul << 13);
+        check_fault(TRAP((void)*at(va)), ERR_P | ERR_RSVD, va, "low address bit of a large page");
+    }
+    clear_slot();
+    map_at(VA, 1, P_PRESENT | P_WRITE);
+    *page_entry(VA, 4) |= P_LARGE;
+    write_cr3(read_cr3());
+    check_fault(TRAP((void)*at(VA)), ERR_P | ERR_RSVD, VA, "PS in a PML4 entry");
+}
+
+static void test_crossing(void)
+{
+    clear_slot();
+    uint64_t pages = (uint64_t)alloc_pages(2), edge = VA + PAGE;
+    map_page(VA, pages, 1, P_PRESENT | P_WRITE);
+    check_fault(TRAP((void)*at(edge - 3)), 0, edge, "read into a missing page");
+    *(uint64_t *)(pages + PAGE - 8) = 0x1111111111111111;
+    check_fault(TRAP(*at(edge - 3) = ~0ul), ERR_W, edge, "write into a missing page");
+    check_equal(*(uint64_t *)(pages + PAGE - 8), 0x1111111111111111, "nothing is written of a faulting store");
+    map_page(edge, pages + PAGE, 1, P_PRESENT);
+    check_fault(TRAP(*at(edge - 3) = ~0ul), ERR_P | ERR_W, edge, "write into a read-only page");
+    check_equal(*(uint64_t *)(pages + PAGE - 8), 0x1111111111111111, "nothing is written of a faulting store");
+    map_page(edge, pages + PAGE, 1, P_PRESENT | P_WRITE);
+    check_no_trap(TRAP(*at(edge - 3) = 0x0807060504030201), "write over two pages");
+    check_equal(*(uint32_t *)(pages + PAGE), 0x07060504, "second part of a crossing write");
+    check_equal(*at(edge - 3), 0x0807060504030201, "crossing read");
+    /* The two pages need not be neighbours. */
+    uint64_t other = (uint64_t)alloc_pages(1);
+    map_page(edge, other, 1, P_PRESENT | P_WRITE);
+    *at(edge - 4) = 0xaabbccdd11223344;
+    check_equal(*(uint32_t *)other, 0xaabbccdd, "second part in another page");
+}
+
+static void test_aliases(void)
+{
+    clear_slot();
+    uint64_t page = (uint64_t)alloc_pages(2);
+    map_page(VA, page, 1, P_PRESENT | P_WRITE);
+    map_page(VA + 0x5000, page, 1, P_PRESENT | P_WRITE);
+    *at(VA) = 1;
+    check_equal(*at(VA + 0x5000), 1, "alias");
+    *page_entry(VA, 1) = (page + PAGE) | P_PRESENT | P_WRITE;
+    invlpg(VA);
+    *at(VA) = 2;
+    check_equal(*at(VA + 0x5000), 1, "alias after the other moved");
+    check_equal(*(uint64_t *)(page + PAGE), 2, "moved page");
+}
+
+static void test_canonical(void)
+{
+    check_trap(TRAP((void)*at(0x0000800000000000)), GP, 0, "non-canonical read");
+    check_trap(TRAP(*at(0x8000000000000000) = 1), GP, 0, "non-canonical write");
+    check_trap(TRAP(__asm__ volatile("mov %%rbp, %%rcx; mov %0, %%rbp; mov (%%rbp), %%rax; mov %%rcx, %%rbp"
+                                     : : "r"(1ul << 47) : "rax", "rcx", "memory")),
+               SS, 0, "non-canonical through rbp");
+    check_trap(catch_trap(call_it, (void *)0x0000800000000000), GP, 0, "non-canonical call");
+    write_cr2(0x123456789abc);
+    check_trap(TRAP((void)*at(0x0000800000000000)), GP, 0, "non-canonical read");
+    check_equal(read_cr2(), 0x123456789abc, "CR2 after #GP");
+}
+
+void guest_main(void)
+{
+    target = (uint64_t)alloc_pages(1);
+    for (unsigned level = 1; level <= top_level(); level++) {
+        test_access(level);
+        test_not_present(level);
+        test_read_only(level);
+        test_user(level);
+        test_no_execute(level);
+        test_reserved(level);
+    }
+    test_crossing();
+    test_aliases();
+    test_canonical();
+}
