@@ -263,7 +263,14 @@ static bool is_unaligned_load(unsigned mnemonic)
     case ZYDIS_MNEMONIC_PCMPESTRI:
     case ZYDIS_MNEMONIC_PCMPESTRM:
     case ZYDIS_MNEMONIC_PCMPISTRI:
-    case ZYDIS_MNEMONIC_PCMPISTRM: return true;
+    case ZYDIS_MNEMONIC_PCMPISTRM:
+    case ZYDIS_MNEMONIC_SHA1MSG1:
+    case ZYDIS_MNEMONIC_SHA1MSG2:
+    case ZYDIS_MNEMONIC_SHA1NEXTE:
+    case ZYDIS_MNEMONIC_SHA1RNDS4:
+    case ZYDIS_MNEMONIC_SHA256MSG1:
+    case ZYDIS_MNEMONIC_SHA256MSG2:
+    case ZYDIS_MNEMONIC_SHA256RNDS2: return true;
     default: return false;
     }
 }
@@ -282,14 +289,15 @@ static bool is_aligned_vex_move(unsigned mnemonic)
     }
 }
 
-/* SDM 2A 2.7: 16-byte operands of legacy SSE are aligned but for a few instructions; of VEX ones only those of the few aligned moves. */
+/* SDM 2A 2.7: 16-byte operands of legacy SSE are aligned but for a few instructions; of VEX ones only those of the few aligned
+ * moves. CPUs differ about SHA, so it is left to the one that runs it. */
 static uint8_t alignment_of(const struct insn *insn)
 {
     if (!insn->has_mem || insn->mem_is_agen)
         return 1;
     if (insn->vex_length)
         return is_aligned_vex_move(insn->mnemonic) ? (uint8_t)insn->mem_bytes : 1;
-    bool vector = insn->fpu == INSN_FPU_SSE && !is_unaligned_load(insn->mnemonic);
+    bool vector = (insn->fpu == INSN_FPU_SSE || insn->fpu == INSN_FPU_MMX) && !is_unaligned_load(insn->mnemonic);
     bool wide = insn->mem_bytes == 16 && (vector || insn->mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B);
     return wide ? 16 : 1;
 }
@@ -337,6 +345,15 @@ static void decode_fill(const struct decode_input *in, const uint8_t *bytes, str
     decode_flags(in, insn);
 }
 
+/* f3 REX.B 90 is xchg r8, rax, not pause: decodes it without the f3. */
+static void decode_as_exchange(const uint8_t *bytes, struct decode_input *in)
+{
+    uint8_t without[INSN_MAX_BYTES];
+    for (unsigned i = 0; i < in->zydis.length; i++)
+        without[i] = bytes[i] == 0xf3 ? 0x3e : bytes[i];
+    ZydisDecoderDecodeFull(&decoder64, without, in->zydis.length, &in->zydis, in->operands);
+}
+
 enum insn_status insn_decode(const uint8_t *bytes, unsigned length, unsigned code_bits, struct insn *ret_insn)
 {
     struct decode_input in;
@@ -346,6 +363,8 @@ enum insn_status insn_decode(const uint8_t *bytes, unsigned length, unsigned cod
     ZyanStatus status = ZydisDecoderDecodeFull(decoder_of(code_bits), bytes, length, &in.zydis, in.operands);
     if (!ZYAN_SUCCESS(status))
         return decode_failed(status, length, ret_insn);
+    if (in.zydis.mnemonic == ZYDIS_MNEMONIC_PAUSE && (in.zydis.attributes & ZYDIS_ATTRIB_HAS_REX) && in.zydis.raw.rex.B)
+        decode_as_exchange(bytes, &in);
     decode_fill(&in, bytes, ret_insn);
     return ret_insn->kind == INSN_ILLEGAL ? INSN_INVALID : INSN_OK;
 }

@@ -221,13 +221,22 @@ static struct register_use find_register_use(const struct decode_input *in)
     return use;
 }
 
+/* cvtss2si and the like need MXCSR even where no operand is a vector register. */
+static bool converts_memory(const ZydisDecodedInstruction *zydis)
+{
+    return zydis->meta.category == ZYDIS_CATEGORY_CONVERT && zydis->meta.isa_ext != ZYDIS_ISA_EXT_BASE &&
+           zydis->meta.isa_ext != ZYDIS_ISA_EXT_LONGMODE;
+}
+
 static enum insn_fpu fpu_of(const struct decode_input *in, const struct insn *insn)
 {
     struct register_use use = find_register_use(in);
-    if (in->zydis.meta.isa_ext == ZYDIS_ISA_EXT_X87)
+    bool escape = insn->map == 0 && !insn->vex_length && (insn->opcode & 0xf8) == 0xd8;
+    if (escape || insn->mnemonic == ZYDIS_MNEMONIC_FWAIT)
         return INSN_FPU_X87;
     if (insn->mnemonic == ZYDIS_MNEMONIC_VZEROALL || insn->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER)
         return INSN_FPU_AVX;
+    use.vector |= converts_memory(&in->zydis);
     if (insn->vex_length && use.vector)
         return INSN_FPU_AVX;
     if (use.mmx || insn->mnemonic == ZYDIS_MNEMONIC_EMMS)

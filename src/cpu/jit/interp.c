@@ -160,16 +160,50 @@ static void plain_bit_string(struct jit_vcpu *cpu, const struct insn *insn)
     mmu_operand_done(cpu, &operand);
 }
 
+/* Control instructions of the x87 that do not wait for pending exceptions. */
+static bool is_no_wait(unsigned mnemonic)
+{
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FNINIT:
+    case ZYDIS_MNEMONIC_FNCLEX: return true;
+    default: return false;
+    }
+}
+
+static bool x87_exception_pending(const struct jit_vcpu *cpu)
+{
+    uint16_t status = load_le16(cpu->xsave + 2);
+    if (cpu->fpu_live)
+        __asm__ volatile("fnstsw %0" : "=a"(status));
+    else if (!(load_le64(cpu->xsave + 512) & XCR0_X87))
+        status = 0;
+    return status & 0x80;
+}
+
+/* Faults that come before those of the access: pending x87 exceptions, misaligned vector operands. */
+static void check_before_access(struct jit_vcpu *cpu, const struct insn *insn)
+{
+    bool waits = insn->fpu == INSN_FPU_MMX || (insn->fpu == INSN_FPU_X87 && !is_no_wait(insn->mnemonic));
+    if (waits && x87_exception_pending(cpu))
+        vcpu_raise(cpu, VEC_MF, 0);
+    if (insn->mem_align == 1)
+        return;
+    bool based = cpu->mode != MODE_LONG || insn->mem_segment >= SEG_FS;
+    uint64_t linear = interp_offset(cpu, insn) + (based ? cpu->seg[insn->mem_segment].base : 0);
+    if (linear & (insn->mem_align - 1u))
+        vcpu_raise(cpu, VEC_GP, 0);
+}
+
 void interp_plain(struct jit_vcpu *cpu, const struct insn *insn)
 {
     interp_check_fpu(cpu, insn);
     if (insn->mem_bit_string) {
         plain_bit_string(cpu, insn);
     } else if (insn->has_mem && !insn->mem_is_agen) {
-        uint64_t linear = interp_linear(cpu, insn, insn->mem_bytes, insn->mem_write ? ACCESS_WRITE : ACCESS_READ);
-        if (linear & (insn->mem_align - 1u))
-            vcpu_raise(cpu, VEC_GP, 0);
-        plain_at(cpu, insn, linear);
+        check_before_access(cpu, insn);
+        plain_at(cpu, insn, interp_linear(cpu, insn, insn->mem_bytes, insn->mem_write ? ACCESS_WRITE : ACCESS_READ));
     } else {
         uint64_t address = insn->has_mem ? interp_offset(cpu, insn) : 0;
         int vector = exec_run(cpu, cpu->insn_cache->exec, insn, address);

@@ -147,7 +147,8 @@ static void enter_mmx(struct jit_vcpu *cpu)
     if (load_le16(cpu->xsave + 2) & 0x80)
         vcpu_raise(cpu, VEC_MF, 0);
     fpu_load(cpu);
-    __asm__ volatile("movq %%mm0, %%mm0" : : : "memory");
+    uint32_t unused;
+    __asm__ volatile("pmovmskb %%mm0, %0" : "=r"(unused)); /* reads only, so that no register changes */
     interp_take_state(cpu);
 }
 

@@ -131,9 +131,12 @@ static uint64_t map_side(struct jit_vcpu *cpu, const struct string *s, struct si
     uint64_t offset = read_address_gpr(cpu, side->gpr, s->insn);
     side->linear = segment_linear(cpu, side->segment, offset, s->size, side->access);
     uint64_t in_page = elements_in_page(s, side->linear), unwrapped = elements_before_wrap(s, offset);
+    unsigned access = side->access | stack_access(side->segment);
+    side->host = mmu_page_ptr(cpu, side->linear, access);
+    if (in_page == 0)
+        mmu_page_ptr(cpu, side->linear + s->size - 1, access); /* its faults come before the other side's */
     if (in_page == 0 || unwrapped == 0)
         return 0;
-    side->host = mmu_page_ptr(cpu, side->linear, side->access | stack_access(side->segment));
     if (!side->host)
         return 0;
     elements = elements < in_page ? elements : in_page;

@@ -1,0 +1,378 @@
+/* Case generator: instructions from random but plausible encodings, kept when user code may run them on both sides with
+ * the same outcome; displacements are patched so that most memory operands land in or near the data pages. */
+#include <string.h>
+
+#include "base/bytes.h"
+#include "cpu/x86.h"
+#include "diff.h"
+
+#include <Zydis/Zydis.h>
+
+const enum diff_page diff_pages[DIFF_DATA_PAGES] = {DIFF_WRITE, DIFF_WRITE, DIFF_HOLE,  DIFF_WRITE,
+                                                    DIFF_READ,  DIFF_WRITE, DIFF_HOLE, DIFF_WRITE};
+
+uint64_t diff_random(uint64_t *state)
+{
+    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return z ^ z >> 31;
+}
+
+static unsigned below(uint64_t *rng, unsigned limit)
+{
+    return (unsigned)(diff_random(rng) % limit);
+}
+
+static bool chance(uint64_t *rng, unsigned percent)
+{
+    return below(rng, 100) < percent;
+}
+
+static uint64_t data_pointer(uint64_t *rng)
+{
+    uint64_t offset = below(rng, DIFF_DATA_PAGES * DIFF_PAGE);
+    if (chance(rng, 25))
+        offset = (offset & ~UINT64_C(4095)) + 4096 - below(rng, 40); /* near a page's end */
+    if (chance(rng, 50))
+        offset &= ~UINT64_C(63);
+    return DIFF_DATA + offset % (DIFF_DATA_PAGES * DIFF_PAGE);
+}
+
+static uint64_t float_bits(uint64_t *rng)
+{
+    uint64_t exponent = chance(rng, 80) ? 1023 - 20 + below(rng, 40) : below(rng, 2048);
+    return (diff_random(rng) & UINT64_C(0x800fffffffffffff)) | exponent << 52;
+}
+
+static uint64_t single_pair(uint64_t *rng)
+{
+    uint64_t low = (diff_random(rng) & 0x807fffff) | (uint64_t)(chance(rng, 80) ? 127 - 10 + below(rng, 20) : below(rng, 256)) << 23;
+    uint64_t high = (diff_random(rng) & 0x807fffff) | (uint64_t)(127 - 10 + below(rng, 20)) << 23;
+    return high << 32 | low;
+}
+
+static uint64_t vector_word(uint64_t *rng)
+{
+    switch (below(rng, 6)) {
+    case 0: return float_bits(rng);
+    case 1: return single_pair(rng);
+    case 2: return below(rng, 200);
+    case 3: return 0;
+    case 4: return UINT64_C(0xffffffff80000000) ^ diff_random(rng) % 3;
+    default: return diff_random(rng);
+    }
+}
+
+static uint64_t gpr_value(uint64_t *rng)
+{
+    static const uint64_t special[] = {0, 1, UINT64_MAX, UINT64_C(1) << 63, INT64_MAX, UINT32_MAX, 0x80000000, 0x7f, 0x80, 0x8000};
+    switch (below(rng, 10)) {
+    case 0: return below(rng, 64);
+    case 1: return diff_random(rng);
+    case 2: return (uint32_t)diff_random(rng);
+    case 3: return special[below(rng, sizeof special / sizeof *special)];
+    default: return data_pointer(rng);
+    }
+}
+
+void diff_generate_data(uint8_t data[DIFF_DATA_PAGES][DIFF_PAGE], uint64_t seed)
+{
+    uint64_t rng = seed ^ UINT64_C(0xdada);
+    for (unsigned page = 0; page < DIFF_DATA_PAGES; page++)
+        for (unsigned at = 0; at < DIFF_PAGE; at += 8)
+            store_le64(data[page] + at, chance(&rng, 20) ? data_pointer(&rng) : vector_word(&rng));
+}
+
+static void generate_x87(uint8_t *xsave, uint64_t *rng)
+{
+    store_le16(xsave, chance(rng, 85) ? 0x37f | (uint16_t)(below(rng, 16) << 8 & 0xf00)
+                                      : (uint16_t)(diff_random(rng) & 0xf7f) | 0x40);
+    uint16_t status = (uint16_t)diff_random(rng) & 0x7f00;
+    if (chance(rng, 10))
+        status |= (uint16_t)below(rng, 0x80);
+    uint16_t unmasked = status & ~load_le16(xsave) & 0x3f;
+    store_le16(xsave + 2, unmasked ? status | 0x8080 : status);
+    xsave[4] = chance(rng, 50) ? (uint8_t)diff_random(rng) : (uint8_t)(below(rng, 4) ? 0 : 0xff);
+    for (unsigned i = 0; i < 8; i++) {
+        uint64_t exponent = chance(rng, 80) ? 16383 - 30 + below(rng, 60) : below(rng, 32768);
+        store_le64(xsave + 32 + 16 * i, diff_random(rng) | (chance(rng, 90) ? UINT64_C(1) << 63 : 0));
+        store_le16(xsave + 40 + 16 * i, (uint16_t)(exponent | (uint64_t)below(rng, 2) << 15));
+    }
+}
+
+static void generate_vectors(uint8_t *xsave, uint64_t *rng)
+{
+    uint32_t mxcsr = 0x1f80;
+    if (chance(rng, 40))
+        mxcsr ^= (uint32_t)diff_random(rng) & 0xe07f; /* rounding, flush to zero, denormals are zero, flags */
+    if (chance(rng, 10))
+        mxcsr &= ~(uint32_t)(diff_random(rng) & 0x1f80);
+    store_le32(xsave + 24, mxcsr);
+    for (unsigned at = 160; at < 416; at += 8)
+        store_le64(xsave + at, vector_word(rng));
+    for (unsigned at = 576; at < 832; at += 8)
+        store_le64(xsave + at, vector_word(rng));
+    store_le64(xsave + 512, chance(rng, 80) ? 7 : below(rng, 8));
+}
+
+static void generate_state(struct diff_state *state, uint64_t *rng, unsigned slot)
+{
+    memset(state, 0, sizeof *state);
+    for (unsigned i = 0; i < 16; i++)
+        state->gpr[i] = gpr_value(rng);
+    if (chance(rng, 90))
+        state->gpr[RSP] = DIFF_DATA + (below(rng, 3) * 2 + 1) * DIFF_PAGE - 64 - 8 * (uint64_t)below(rng, 400);
+    state->rip = DIFF_CODE + slot * DIFF_SLOT;
+    state->rflags = (diff_random(rng) & FLAGS_ARITHMETIC) | (chance(rng, 15) ? FLAG_DF : 0) | FLAG_IF | 2;
+    state->fs_base = data_pointer(rng);
+    state->gs_base = data_pointer(rng);
+    generate_x87(state->xsave, rng);
+    generate_vectors(state->xsave, rng);
+}
+
+static unsigned random_prefixes(uint8_t *bytes, uint64_t *rng)
+{
+    unsigned at = 0;
+    if (chance(rng, 20))
+        bytes[at++] = 0x66;
+    if (chance(rng, 5))
+        bytes[at++] = chance(rng, 50) ? 0x64 : 0x65;
+    if (chance(rng, 3))
+        bytes[at++] = 0x67;
+    if (chance(rng, 22))
+        bytes[at++] = chance(rng, 50) ? 0xf3 : 0xf2;
+    if (chance(rng, 4))
+        bytes[at++] = 0xf0;
+    if (chance(rng, 50))
+        bytes[at++] = (uint8_t)(0x40 | below(rng, 16));
+    return at;
+}
+
+static unsigned random_vex(uint8_t *bytes, uint64_t *rng)
+{
+    uint8_t vvvv = chance(rng, 40) ? 0x78 : (uint8_t)(below(rng, 16) << 3);
+    if (chance(rng, 25)) {
+        bytes[0] = 0xc5;
+        bytes[1] = (uint8_t)(below(rng, 2) << 7 | vvvv | below(rng, 8));
+        return 2;
+    }
+    bytes[0] = 0xc4;
+    bytes[1] = (uint8_t)(below(rng, 8) << 5 | (1 + below(rng, 3)));
+    bytes[2] = (uint8_t)(below(rng, 2) << 7 | vvvv | below(rng, 8));
+    return 3;
+}
+
+static unsigned random_opcode(uint8_t *bytes, uint64_t *rng)
+{
+    unsigned at = 0, map = below(rng, 20);
+    if (map >= 9) {
+        bytes[at++] = 0x0f;
+        if (map >= 15)
+            bytes[at++] = map >= 18 ? 0x3a : 0x38;
+    } else if (map == 8) {
+        bytes[at++] = (uint8_t)(0xd8 + below(rng, 8)); /* x87 */
+        return at;
+    }
+    bytes[at++] = (uint8_t)diff_random(rng);
+    return at;
+}
+
+static void random_bytes(uint8_t bytes[INSN_MAX_BYTES], uint64_t *rng)
+{
+    uint64_t tail[2] = {diff_random(rng), diff_random(rng)};
+    unsigned at;
+    if (chance(rng, 22)) {
+        at = random_vex(bytes, rng);
+        bytes[at++] = (uint8_t)diff_random(rng);
+    } else {
+        at = random_prefixes(bytes, rng);
+        at += random_opcode(bytes + at, rng);
+    }
+    memcpy(bytes + at, tail, INSN_MAX_BYTES - at);
+    unsigned mod = below(rng, 10);
+    uint8_t top = mod < 5 ? 0xc0 : mod < 8 ? 0x80 : mod < 9 ? 0x40 : 0;
+    bytes[at] = (uint8_t)((bytes[at] & 0x3f) | top);
+}
+
+/* User code may run it on both sides with the same outcome: no host state, no time, no randomness, no escapes. */
+static bool mnemonic_allowed(const struct insn *insn)
+{
+    switch (insn->mnemonic) {
+    case ZYDIS_MNEMONIC_RDRAND:
+    case ZYDIS_MNEMONIC_RDSEED:
+    case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+    case ZYDIS_MNEMONIC_RDPID:
+    case ZYDIS_MNEMONIC_RDPMC:
+    case ZYDIS_MNEMONIC_CPUID:
+    case ZYDIS_MNEMONIC_SYSCALL:
+    case ZYDIS_MNEMONIC_SYSENTER:
+    case ZYDIS_MNEMONIC_SYSEXIT:
+    case ZYDIS_MNEMONIC_SYSRET:
+    case ZYDIS_MNEMONIC_VMCALL:
+    case ZYDIS_MNEMONIC_VMMCALL:
+    case ZYDIS_MNEMONIC_SGDT:
+    case ZYDIS_MNEMONIC_SIDT:
+    case ZYDIS_MNEMONIC_SLDT:
+    case ZYDIS_MNEMONIC_STR:
+    case ZYDIS_MNEMONIC_SMSW:
+    case ZYDIS_MNEMONIC_VERR:
+    case ZYDIS_MNEMONIC_VERW:
+    case ZYDIS_MNEMONIC_LAR:
+    case ZYDIS_MNEMONIC_LSL:
+    case ZYDIS_MNEMONIC_LSS:
+    case ZYDIS_MNEMONIC_LFS:
+    case ZYDIS_MNEMONIC_LGS:
+    case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_IRETD:
+    case ZYDIS_MNEMONIC_IRETQ:
+    case ZYDIS_MNEMONIC_XGETBV:
+    case ZYDIS_MNEMONIC_INT1:
+    case ZYDIS_MNEMONIC_POPF:
+    case ZYDIS_MNEMONIC_POPFD:
+    case ZYDIS_MNEMONIC_POPFQ: return false; /* AC and TF would differ or stop the child */
+    case ZYDIS_MNEMONIC_INT: return insn->imm != 0x80;
+    default: return true;
+    }
+}
+
+/* Images that hold x87 pointers, or states the child's kernel owns. */
+static bool saves_state(const struct insn *insn)
+{
+    switch (insn->mnemonic) {
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_XSAVE:
+    case ZYDIS_MNEMONIC_XSAVE64:
+    case ZYDIS_MNEMONIC_XSAVEC:
+    case ZYDIS_MNEMONIC_XSAVEC64:
+    case ZYDIS_MNEMONIC_XSAVES:
+    case ZYDIS_MNEMONIC_XSAVES64:
+    case ZYDIS_MNEMONIC_XSAVEOPT:
+    case ZYDIS_MNEMONIC_XSAVEOPT64:
+    case ZYDIS_MNEMONIC_XRSTOR:
+    case ZYDIS_MNEMONIC_XRSTOR64:
+    case ZYDIS_MNEMONIC_XRSTORS:
+    case ZYDIS_MNEMONIC_XRSTORS64: return true;
+    default: return false;
+    }
+}
+
+static bool touches_segment_register(const struct insn *insn)
+{
+    bool mov = insn->mnemonic == ZYDIS_MNEMONIC_MOV && insn->map == 0 && insn->opcode == 0x8e;
+    bool pop = insn->mnemonic == ZYDIS_MNEMONIC_POP && insn->kind == INSN_SYSTEM;
+    bool far = insn->kind == INSN_SYSTEM && (insn->mnemonic == ZYDIS_MNEMONIC_JMP || insn->mnemonic == ZYDIS_MNEMONIC_CALL ||
+                                             insn->mnemonic == ZYDIS_MNEMONIC_RET);
+    return mov || pop || far;
+}
+
+static bool has_repeat_byte(const struct insn *insn)
+{
+    for (unsigned i = 0; i < insn->opcode_offset; i++)
+        if (insn->bytes[i] == 0xf2 || insn->bytes[i] == 0xf3)
+            return true;
+    return false;
+}
+
+static bool allowed(const struct insn *insn)
+{
+    if (insn->kind == INSN_BRANCH && insn->has_osize)
+        return false; /* vendors differ */
+    if (insn->map == 1 && insn->opcode == 0x0d && !insn->has_mem)
+        return false; /* likewise */
+    if (insn->kind == INSN_BRANCH && insn->opcode >= 0xe0 && insn->opcode <= 0xe1 && has_repeat_byte(insn))
+        return false; /* likewise: some CPUs take rep and repne as the condition */
+    return mnemonic_allowed(insn) && !saves_state(insn) && !touches_segment_register(insn);
+}
+
+/* Aims a 32-bit displacement at the data pages, by the registers' initial values. */
+static void aim(struct insn *insn, const struct diff_state *state, uint64_t rip, uint64_t *rng)
+{
+    if (!insn->has_mem || insn->disp_bytes != 4 || insn->mem_bit_string || chance(rng, 5))
+        return;
+    uint64_t base = insn->mem_rip ? rip + insn->length : 0;
+    if (insn->mem_base != INSN_NO_REG)
+        base += state->gpr[insn->mem_base];
+    if (insn->mem_index != INSN_NO_REG && insn->kind == INSN_PLAIN)
+        base += state->gpr[insn->mem_index] * insn->mem_scale;
+    if (insn->mem_segment == SEG_FS)
+        base += state->fs_base;
+    if (insn->mem_segment == SEG_GS)
+        base += state->gs_base;
+    int64_t disp = (int64_t)(data_pointer(rng) - base);
+    if (disp == (int32_t)disp)
+        store_le32(insn->bytes + insn->disp_offset, (uint32_t)disp);
+}
+
+/* Relative branches go to the next instruction; some skip it once its length is known. */
+static void bind_branch(struct insn *insn)
+{
+    if (insn->branch_relative)
+        memset(insn->bytes + insn->imm_offset, 0, insn->imm_bytes);
+}
+
+static void append(struct diff_case *c, const uint8_t *bytes, unsigned length, uint16_t mnemonic)
+{
+    c->start[c->count] = (uint8_t)c->length;
+    c->mnemonic[c->count++] = mnemonic;
+    memcpy(c->code + c->length, bytes, length);
+    c->length += length;
+}
+
+/* Strings get pointers and a small count: mov edi, imm; mov esi, imm; mov ecx, imm. */
+static void append_string_setup(struct diff_case *c, uint64_t *rng)
+{
+    static const uint8_t opcodes[3] = {0xbf, 0xbe, 0xb9};
+    if (c->count + 4 > DIFF_INSNS)
+        return;
+    for (unsigned i = 0; i < 3; i++) {
+        uint8_t bytes[5] = {opcodes[i]};
+        uint32_t count = chance(rng, 5) ? 0 : chance(rng, 10) ? below(rng, 3000) : below(rng, 24);
+        store_le32(bytes + 1, i == 2 ? count : (uint32_t)data_pointer(rng));
+        append(c, bytes, 5, ZYDIS_MNEMONIC_MOV);
+    }
+}
+
+static bool next_insn(struct insn *insn, uint64_t *rng)
+{
+    uint8_t bytes[INSN_MAX_BYTES];
+    random_bytes(bytes, rng);
+    enum insn_status status = insn_decode(bytes, INSN_MAX_BYTES, 64, insn);
+    if (status == INSN_OK)
+        return allowed(insn);
+    bool undefined = insn->mnemonic == ZYDIS_MNEMONIC_UD1 || insn->mnemonic == ZYDIS_MNEMONIC_UD0;
+    return undefined && insn->length && chance(rng, 5);
+}
+
+void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot)
+{
+    uint64_t rng = seed;
+    memset(c, 0, sizeof *c);
+    c->seed = seed;
+    generate_state(&c->state, &rng, slot);
+    unsigned wanted = 1 + below(&rng, 4), skip_from = 0, skip_end = 0;
+    for (unsigned tries = 0; c->count < wanted && tries < 1000; tries++) {
+        struct insn insn;
+        if (!next_insn(&insn, &rng))
+            continue;
+        if (insn.kind == INSN_STRING && chance(&rng, 90))
+            append_string_setup(c, &rng);
+        aim(&insn, &c->state, c->state.rip + c->length, &rng);
+        bind_branch(&insn);
+        append(c, insn.bytes, insn.length, insn.mnemonic);
+        if (skip_from)
+            c->code[skip_from] = (uint8_t)(c->length - skip_end); /* the branch before skips this one */
+        skip_from = insn.branch_relative && c->count < wanted && chance(&rng, 50) ? c->start[c->count - 1] + insn.imm_offset : 0;
+        skip_end = c->length;
+        if (c->count == DIFF_INSNS)
+            break;
+    }
+    if (skip_from)
+        c->code[skip_from] = 0;
+    c->code[c->length] = 0x0f;
+    c->code[c->length + 1] = 0x0b;
+}

@@ -1,0 +1,280 @@
+/* Compares the engine with the bare CPU over generated cases and reports differences and coverage. See diff.h.
+ *     jit_diff [--runner interp|jit] [--cases N] [--seed S] [--failures N] [--coverage]
+ * A difference prints the seed of its case; --seed with --cases 1 runs just that one. */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "base/bytes.h"
+#include "cpu/x86.h"
+#include "diff.h"
+
+#include <Zydis/Zydis.h>
+
+#define FLAGS_COMPARED (FLAGS_ARITHMETIC | FLAG_DF | FLAG_AC | FLAG_NT)
+#define IMAGE_MXCSR 24
+#define IMAGE_BV 512
+
+struct options {
+    const struct diff_runner *runner;
+    uint64_t cases, seed;
+    unsigned failures;
+    bool coverage;
+};
+
+static uint64_t covered[ZYDIS_MNEMONIC_MAX_VALUE + 1], vectors[256], dead;
+
+/* XSTATE_BV says which components are initial whatever the image holds. */
+static void normalise(uint8_t *xsave)
+{
+    uint64_t in_use = load_le64(xsave + IMAGE_BV);
+    if (!(in_use & XCR0_X87)) {
+        memset(xsave, 0, IMAGE_MXCSR);
+        memset(xsave + 32, 0, 128);
+        store_le16(xsave, 0x37f);
+    }
+    if (!(in_use & XCR0_SSE))
+        memset(xsave + 160, 0, 256);
+    if (!(in_use & XCR0_AVX))
+        memset(xsave + 576, 0, 256);
+    memset(xsave + 6, 0, IMAGE_MXCSR - 6); /* last opcode, instruction and data pointers */
+    memset(xsave + 28, 0, 4);
+    for (unsigned i = 0; i < 8; i++)
+        memset(xsave + 42 + 16 * i, 0, 6);
+}
+
+static bool differs(bool different, const char *what, unsigned index, uint64_t ours, uint64_t cpu, bool print)
+{
+    if (different && print)
+        printf("  %s%d: engine %016lx, CPU %016lx\n", what, (int)index, ours, cpu);
+    return different;
+}
+
+static bool compare_vectors(struct diff_result *ours, struct diff_result *cpu, bool print)
+{
+    bool different = false;
+    uint8_t *a = ours->state.xsave, *b = cpu->state.xsave;
+    normalise(a);
+    normalise(b);
+    different |= differs(load_le16(a) != load_le16(b), "fcw", 0, load_le16(a), load_le16(b), print);
+    different |= differs(load_le16(a + 2) != load_le16(b + 2), "fsw", 0, load_le16(a + 2), load_le16(b + 2), print);
+    different |= differs(a[4] != b[4], "ftw", 0, a[4], b[4], print);
+    different |= differs(load_le32(a + 24) != load_le32(b + 24), "mxcsr", 0, load_le32(a + 24), load_le32(b + 24), print);
+    for (unsigned at = 32; at < 160; at += 8)
+        different |= differs(load_le64(a + at) != load_le64(b + at), "st, half ", (at - 32) / 8, load_le64(a + at),
+                             load_le64(b + at), print);
+    for (unsigned at = 160; at < 416; at += 8)
+        different |= differs(load_le64(a + at) != load_le64(b + at), "xmm, half ", (at - 160) / 8, load_le64(a + at),
+                             load_le64(b + at), print);
+    for (unsigned at = 576; at < 832; at += 8)
+        different |= differs(load_le64(a + at) != load_le64(b + at), "ymm high, half ", (at - 576) / 8,
+                             load_le64(a + at), load_le64(b + at), print);
+    return different;
+}
+
+/* The kernel shows a present page for faults at its own addresses, whatever is there. */
+static uint32_t fault_error(const struct diff_result *result)
+{
+    bool kernel = result->vector == VEC_PF && result->cr2 >> 63;
+    return kernel ? result->error | PF_PRESENT : result->error;
+}
+
+/* Instructions that the CPU runs as several accesses, in an order of its own: only the page of a fault is compared. */
+static bool has_exact_address(unsigned mnemonic)
+{
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FXRSTOR:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU: return false;
+    default: return true;
+    }
+}
+
+static unsigned mnemonic_at(const struct diff_case *c, uint64_t rip)
+{
+    for (unsigned i = 0; i < c->count; i++)
+        if (c->state.rip + c->start[i] == rip)
+            return c->mnemonic[i];
+    return 0;
+}
+
+static bool compare_fault(const struct diff_case *c, const struct diff_result *ours, const struct diff_result *cpu, bool print)
+{
+    uint64_t mask = has_exact_address(mnemonic_at(c, cpu->state.rip)) ? UINT64_MAX : ~UINT64_C(0xfff);
+    bool different = differs(ours->vector != cpu->vector, "vector", 0, ours->vector, cpu->vector, print);
+    different |= differs(ours->state.rip != cpu->state.rip, "rip", 0, ours->state.rip, cpu->state.rip, print);
+    if (ours->vector == VEC_PF && cpu->vector == VEC_PF)
+        different |= differs((ours->cr2 & mask) != (cpu->cr2 & mask), "cr2 ", 0, ours->cr2, cpu->cr2, print);
+    if (ours->vector == VEC_PF || ours->vector == VEC_GP)
+        different |= differs(fault_error(ours) != fault_error(cpu), "error", 0, ours->error, cpu->error, print);
+    return different;
+}
+
+static bool compare_memory(const struct diff_result *ours, const struct diff_result *cpu, bool print)
+{
+    bool different = false;
+    for (unsigned page = 0; page < DIFF_DATA_PAGES; page++) {
+        if (diff_pages[page] == DIFF_HOLE || !memcmp(ours->data[page], cpu->data[page], DIFF_PAGE))
+            continue;
+        different = true;
+        for (unsigned at = 0, shown = 0; at < DIFF_PAGE && shown < 4; at += 8)
+            shown += differs(load_le64(ours->data[page] + at) != load_le64(cpu->data[page] + at), "memory ",
+                             page * DIFF_PAGE + at, load_le64(ours->data[page] + at), load_le64(cpu->data[page] + at), print);
+    }
+    return different;
+}
+
+static bool compare(const struct diff_case *c, struct diff_result *ours, struct diff_result *cpu, bool print)
+{
+    bool different = compare_fault(c, ours, cpu, print);
+    for (unsigned i = 0; i < 16; i++)
+        different |= differs(ours->state.gpr[i] != cpu->state.gpr[i], "gpr", i, ours->state.gpr[i], cpu->state.gpr[i], print);
+    uint64_t a = ours->state.rflags & FLAGS_COMPARED, b = cpu->state.rflags & FLAGS_COMPARED;
+    different |= differs(a != b, "rflags", 0, a, b, print);
+    different |= differs(ours->state.fs_base != cpu->state.fs_base, "fs base", 0, ours->state.fs_base, cpu->state.fs_base, print);
+    different |= differs(ours->state.gs_base != cpu->state.gs_base, "gs base", 0, ours->state.gs_base, cpu->state.gs_base, print);
+    different |= compare_vectors(ours, cpu, print);
+    different |= compare_memory(ours, cpu, print);
+    return different;
+}
+
+static void print_code(const struct diff_case *c)
+{
+    ZydisDisassembledInstruction insn;
+    for (unsigned at = 0; at < c->length; at += insn.info.length) {
+        if (!ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, c->state.rip + at, c->code + at,
+                                                c->length - at, &insn)))
+            insn.info.length = 1;
+        printf("    %lx:", c->state.rip + at);
+        for (unsigned i = 0; i < insn.info.length; i++)
+            printf(" %02x", c->code[at + i]);
+        printf("  %s\n", insn.text);
+    }
+}
+
+static void report(const struct diff_case *c, struct diff_result *ours, struct diff_result *cpu)
+{
+    printf("DIFFERENT seed %lu: engine vector %u at +%ld, CPU vector %u at +%ld\n", c->seed, ours->vector,
+           (long)(ours->state.rip - c->state.rip), cpu->vector, (long)(cpu->state.rip - c->state.rip));
+    if (cpu->vector == VEC_PF)
+        printf("  CPU cr2 %lx error %x\n", cpu->cr2, cpu->error);
+    print_code(c);
+    compare(c, ours, cpu, true);
+    for (unsigned i = 0; i < 16; i++)
+        printf("  in %u: %016lx%s", i, c->state.gpr[i], i % 4 == 3 ? "\n" : "");
+    printf("  in rflags %lx fs %lx gs %lx mxcsr %x fcw %x fsw %x\n", c->state.rflags, c->state.fs_base, c->state.gs_base,
+           load_le32(c->state.xsave + 24), load_le16(c->state.xsave), load_le16(c->state.xsave + 2));
+}
+
+/* Counts the instructions that retired, by where the sequence ended. */
+static void count_coverage(const struct diff_case *c, const struct diff_result *cpu)
+{
+    uint64_t end = cpu->state.rip - c->state.rip;
+    for (unsigned i = 0; i < c->count; i++)
+        if (c->start[i] < end)
+            covered[c->mnemonic[i]]++;
+    vectors[cpu->vector & 0xff]++;
+}
+
+static void print_coverage(bool all)
+{
+    unsigned mnemonics = 0;
+    for (unsigned i = 1; i <= ZYDIS_MNEMONIC_MAX_VALUE; i++)
+        mnemonics += covered[i] != 0;
+    printf("coverage: %u mnemonics retired; ends by vector:", mnemonics);
+    for (unsigned i = 0; i < 256; i++)
+        if (vectors[i])
+            printf(" %u:%lu", i, vectors[i]);
+    printf("\n");
+    for (unsigned i = 1; all && i <= ZYDIS_MNEMONIC_MAX_VALUE; i++)
+        if (covered[i])
+            printf("%s %lu\n", ZydisMnemonicGetString((ZydisMnemonic)i), covered[i]);
+}
+
+static void generate_batch(struct diff_batch *batch, uint64_t first, unsigned count)
+{
+    batch->count = count;
+    diff_generate_data(batch->data, 0); /* the same for all, so that a seed says everything */
+    for (unsigned i = 0; i < count; i++)
+        diff_generate(&batch->cases[i], first + i, (unsigned)((first + i) % DIFF_BATCH));
+}
+
+static unsigned run_batch(const struct options *options, struct diff_batch *batch)
+{
+    static struct diff_result ours;
+    unsigned failures = 0;
+    options->runner->load(batch);
+    for (unsigned i = 0; i < batch->count; i++) {
+        options->runner->run(batch, i, &ours);
+        count_coverage(&batch->cases[i], &batch->results[i]);
+        if (!compare(&batch->cases[i], &ours, &batch->results[i], false))
+            continue;
+        report(&batch->cases[i], &ours, &batch->results[i]);
+        failures++;
+    }
+    return failures;
+}
+
+static int run_all(const struct options *options)
+{
+    struct diff_batch *batch = mmap(NULL, sizeof *batch, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct diff_native *native = batch == MAP_FAILED ? NULL : diff_native_start(batch);
+    unsigned failures = 0;
+    uint64_t done = 0;
+    if (!native || options->runner->create(options->runner))
+        return 2;
+    while (done < options->cases && failures < options->failures) {
+        unsigned count = options->cases - done < DIFF_BATCH ? (unsigned)(options->cases - done) : DIFF_BATCH, at;
+        generate_batch(batch, options->seed + done, count);
+        done += count;
+        if (diff_native_run(native, &at) < 0) {
+            printf("the child died in seed %lu:\n", batch->cases[at].seed);
+            print_code(&batch->cases[at]);
+            dead++;
+            continue;
+        }
+        failures += run_batch(options, batch);
+    }
+    diff_native_stop(native);
+    printf("%s: %lu cases from seed %lu, %u different, %lu batches lost\n", options->runner->name, done, options->seed,
+           failures, dead);
+    print_coverage(options->coverage);
+    return failures || dead ? 1 : 0;
+}
+
+static bool parse_options(int argc, char **argv, struct options *options)
+{
+    static const struct option names[] = {{"runner", 1, NULL, 'r'},   {"cases", 1, NULL, 'n'},
+                                          {"seed", 1, NULL, 's'},     {"failures", 1, NULL, 'f'},
+                                          {"coverage", 0, NULL, 'c'}, {0}};
+    for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
+        switch (option) {
+        case 'r': options->runner = strcmp(optarg, "jit") ? &diff_runner_interp : &diff_runner_jit; break;
+        case 'n': options->cases = strtoull(optarg, NULL, 0); break;
+        case 's': options->seed = strtoull(optarg, NULL, 0); break;
+        case 'f': options->failures = (unsigned)strtoul(optarg, NULL, 0); break;
+        case 'c': options->coverage = true; break;
+        default: return false;
+        }
+    }
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    struct options options = {.runner = &diff_runner_interp, .cases = 20000, .failures = 20,
+                              .seed = (uint64_t)time(NULL) << 20};
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (!parse_options(argc, argv, &options)) {
+        fprintf(stderr, "usage: jit_diff [--runner interp|jit] [--cases N] [--seed S] [--failures N] [--coverage]\n");
+        return 2;
+    }
+    return run_all(&options);
+}
