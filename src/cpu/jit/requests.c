@@ -45,14 +45,32 @@ void requests_serve(struct jit_vcpu *cpu)
     pthread_mutex_unlock(&r->lock);
 }
 
+/* Writes to one page come in runs, as when it is cleared or copied to: one wider range stands for them. */
+static bool merge(struct requests *r, const struct request *request)
+{
+    for (unsigned i = r->count; i-- > 0;) {
+        struct request *known = &r->list[i];
+        if (known->page != request->page || (known->start == known->end) != (request->start == request->end))
+            continue;
+        if (request->start < known->start)
+            known->start = request->start;
+        if (request->end > known->end)
+            known->end = request->end;
+        return true;
+    }
+    return false;
+}
+
 static uint64_t post(struct jit_vcpu *other, struct request request)
 {
     struct requests *r = &other->requests;
     pthread_mutex_lock(&r->lock);
-    if (r->count < REQUESTS_MAX)
-        r->list[r->count++] = request;
-    else
-        r->overflow = true;
+    if (!merge(r, &request)) {
+        if (r->count < REQUESTS_MAX)
+            r->list[r->count++] = request;
+        else
+            r->overflow = true;
+    }
     uint64_t ticket = __atomic_add_fetch(&r->posted, 1, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&r->lock);
     return ticket;

@@ -13,7 +13,7 @@
 
 struct jit_vcpu;
 
-#define REQUESTS_MAX 64
+#define REQUESTS_MAX 512
 
 struct request {
     const uint8_t *page;
