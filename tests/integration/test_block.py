@@ -39,7 +39,7 @@ def test_write_reboot_read_back(engine, tmp):
 def test_flushed_data_survives_a_kill(engine, tmp):
     disk = ext4_disk(tmp)
     script = """
-        mount -t ext4 /dev/vda /mnt && head -c 1M /dev/urandom >/mnt/kept && sync /mnt/kept
+        mount -t ext4 /dev/vda /mnt && head -c 1m /dev/urandom >/mnt/kept && sync && [ -s /mnt/kept ] || exit 1
         echo "SYNCED $(sha256sum </mnt/kept)"; sleep 600
     """
     with busybox(engine, tmp, "--disk", disk, script=script) as vmm:
@@ -76,7 +76,7 @@ def test_parallel_writers(engine, tmp):
     disk.write_bytes(bytes(64 << 20))
     script = """
         for i in 0 1 2 3; do (
-            head -c 8M /dev/urandom >/tmp/$i
+            head -c 8m /dev/urandom >/tmp/$i
             dd if=/tmp/$i of=/dev/vda bs=64k seek=$((i * 256)) conv=fsync,notrunc 2>/dev/null
         ) & done; wait
         echo 3 >/proc/sys/vm/drop_caches

@@ -75,7 +75,7 @@ def passt_namespace(tmp):
         pytest.skip("passt is not installed")
     return Namespace(tmp / "www", "127.0.0.1", "ip link add up0 type veth peer name up1", "ip addr add 10.214.0.2/24 dev up0",
                      "ip link set up0 up", "ip link set up1 up", "ip route add default via 10.214.0.1 dev up0",
-                     "echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range")
+                     "ip addr add 10.214.9.9/32 dev lo", "echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range")
 
 
 def test_tap_both_ways(engine, tmp):
@@ -83,7 +83,7 @@ def test_tap_both_ways(engine, tmp):
         for i in 1 2 3 4 5 6 7 8 9 10; do ping -c 1 -W 2 {HOST} >/dev/null && break; done
         ping -c 3 -W 5 {HOST} || exit 1
         wget -q -O - http://{HOST}:8000/body | {SUM_SCRIPT}
-        mkdir /tmp/www && head -c 1M /dev/zero >/tmp/www/zeros && httpd -p 8080 -h /tmp/www
+        mkdir /tmp/www && head -c 1m /dev/zero >/tmp/www/zeros && httpd -p 8080 -h /tmp/www
         echo GUEST-UP; read -r done
     """
     with tap_namespace(tmp) as ns:
@@ -117,15 +117,15 @@ def test_passt_dhcp_and_http_to_the_host(engine, tmp):
 
 def test_passt_ping(engine, tmp):
     with passt_namespace(tmp) as ns:
-        with busybox(engine, tmp, "--net", "user", cmdline="polder.net=dhcp", script=f"{GATEWAY}; ping -c 3 -W 5 $gw",
+        with busybox(engine, tmp, "--net", "user", cmdline="polder.net=dhcp", script="ping -c 3 -W 5 10.214.9.9",
                      prefix=ns.prefix) as vmm:
             assert " 0% packet loss" in finish(vmm, 180)
 
 
 def test_passt_http_from_the_host(engine, tmp):
-    if "forward=" not in subprocess.run([BINARY, "--help"], capture_output=True, text=True).stdout:
+    if "forward=" not in subprocess.run([BINARY, "--help"], capture_output=True, text=True, timeout=20).stdout:
         pytest.skip("--net user has no port forwarding yet (no forward= in --help)")
-    script = "mkdir /tmp/www && head -c 1M /dev/zero >/tmp/www/zeros && httpd -p 8080 -h /tmp/www; echo GUEST-UP; read -r done"
+    script = "mkdir /tmp/www && head -c 1m /dev/zero >/tmp/www/zeros && httpd -p 8080 -h /tmp/www; echo GUEST-UP; read -r done"
     with passt_namespace(tmp) as ns:
         with busybox(engine, tmp, "--net", "user,forward=9080:8080", cmdline="polder.net=dhcp", script=script, prefix=ns.prefix) as vmm:
             vmm.wait_for("^GUEST-UP$", 180)
