@@ -178,6 +178,18 @@ static void decode_memory(const ZydisDecodedOperand *op, struct insn *insn)
         insn->mem_segment = (uint8_t)segment_of(insn, op->mem.segment);
 }
 
+/* mod 0 with SIB base 5 is a displacement without base; Zydis 4.0.0 shows r13d under an address-size prefix. */
+static void correct_address(const ZydisDecodedInstruction *zydis, struct insn *insn)
+{
+    bool no_base = insn->sib_offset && zydis->raw.modrm.mod == 0 && zydis->raw.sib.base == 5;
+    if (!no_base || insn->mem_base == INSN_NO_REG)
+        return;
+    insn->mem_base = INSN_NO_REG;
+    insn->mem_disp = zydis->raw.disp.value;
+    if (insn->mem_segment == SEG_SS)
+        insn->mem_segment = SEG_DS;
+}
+
 static void set_field(uint8_t *field, uint8_t *bits, bool *high, struct gpr_name name)
 {
     *field = name.number;
@@ -225,6 +237,11 @@ static void decode_operands(const struct decode_input *in, struct insn *insn)
     unsigned immediates = 0;
     for (unsigned i = 0; i < in->zydis.operand_count; i++) {
         const ZydisDecodedOperand *op = &in->operands[i];
+        if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) {
+            decode_memory(op, insn);
+            correct_address(&in->zydis, insn);
+            continue;
+        }
         switch ((unsigned)op->type) {
         case ZYDIS_OPERAND_TYPE_REGISTER: decode_gpr(op, insn); break;
         case ZYDIS_OPERAND_TYPE_MEMORY: decode_memory(op, insn); break;

@@ -20,33 +20,50 @@ static bool condition_holds(const struct jit_vcpu *cpu, unsigned condition)
     return holds != (condition & 1);
 }
 
-static uint64_t check_target(struct jit_vcpu *cpu, const struct insn *insn, uint64_t target)
+static bool target_valid(const struct jit_vcpu *cpu, uint64_t target)
 {
-    target = truncate_to(target, insn->operand_bits);
-    bool valid = cpu->mode == MODE_LONG ? address_canonical(target) : target <= cpu->seg[SEG_CS].limit;
-    if (!valid)
+    return cpu->mode == MODE_LONG ? address_canonical(target) : target <= cpu->seg[SEG_CS].limit;
+}
+
+static uint64_t check_target(struct jit_vcpu *cpu, uint64_t target)
+{
+    if (!target_valid(cpu, target))
         vcpu_raise(cpu, VEC_GP, 0);
     return target;
 }
 
-static uint64_t branch_target(struct jit_vcpu *cpu, const struct insn *insn)
+static uint64_t read_target(struct jit_vcpu *cpu, const struct insn *insn)
 {
-    if (insn->branch_relative)
-        return check_target(cpu, insn, cpu->rip + insn->length + (uint64_t)insn->imm);
-    return check_target(cpu, insn, interp_read_rm(cpu, insn, insn->operand_bits / 8u));
+    uint64_t target = insn->branch_relative ? cpu->rip + insn->length + (uint64_t)insn->imm
+                                            : interp_read_rm(cpu, insn, insn->operand_bits / 8u);
+    return truncate_to(target, insn->operand_bits);
 }
 
 static void jump_if(struct jit_vcpu *cpu, const struct insn *insn, bool taken)
 {
     if (taken)
-        cpu->rip = branch_target(cpu, insn);
+        cpu->rip = check_target(cpu, read_target(cpu, insn));
     else
         interp_retire(cpu, insn);
 }
 
+/* The faults of the push come before a target's, but it must not happen when the target is bad. */
+static void call_invalid(struct jit_vcpu *cpu, const struct insn *insn)
+{
+    unsigned bytes = insn->operand_bits / 8u;
+    struct stack stack = stack_current(cpu);
+    stack_skip(&stack, -(uint64_t)bytes);
+    uint64_t linear = segment_linear(cpu, SEG_SS, stack.sp & stack.mask, bytes, ACCESS_WRITE);
+    mmu_page_ptr(cpu, linear, ACCESS_WRITE | ACCESS_STACK);
+    mmu_page_ptr(cpu, linear + bytes - 1, ACCESS_WRITE | ACCESS_STACK);
+    vcpu_raise(cpu, VEC_GP, 0);
+}
+
 static void call(struct jit_vcpu *cpu, const struct insn *insn)
 {
-    uint64_t target = branch_target(cpu, insn);
+    uint64_t target = read_target(cpu, insn);
+    if (!target_valid(cpu, target))
+        call_invalid(cpu, insn);
     struct stack stack = stack_current(cpu);
     stack_push(cpu, &stack, interp_next_rip(cpu, insn), insn->operand_bits / 8u);
     stack_commit(cpu, &stack);
@@ -56,7 +73,7 @@ static void call(struct jit_vcpu *cpu, const struct insn *insn)
 static void ret(struct jit_vcpu *cpu, const struct insn *insn)
 {
     struct stack stack = stack_current(cpu);
-    uint64_t target = check_target(cpu, insn, stack_pop(cpu, &stack, insn->operand_bits / 8u));
+    uint64_t target = check_target(cpu, truncate_to(stack_pop(cpu, &stack, insn->operand_bits / 8u), insn->operand_bits));
     stack_skip(&stack, (uint16_t)insn->imm);
     stack_commit(cpu, &stack);
     cpu->rip = target;

@@ -109,6 +109,7 @@ static void do_fxrstor(struct jit_vcpu *cpu, const struct insn *insn)
     copy_general(cpu->xsave + IMAGE_MXCSR, image + IMAGE_MXCSR, 4);
     copy_general(cpu->xsave + IMAGE_X87, image + IMAGE_X87, IMAGE_XMM - IMAGE_X87 + visible_bytes(cpu));
     interp_state_changed(cpu, XCR0_X87 | XCR0_SSE);
+    fpu_load(cpu); /* the CPU sorts out reserved bits of the control and status words */
 }
 
 static void check_xsave(struct jit_vcpu *cpu, const struct insn *insn, bool supervisor)
@@ -279,6 +280,7 @@ static void do_xrstor(struct jit_vcpu *cpu, const struct insn *insn)
         mmu_read(cpu, interp_linear(cpu, insn, IMAGE_END, ACCESS_READ) + IMAGE_AVX, image + IMAGE_AVX, AVX_BYTES, access);
     interp_take_state(cpu);
     restore(cpu, image, mask);
+    fpu_load(cpu); /* the CPU sorts out reserved bits of the control and status words */
 }
 
 static void do_ldmxcsr(struct jit_vcpu *cpu, const struct insn *insn)

@@ -140,6 +140,17 @@ static void masked_move(struct jit_vcpu *cpu, const struct insn *insn)
     }
 }
 
+/* CPUs may check the whole operand of a byte-masked store, whatever the mask; so does this. */
+static void check_store(struct jit_vcpu *cpu, const struct insn *insn, uint64_t offset, unsigned bytes)
+{
+    unsigned access = ACCESS_WRITE | stack_access(insn->mem_segment);
+    uint64_t linear = segment_linear(cpu, insn->mem_segment, offset, bytes, ACCESS_WRITE);
+    uint64_t last = linear + bytes - 1;
+    mmu_page_ptr(cpu, linear, access);
+    if ((linear ^ last) & ~UINT64_C(0xfff))
+        mmu_page_ptr(cpu, last & ~UINT64_C(0xfff), access);
+}
+
 /* What every MMX instruction does first: pending x87 exceptions, all registers valid, TOP 0 (so that the image holds mm0-mm7 in
  * order). */
 static void enter_mmx(struct jit_vcpu *cpu)
@@ -169,6 +180,7 @@ static void masked_store_bytes(struct jit_vcpu *cpu, const struct insn *insn)
         mask = read_vector(cpu, rm_number(insn));
     }
     uint64_t offset = read_address_gpr(cpu, RDI, insn);
+    check_store(cpu, insn, offset, mmx ? 8 : 16);
     store_selected(cpu, insn, offset, &data, &mask, mmx ? 8 : 16, 1);
 }
 
@@ -200,6 +212,13 @@ static uint64_t gather_linear(struct jit_vcpu *cpu, const struct insn *insn, con
     return segment_linear(cpu, insn->mem_segment, truncate_to(offset, insn->address_bits), g->data_bytes, ACCESS_READ);
 }
 
+/* Elements of the mask become all ones or zero at once. */
+static void extend_mask(struct vector *mask, const struct gather *g)
+{
+    for (unsigned i = 0; i < g->elements; i++)
+        set_element(mask, i, g->data_bytes, element_selected(mask, i, g->data_bytes) ? UINT64_MAX : 0);
+}
+
 static void gather(struct jit_vcpu *cpu, const struct insn *insn)
 {
     interp_check_fpu(cpu, insn);
@@ -208,6 +227,8 @@ static void gather(struct jit_vcpu *cpu, const struct insn *insn)
     unsigned access = ACCESS_READ | stack_access(insn->mem_segment);
     struct vector index = read_vector(cpu, g.index), mask = read_vector(cpu, g.mask);
     struct vector data = read_vector(cpu, g.dest);
+    extend_mask(&mask, &g);
+    write_vector(cpu, g.mask, &mask, 32);
     for (unsigned i = 0; i < g.elements; i++) {
         if (!element_selected(&mask, i, g.data_bytes))
             continue;

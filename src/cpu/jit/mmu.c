@@ -139,9 +139,11 @@ void mmu_write(struct jit_vcpu *cpu, uint64_t linear, const void *data, size_t l
 {
     const uint8_t *from = data;
     access |= ACCESS_WRITE;
-    if (bytes_in_page(linear, len) < len) /* fault before the first byte changes */
+    if (bytes_in_page(linear, len) < len) { /* fault before the first byte changes, in address order */
+        resolve(cpu, linear, access);
         for (size_t at = bytes_in_page(linear, len); at < len; at += MEM_PAGE_SIZE)
             resolve(cpu, linear + at, access);
+    }
     while (len) {
         size_t piece = bytes_in_page(linear, len);
         struct place place = resolve(cpu, linear, access);

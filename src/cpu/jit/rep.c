@@ -134,7 +134,7 @@ static uint64_t map_side(struct jit_vcpu *cpu, const struct string *s, struct si
     unsigned access = side->access | stack_access(side->segment);
     side->host = mmu_page_ptr(cpu, side->linear, access);
     if (in_page == 0)
-        mmu_page_ptr(cpu, side->linear + s->size - 1, access); /* its faults come before the other side's */
+        mmu_page_ptr(cpu, (side->linear + s->size - 1) & ~PAGE_OFFSET, access); /* its faults come before the other side's */
     if (in_page == 0 || unwrapped == 0)
         return 0;
     if (!side->host)
@@ -255,7 +255,8 @@ static uint16_t port_of(const struct jit_vcpu *cpu)
 static void input_element(struct jit_vcpu *cpu, const struct string *s, const struct side *destination)
 {
     mmu_page_ptr(cpu, destination->linear, ACCESS_WRITE);
-    mmu_page_ptr(cpu, destination->linear + s->size - 1, ACCESS_WRITE);
+    if (elements_in_page(s, destination->linear) == 0)
+        mmu_page_ptr(cpu, (destination->linear + s->size - 1) & ~PAGE_OFFSET, ACCESS_WRITE);
     fpu_save(cpu);
     uint64_t value = cpu->engine->machine.port_read(cpu->engine->machine.arg, port_of(cpu), s->size);
     mmu_store(cpu, destination->linear, value, s->size, ACCESS_WRITE);

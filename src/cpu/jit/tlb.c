@@ -34,9 +34,9 @@ enum tlb_pool tlb_pool_of(const struct jit_vcpu *cpu, unsigned access)
     return (cpu->rflags & FLAG_AC) && (cpu->cr4 & CR4_SMAP) ? TLB_SUPER_AC : TLB_SUPER;
 }
 
-static void list_add(uint16_t *list, uint32_t *count, unsigned index)
+static void list_add(uint32_t *list, uint32_t *count, unsigned index)
 {
-    list[(*count)++] = (uint16_t)index;
+    list[(*count)++] = index;
 }
 
 static void enter(struct jit_vcpu *cpu, enum tlb_pool pool, enum tlb_access kind, uint64_t page, bool global,
@@ -77,14 +77,14 @@ void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page)
     }
 }
 
-static void clear_list(struct tlb *tlb, const uint16_t *list, uint32_t *count)
+static void clear_list(struct tlb *tlb, const uint32_t *list, uint32_t *count)
 {
     for (uint32_t i = 0; i < *count; i++)
         flat(tlb)[list[i]] = empty;
     *count = 0;
 }
 
-static void clear_jumps(struct jump_cache *jumps, const uint16_t *list, uint32_t *count)
+static void clear_jumps(struct jump_cache *jumps, const uint32_t *list, uint32_t *count)
 {
     for (uint32_t i = 0; i < *count; i++)
         (&jumps->negated_rip[0][0])[list[i]] = 1;

@@ -12,7 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define TLB_BITS 10
+#define TLB_BITS 12
 #define TLB_ENTRIES (1u << TLB_BITS)
 #define TLB_EMPTY UINT64_C(0x8000000000000000)
 
@@ -28,8 +28,8 @@ struct tlb {
     struct tlb_entry entries[TLB_POOLS][TLB_ACCESSES][TLB_ENTRIES];
     /* What was filled since the last flush, so that a flush costs what was used: index into the flat entry array. */
     uint32_t local_count, global_count;
-    uint16_t local[TLB_POOLS * TLB_ACCESSES * TLB_ENTRIES]; /* non-global translations */
-    uint16_t global[TLB_POOLS * TLB_ACCESSES * TLB_ENTRIES];
+    uint32_t local[TLB_POOLS * TLB_ACCESSES * TLB_ENTRIES]; /* non-global translations */
+    uint32_t global[TLB_POOLS * TLB_ACCESSES * TLB_ENTRIES];
     /* Which 2 MiB regions (by number mod 4096) have entries that come from a large page: flushing one page of those means
      * flushing all. */
     uint64_t large[64];
@@ -46,7 +46,7 @@ struct fetch_entry {
     bool global;
 };
 
-#define JUMP_BITS 13
+#define JUMP_BITS 15
 #define JUMP_ENTRIES (1u << JUMP_BITS)
 
 struct jump_cache {
@@ -54,7 +54,7 @@ struct jump_cache {
                                                       no index matches rip -1 with code at it */
     const uint8_t *entry[TLB_POOLS][JUMP_ENTRIES];
     uint32_t local_count, global_count;
-    uint16_t local[TLB_POOLS * JUMP_ENTRIES], global[TLB_POOLS * JUMP_ENTRIES];
+    uint32_t local[TLB_POOLS * JUMP_ENTRIES], global[TLB_POOLS * JUMP_ENTRIES];
     uint64_t pages[2][64]; /* which pages (by number mod 4096) have entries; lower and upper half of the address space */
 };
 
