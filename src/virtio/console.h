@@ -6,7 +6,8 @@
 #define VIRTIO_CONSOLE_MAX_PORTS 8
 
 struct virtio_console_port {
-    int in_fd, out_fd; /* not owned; may be equal; -1: nothing comes in, output is dropped */
+    int in_fd, out_fd; /* not owned; may be equal; -1: nothing comes in, output is dropped. Input ends at end of file or
+                        * error: of a pty, keep the other end open */
     bool console;      /* a terminal (hvcN) rather than /dev/virtio-ports/NAME */
     const char *name;  /* NULL: none */
     uint16_t cols, rows; /* first window size; 0: unknown */

@@ -4,7 +4,9 @@
 const struct virtio_class *const virtio_classes[] = {
     &virtio_balloon,
     &virtio_blk,
+    &virtio_console,
     &virtio_net,
     &virtio_rng,
+    &virtio_vsock,
     NULL,
 };

@@ -1,0 +1,525 @@
+/* The device and its listening socket; connections live in vsock_conn.c. */
+#include "virtio/vsock.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/iov.h"
+#include "base/own.h"
+#include "mem/mem.h"
+#include "virtio/limiter.h"
+#include "virtio/vsock_impl.h"
+
+#define RX 0
+#define TX 1
+#define EVENT 2
+#define QUEUE_COUNT 3
+#define QUEUE_SIZE 256u
+#define PACKETS_PER_EVENT 256u
+#define FIRST_PORT (UINT32_C(1) << 30)
+#define TICK_NS UINT64_C(250000000)
+#define CID_MIN 3u
+
+/* ---- headers ---- */
+
+static void header_decode(const uint8_t *h, struct vsock_packet *p)
+{
+    *p = (struct vsock_packet){.src_cid = load_le64(h),
+                               .dst_cid = load_le64(h + 8),
+                               .src_port = load_le32(h + 16),
+                               .dst_port = load_le32(h + 20),
+                               .len = load_le32(h + 24),
+                               .type = load_le16(h + 28),
+                               .op = load_le16(h + 30),
+                               .flags = load_le32(h + 32),
+                               .buf_alloc = load_le32(h + 36),
+                               .fwd_cnt = load_le32(h + 40)};
+}
+
+static void header_encode(uint8_t *h, const struct vsock_packet *p)
+{
+    store_le64(h, p->src_cid);
+    store_le64(h + 8, p->dst_cid);
+    store_le32(h + 16, p->src_port);
+    store_le32(h + 20, p->dst_port);
+    store_le32(h + 24, p->len);
+    store_le16(h + 28, p->type);
+    store_le16(h + 30, p->op);
+    store_le32(h + 32, p->flags);
+    store_le32(h + 36, p->buf_alloc);
+    store_le32(h + 40, p->fwd_cnt);
+}
+
+/* ---- connections by port, and those with something to say ---- */
+
+struct vsock_conn *vsock_find(struct vsock *vsock, uint32_t host_port, uint32_t guest_port)
+{
+    struct vsock_conn *c = vsock->hash[(host_port ^ guest_port) % VSOCK_HASH_SIZE];
+    while (c && (c->host_port != host_port || c->guest_port != guest_port || c->state == CONN_HANDSHAKE))
+        c = c->hash_next;
+    return c;
+}
+
+void vsock_make_ready(struct vsock_conn *c)
+{
+    struct vsock *v = c->vsock;
+    if (c->ready)
+        return;
+    c->ready = true;
+    c->ready_next = NULL;
+    c->ready_prev = v->ready_last;
+    if (v->ready_last)
+        v->ready_last->ready_next = c;
+    else
+        v->ready = c;
+    v->ready_last = c;
+}
+
+void vsock_unready(struct vsock_conn *c)
+{
+    struct vsock *v = c->vsock;
+    if (!c->ready)
+        return;
+    c->ready = false;
+    if (c->ready_prev)
+        c->ready_prev->ready_next = c->ready_next;
+    else
+        v->ready = c->ready_next;
+    if (c->ready_next)
+        c->ready_next->ready_prev = c->ready_prev;
+    else
+        v->ready_last = c->ready_prev;
+}
+
+static void each_conn(struct vsock *v, void (*fn)(struct vsock_conn *c))
+{
+    for (unsigned i = 0; i < VSOCK_HASH_SIZE; i++) {
+        for (struct vsock_conn *c = v->hash[i], *next; c; c = next) {
+            next = c->hash_next;
+            fn(c);
+        }
+    }
+}
+
+/* ---- towards the guest ---- */
+
+static bool fill_reset(struct vsock *v, struct vsock_packet *p)
+{
+    if (!v->reset_count)
+        return false;
+    v->reset_count--;
+    *p = (struct vsock_packet){.src_cid = VSOCK_HOST_CID,
+                               .dst_cid = v->guest_cid,
+                               .src_port = v->resets[v->reset_count].host_port,
+                               .dst_port = v->resets[v->reset_count].guest_port,
+                               .type = VSOCK_TYPE_STREAM,
+                               .op = OP_RST};
+    return true;
+}
+
+/* The next packet of whoever's turn it is, its data into `iov`. */
+static bool next_packet(struct vsock *v, const struct iovec *iov, unsigned count, size_t room, struct vsock_packet *p)
+{
+    if (fill_reset(v, p))
+        return true;
+    while (v->ready) {
+        struct vsock_conn *c = v->ready;
+        bool last = false;
+        vsock_unready(c);
+        bool some = conn_fill(c, iov, count, room, p, &last);
+        if (last) {
+            conn_free(c);
+            return true;
+        }
+        if (c->pending)
+            vsock_make_ready(c);
+        conn_watch(c);
+        if (some)
+            return true;
+    }
+    return false;
+}
+
+/* Fills one buffer of the guest. False when nothing is left to say. */
+static bool fill_buffer(struct vsock *v, struct virtq_chain *chain)
+{
+    struct iovec iov[QUEUE_SIZE];
+    memcpy(iov, chain->in, chain->in_count * sizeof *iov);
+    struct iovec *data = iov;
+    unsigned count = chain->in_count;
+    iov_advance(&data, &count, VSOCK_HEADER_SIZE);
+    struct vsock_packet p;
+    uint8_t header[VSOCK_HEADER_SIZE];
+    if (!next_packet(v, data, count, chain->in_len - VSOCK_HEADER_SIZE, &p))
+        return false;
+    header_encode(header, &p);
+    iov_write(chain->in, chain->in_count, 0, header, sizeof header);
+    virtq_push(&v->dev.queues[RX], chain, VSOCK_HEADER_SIZE + p.len);
+    stat_add(&v->rx_packets_count, 1);
+    stat_add(&v->rx_bytes_count, p.len);
+    return true;
+}
+
+static bool anything_to_say(const struct vsock *v)
+{
+    return v->ready || v->reset_count;
+}
+
+void vsock_serve_rx(struct vsock *v)
+{
+    struct iovec iov[QUEUE_SIZE];
+    struct virtq_chain chain;
+    struct virtq *q = &v->dev.queues[RX];
+    unsigned budget = PACKETS_PER_EVENT;
+    while (anything_to_say(v) && budget--) {
+        if (!virtio_pop(&v->dev, RX, &chain, iov, QUEUE_SIZE)) {
+            if (!virtio_live(&v->dev) || !virtq_listen(q))
+                break;
+            continue;
+        }
+        if (chain.in_len <= VSOCK_HEADER_SIZE || chain.out_count) {
+            virtio_fail(&v->dev, "receive buffer of %u bytes", chain.in_len);
+            break;
+        }
+        if (!fill_buffer(v, &chain)) {
+            virtq_unpop(q, 1);
+            break;
+        }
+    }
+    if (anything_to_say(v) && virtq_pending(q))
+        virtio_kick(&v->dev, RX);
+    virtio_signal(&v->dev, RX);
+    if (v->tx_blocked && v->reset_count < VSOCK_RESETS_MAX / 2) {
+        v->tx_blocked = false;
+        virtio_kick(&v->dev, TX);
+    }
+}
+
+/* ---- from the guest ---- */
+
+static void answer_reset(struct vsock *v, const struct vsock_packet *p)
+{
+    v->resets[v->reset_count].host_port = p->dst_port;
+    v->resets[v->reset_count].guest_port = p->src_port;
+    v->reset_count++;
+}
+
+/* The host's listener for a guest's port: PATH_PORT. */
+static int connect_host(const struct vsock *v, uint32_t port)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int n = snprintf(address.sun_path, sizeof address.sun_path, "%s_%u", v->path, port);
+    if (n < 0 || (size_t)n >= sizeof address.sun_path)
+        return -ENAMETOOLONG;
+    own_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -errno;
+    if (connect(fd, (const struct sockaddr *)&address, sizeof address) < 0)
+        return -errno;
+    return TAKE_FD(fd);
+}
+
+static void guest_connects(struct vsock *v, const struct vsock_packet *p)
+{
+    int fd = connect_host(v, p->dst_port);
+    struct vsock_conn *c = fd < 0 ? NULL : conn_create(v, fd, CONN_ESTABLISHED, p->dst_port, p->src_port);
+    if (!c) {
+        answer_reset(v, p);
+        return;
+    }
+    c->guest_buf_alloc = p->buf_alloc;
+    c->guest_fwd_cnt = p->fwd_cnt;
+    c->pending = PENDING(OP_RESPONSE);
+    vsock_make_ready(c);
+    conn_watch(c);
+}
+
+static void dispatch(struct vsock *v, const struct vsock_packet *p, struct iovec *payload, unsigned count)
+{
+    struct vsock_conn *c = vsock_find(v, p->dst_port, p->src_port);
+    bool foreign = p->src_cid != v->guest_cid || p->dst_cid != VSOCK_HOST_CID || p->type != VSOCK_TYPE_STREAM;
+    if (!foreign && c)
+        conn_receive(c, p, payload, count);
+    else if (!foreign && p->op == OP_REQUEST)
+        guest_connects(v, p);
+    else if (p->op != OP_RST)
+        answer_reset(v, p);
+}
+
+static bool receive(struct virtio_device *dev, unsigned index, struct virtq_chain *chain)
+{
+    struct vsock *v = (struct vsock *)dev;
+    if (v->reset_count == VSOCK_RESETS_MAX) { /* the guest does not read our answers: it has to wait */
+        virtq_unpop(&dev->queues[index], 1);
+        v->tx_blocked = true;
+        return false;
+    }
+    uint8_t header[VSOCK_HEADER_SIZE];
+    struct vsock_packet p;
+    if (iov_read(chain->out, chain->out_count, 0, header, sizeof header) < sizeof header) {
+        virtio_fail(dev, "packet of %u bytes", chain->out_len);
+        return false;
+    }
+    header_decode(header, &p);
+    if (p.len > chain->out_len - VSOCK_HEADER_SIZE) {
+        virtio_fail(dev, "packet claims %u bytes in a buffer of %u", p.len, chain->out_len);
+        return false;
+    }
+    struct iovec *payload = chain->out;
+    unsigned count = chain->out_count;
+    iov_advance(&payload, &count, VSOCK_HEADER_SIZE);
+    count = iov_truncate(payload, count, p.len);
+    dispatch(v, &p, payload, count);
+    stat_add(&v->tx_packets_count, 1);
+    stat_add(&v->tx_bytes_count, p.len);
+    virtq_push_head(&dev->queues[index], chain->head, 0);
+    return true;
+}
+
+/* ---- time, and the listening socket ---- */
+
+void vsock_arm_timer(struct vsock *v)
+{
+    if (!v->timer_armed)
+        loop_timer_set(v->timer, TICK_NS);
+    v->timer_armed = true;
+}
+
+static void check_deadline(struct vsock_conn *c)
+{
+    if (!c->deadline_ns)
+        return;
+    if (limiter_now() >= c->deadline_ns)
+        conn_expire(c);
+    else
+        vsock_arm_timer(c->vsock);
+}
+
+static void on_tick(void *arg)
+{
+    struct vsock *v = arg;
+    pthread_mutex_lock(&v->dev.lock);
+    v->timer_armed = false;
+    if (!v->stale)
+        each_conn(v, check_deadline);
+    if (virtio_live(&v->dev))
+        vsock_serve_rx(v);
+    pthread_mutex_unlock(&v->dev.lock);
+}
+
+static bool port_in_use(struct vsock *v, uint32_t port)
+{
+    for (unsigned i = 0; i < VSOCK_HASH_SIZE; i++) {
+        for (struct vsock_conn *c = v->hash[i]; c; c = c->hash_next) {
+            if (c->host_port == port)
+                return true;
+        }
+    }
+    return false;
+}
+
+static uint32_t take_port(struct vsock *v)
+{
+    do {
+        v->next_port = v->next_port >= UINT32_C(0x7fffffff) ? FIRST_PORT : v->next_port + 1;
+    } while (port_in_use(v, v->next_port)); /* ends: there are far fewer connections than ports */
+    return v->next_port;
+}
+
+static void on_listen(void *arg, int fd, uint32_t events)
+{
+    (void)events;
+    struct vsock *v = arg;
+    int client = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (client < 0)
+        return;
+    pthread_mutex_lock(&v->dev.lock);
+    if (!v->dev.running || v->stale) {
+        close(client); /* nobody there to talk to */
+    } else {
+        struct vsock_conn *c = conn_create(v, client, CONN_HANDSHAKE, take_port(v), 0);
+        if (c)
+            conn_watch(c);
+    }
+    pthread_mutex_unlock(&v->dev.lock);
+}
+
+/* ---- class ---- */
+
+static void clear_up(struct vsock *v)
+{
+    each_conn(v, conn_free);
+    v->reset_count = 0;
+    v->tx_blocked = false;
+    v->stale = false;
+}
+
+static void on_stale(void *arg, int fd, uint32_t events)
+{
+    (void)events;
+    struct vsock *v = arg;
+    uint64_t count;
+    ssize_t ignored = read(fd, &count, sizeof count);
+    (void)ignored;
+    pthread_mutex_lock(&v->dev.lock);
+    if (v->stale)
+        clear_up(v);
+    pthread_mutex_unlock(&v->dev.lock);
+    for (unsigned i = 0; i < QUEUE_COUNT; i++)
+        virtio_kick(&v->dev, i);
+}
+
+static void vsock_kicked(struct virtio_device *dev, unsigned index)
+{
+    struct vsock *v = (struct vsock *)dev;
+    if (v->stale) /* on_stale kicks again */
+        return;
+    if (index == RX) {
+        stat_add(&v->rx_queue_event_count, 1);
+        each_conn(v, conn_watch); /* after a pause nobody is watched */
+        vsock_serve_rx(v);
+    } else if (index == TX) {
+        stat_add(&v->tx_queue_event_count, 1);
+        virtio_serve(dev, TX, receive);
+        vsock_serve_rx(v);
+    }
+}
+
+static void vsock_start(struct virtio_device *dev)
+{
+    (void)dev;
+}
+
+/* Connections have sources in the loop, which only its thread may remove. */
+static void vsock_reset(struct virtio_device *dev)
+{
+    struct vsock *v = (struct vsock *)dev;
+    uint64_t one = 1;
+    v->stale = true;
+    ssize_t ignored = write(v->stale_fd, &one, sizeof one);
+    (void)ignored;
+}
+
+static void vsock_free(struct virtio_device *dev)
+{
+    struct vsock *v = (struct vsock *)dev;
+    each_conn(v, conn_free);
+    loop_remove(v->listen_source);
+    loop_remove(v->stale_source);
+    loop_remove(v->timer);
+    if (v->listen_fd >= 0) {
+        close(v->listen_fd);
+        unlink(v->path);
+    }
+    if (v->stale_fd >= 0)
+        close(v->stale_fd);
+    virtio_release(dev);
+    free(v->path);
+    free(v);
+}
+
+#define STAT(field) {#field, offsetof(struct vsock, field)}
+static const struct virtio_stat vsock_stats[] = {STAT(rx_queue_event_count),
+                                                 STAT(tx_queue_event_count),
+                                                 STAT(rx_bytes_count),
+                                                 STAT(tx_bytes_count),
+                                                 STAT(rx_packets_count),
+                                                 STAT(tx_packets_count),
+                                                 STAT(conns_added),
+                                                 STAT(conns_killed),
+                                                 STAT(conns_removed),
+                                                 STAT(rx_read_fails),
+                                                 STAT(tx_write_fails),
+                                                 STAT(tx_flush_fails),
+                                                 {0}};
+
+const struct virtio_class virtio_vsock = {
+    .name = "virtio-vsock",
+    .type = 19,
+    .pci_class = 0x078000, /* communication controller, other */
+    .stats = vsock_stats,
+    .start = vsock_start,
+    .kicked = vsock_kicked,
+    .reset = vsock_reset,
+    .free = vsock_free,
+};
+
+/* ---- creation ---- */
+
+static int listen_at(struct vsock *v, struct err *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(v->path) >= sizeof address.sun_path - 11) /* "_4294967295" comes behind it */
+        return err_say(err, ENAMETOOLONG, "vsock: socket path '%s' is longer than %zu bytes", v->path,
+                       sizeof address.sun_path - 12);
+    strcpy(address.sun_path, v->path);
+    own_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return err_set(err, errno, "vsock");
+    if (bind(fd, (const struct sockaddr *)&address, sizeof address) < 0) {
+        if (errno == EADDRINUSE)
+            return err_say(err, EADDRINUSE, "vsock: '%s' exists already; remove it or choose another path", v->path);
+        return err_set(err, errno, "vsock: socket '%s'", v->path);
+    }
+    v->listen_fd = TAKE_FD(fd); /* from here on ours to remove */
+    if (listen(v->listen_fd, 128) < 0)
+        return err_set(err, errno, "vsock: socket '%s'", v->path);
+    return 0;
+}
+
+static int build(struct vsock *v, const struct virtio_vsock_config *config, struct err *err)
+{
+    struct loop *loop = v->dev.host.loop;
+    v->path = strdup(config->uds_path);
+    if (!v->path)
+        return err_set(err, ENOMEM, "vsock");
+    int r = listen_at(v, err);
+    if (r < 0)
+        return r;
+    v->stale_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (v->stale_fd < 0)
+        return err_set(err, errno, "vsock");
+    v->listen_source = loop_add_fd(loop, v->listen_fd, EPOLLIN, on_listen, v);
+    v->stale_source = loop_add_fd(loop, v->stale_fd, EPOLLIN, on_stale, v);
+    v->timer = loop_add_timer(loop, on_tick, v);
+    if (!v->listen_source || !v->stale_source || !v->timer)
+        return err_set(err, ENOMEM, "vsock");
+    store_le64(v->dev.config, v->guest_cid);
+    return virtio_attach(&v->dev, err);
+}
+
+int virtio_vsock_create(const struct virtio_vsock_config *config, const struct virtio_host *host,
+                        struct virtio_device **ret_dev, struct err *err)
+{
+    if (config->guest_cid < CID_MIN || config->guest_cid == UINT32_MAX)
+        return err_say(err, EINVAL, "vsock: guest CID %u is reserved; use 3 or more", config->guest_cid);
+    struct vsock *v = calloc(1, sizeof *v);
+    if (!v)
+        return err_set(err, ENOMEM, "vsock");
+    static const uint16_t sizes[QUEUE_COUNT] = {QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE};
+    struct virtio_setup setup = {
+        .id = config->id ? config->id : "vsock", .queue_count = QUEUE_COUNT, .queue_sizes = sizes, .config_len = 8};
+    int r = virtio_init(&v->dev, &virtio_vsock, host, &setup, err);
+    if (r < 0) {
+        free(v);
+        return r;
+    }
+    v->listen_fd = v->stale_fd = -1;
+    v->guest_cid = config->guest_cid;
+    v->next_port = FIRST_PORT;
+    r = build(v, config, err);
+    if (r < 0) {
+        vsock_free(&v->dev);
+        return r;
+    }
+    *ret_dev = &v->dev;
+    return 0;
+}
