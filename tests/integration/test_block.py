@@ -43,7 +43,7 @@ def test_flushed_data_survives_a_kill(engine, tmp):
         echo "SYNCED $(sha256sum </mnt/kept)"; sleep 600
     """
     with busybox(engine, tmp, "--disk", disk, script=script) as vmm:
-        kept = vmm.wait_for(r"^SYNCED (\w+)", 120)[1]
+        kept = vmm.wait_for(r"^SYNCED (\w{64})", 120)[1]
     subprocess.run(["/sbin/e2fsck", "-fy", disk], capture_output=True)  # replays the journal, as the next mount would
     assert hashlib.sha256(dump(disk, "kept")).hexdigest() == kept
 
