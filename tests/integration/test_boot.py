@@ -71,18 +71,12 @@ def test_reboot_restarts_the_guest(engine, tmp):
         vmm.wait_for("^POLDER-INIT", 90, first.end())
 
 
-def ends_with_own_status(vmm, cause):
-    status = vmm.wait(120)
-    assert status not in (0, 1, 2), vmm.describe()
-    assert re.search(cause, vmm.errors, re.I), vmm.describe()
-    return status
-
-
-def test_panic_has_its_own_exit_status(engine, tmp):
-    with busybox(engine, tmp, mode="panic") as vmm:
-        ends_with_own_status(vmm, "panic")
-
-
-def test_triple_fault_has_its_own_exit_status(engine, tmp):
-    with busybox(engine, tmp, mode="reboot", cmdline="reboot=t") as vmm:
-        ends_with_own_status(vmm, "triple fault")
+@pytest.mark.parametrize("mode, cmdline, options, status, cause", [
+    ("panic", "", [], 5, "panic"),
+    ("reboot", "reboot=t", [], 4, "triple fault"),
+    ("reboot", "", ["--no-reboot"], 3, "reboot"),
+], ids=["panic", "triple-fault", "no-reboot"])
+def test_other_ends_have_their_own_status(engine, tmp, mode, cmdline, options, status, cause):
+    with busybox(engine, tmp, *options, mode=mode, cmdline=cmdline) as vmm:
+        assert vmm.wait(120) == status, vmm.describe()
+        assert re.search(cause, vmm.errors, re.I), vmm.describe()
