@@ -30,6 +30,7 @@ struct diff_state {
 
 struct diff_case {
     uint64_t seed;
+    unsigned bits;                   /* code size: 64, or 32 (compatibility mode) */
     unsigned count, length;          /* instructions; bytes without the final ud2 */
     uint8_t start[DIFF_INSNS];       /* offsets */
     uint16_t mnemonic[DIFF_INSNS];
@@ -52,7 +53,7 @@ struct diff_batch {
 };
 
 /* diff_gen.c */
-void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot);
+void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot, unsigned bits);
 void diff_generate_data(uint8_t data[DIFF_DATA_PAGES][DIFF_PAGE], uint64_t seed);
 uint64_t diff_random(uint64_t *state);
 

@@ -131,6 +131,14 @@ static void generate_state(struct diff_state *state, uint64_t *rng, unsigned slo
     generate_vectors(state->xsave, rng);
 }
 
+/* Compatibility mode: 32-bit registers and flat segments. */
+static void narrow_state(struct diff_state *state)
+{
+    for (unsigned i = 0; i < 16; i++)
+        state->gpr[i] = i < 8 ? (uint32_t)state->gpr[i] : 0;
+    state->fs_base = state->gs_base = 0;
+}
+
 static unsigned random_prefixes(uint8_t *bytes, uint64_t *rng)
 {
     unsigned at = 0;
@@ -221,6 +229,8 @@ static bool mnemonic_allowed(const struct insn *insn)
     case ZYDIS_MNEMONIC_VERW:
     case ZYDIS_MNEMONIC_LAR:
     case ZYDIS_MNEMONIC_LSL:
+    case ZYDIS_MNEMONIC_LDS:
+    case ZYDIS_MNEMONIC_LES:
     case ZYDIS_MNEMONIC_LSS:
     case ZYDIS_MNEMONIC_LFS:
     case ZYDIS_MNEMONIC_LGS:
@@ -304,6 +314,8 @@ static void aim(struct insn *insn, const struct diff_state *state, uint64_t rip,
     if (insn->mem_segment == SEG_GS)
         base += state->gs_base;
     int64_t disp = (int64_t)(data_pointer(rng) - base);
+    if (insn->code_bits == 32)
+        disp = (int32_t)disp;
     if (disp == (int32_t)disp)
         store_le32(insn->bytes + insn->disp_offset, (uint32_t)disp);
 }
@@ -337,27 +349,30 @@ static void append_string_setup(struct diff_case *c, uint64_t *rng)
     }
 }
 
-static bool next_insn(struct insn *insn, uint64_t *rng)
+static bool next_insn(struct insn *insn, unsigned bits, uint64_t *rng)
 {
     uint8_t bytes[INSN_MAX_BYTES];
     random_bytes(bytes, rng);
-    enum insn_status status = insn_decode(bytes, INSN_MAX_BYTES, 64, insn);
+    enum insn_status status = insn_decode(bytes, INSN_MAX_BYTES, bits, insn);
     if (status == INSN_OK)
         return allowed(insn);
     bool undefined = insn->mnemonic == ZYDIS_MNEMONIC_UD1 || insn->mnemonic == ZYDIS_MNEMONIC_UD0;
     return undefined && insn->length && chance(rng, 5);
 }
 
-void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot)
+void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot, unsigned bits)
 {
     uint64_t rng = seed;
     memset(c, 0, sizeof *c);
     c->seed = seed;
+    c->bits = bits;
     generate_state(&c->state, &rng, slot);
+    if (bits == 32)
+        narrow_state(&c->state);
     unsigned wanted = 1 + below(&rng, 4), skip_from = 0, skip_end = 0;
     for (unsigned tries = 0; c->count < wanted && tries < 1000; tries++) {
         struct insn insn;
-        if (!next_insn(&insn, &rng))
+        if (!next_insn(&insn, bits, &rng))
             continue;
         if (insn.kind == INSN_STRING && chance(&rng, 90))
             append_string_setup(c, &rng);

@@ -29,6 +29,7 @@
 #define KERNEL UINT64_C(0xffffff8000000000)
 
 #define SELECTOR_KERNEL_CODE 0x10u
+#define SELECTOR_USER_CODE32 0x23u
 #define SELECTOR_USER_DATA 0x2bu
 #define SELECTOR_USER_CODE 0x33u
 #define SELECTOR_TSS 0x40u
@@ -96,6 +97,7 @@ static void make_tables(void)
     store_le64(phys(GPA_GDT + SELECTOR_KERNEL_CODE), UINT64_C(0x00af9b000000ffff));
     store_le64(phys(GPA_GDT + SELECTOR_KERNEL_CODE + 8), UINT64_C(0x00cf93000000ffff));
     store_le64(phys(GPA_GDT + (SELECTOR_USER_DATA & ~3u)), UINT64_C(0x00cff3000000ffff));
+    store_le64(phys(GPA_GDT + (SELECTOR_USER_CODE32 & ~3u)), UINT64_C(0x00cffb000000ffff));
     store_le64(phys(GPA_GDT + (SELECTOR_USER_CODE & ~3u)), UINT64_C(0x00affb000000ffff));
     store_le64(phys(GPA_TSS + 4), KERNEL + GPA_STACK_TOP);
     store_le16(phys(GPA_TSS + 102), 0x68); /* no I/O permission bitmap */
@@ -168,15 +170,16 @@ static void load(const struct diff_batch *batch)
         memcpy(phys(GPA_DATA + i * DIFF_PAGE), batch->data[i], DIFF_PAGE);
 }
 
-static void enter_user(struct jit_vcpu *cpu, const struct diff_state *state)
+static void enter_user(struct jit_vcpu *cpu, const struct diff_state *state, unsigned bits)
 {
+    struct x86_segment_state null = user_segment(0, 0), flat = user_segment(SELECTOR_USER_DATA, 0xc0f3);
     memcpy(cpu->gpr, state->gpr, sizeof cpu->gpr);
     cpu->rip = state->rip;
     cpu->rflags = state->rflags;
     cpu->cpl = 3;
-    cpu->seg[SEG_CS] = user_segment(SELECTOR_USER_CODE, 0xa0fb);
-    cpu->seg[SEG_SS] = user_segment(SELECTOR_USER_DATA, 0xc0f3);
-    cpu->seg[SEG_DS] = cpu->seg[SEG_ES] = cpu->seg[SEG_FS] = cpu->seg[SEG_GS] = user_segment(0, 0);
+    cpu->seg[SEG_CS] = bits == 32 ? user_segment(SELECTOR_USER_CODE32, 0xc0fb) : user_segment(SELECTOR_USER_CODE, 0xa0fb);
+    cpu->seg[SEG_SS] = flat;
+    cpu->seg[SEG_DS] = cpu->seg[SEG_ES] = cpu->seg[SEG_FS] = cpu->seg[SEG_GS] = bits == 32 ? flat : null;
     cpu->seg[SEG_FS].base = state->fs_base;
     cpu->seg[SEG_GS].base = state->gs_base;
     cpu->halted = cpu->interrupt_shadow = false;
@@ -215,7 +218,7 @@ static void run(const struct diff_batch *batch, unsigned index, struct diff_resu
     for (unsigned i = 0; i < DIFF_DATA_PAGES; i++)
         if (diff_pages[i] == DIFF_WRITE)
             memcpy(phys(GPA_DATA + i * DIFF_PAGE), batch->data[i], DIFF_PAGE);
-    enter_user(cpu, &batch->cases[index].state);
+    enter_user(cpu, &batch->cases[index].state, batch->cases[index].bits);
     guest.vector = UINT32_MAX;
     enum vcpu_exit exit = engine_jit.vcpu_run(guest.vcpu);
     if (exit != VCPU_EXIT_KICKED) {

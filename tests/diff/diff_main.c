@@ -1,5 +1,5 @@
 /* Compares the engine with the bare CPU over generated cases and reports differences and coverage. See diff.h.
- *     jit_diff [--runner interp|jit] [--cases N] [--seed S] [--failures N] [--coverage]
+ *     jit_diff [--runner interp|jit] [--bits 64|32] [--cases N] [--seed S] [--failures N] [--coverage]
  * A difference prints the seed of its case; --seed with --cases 1 runs just that one. */
 #include <getopt.h>
 #include <stdio.h>
@@ -21,7 +21,7 @@
 struct options {
     const struct diff_runner *runner;
     uint64_t cases, seed;
-    unsigned failures;
+    unsigned failures, bits;
     bool coverage;
 };
 
@@ -53,7 +53,8 @@ static bool differs(bool different, const char *what, unsigned index, uint64_t o
     return different;
 }
 
-static bool compare_vectors(struct diff_result *ours, struct diff_result *cpu, bool print)
+/* `wide`: registers 8-15 too. */
+static bool compare_vectors(struct diff_result *ours, struct diff_result *cpu, bool wide, bool print)
 {
     bool different = false;
     uint8_t *a = ours->state.xsave, *b = cpu->state.xsave;
@@ -66,10 +67,10 @@ static bool compare_vectors(struct diff_result *ours, struct diff_result *cpu, b
     for (unsigned at = 32; at < 160; at += 8)
         different |= differs(load_le64(a + at) != load_le64(b + at), "st, half ", (at - 32) / 8, load_le64(a + at),
                              load_le64(b + at), print);
-    for (unsigned at = 160; at < 416; at += 8)
+    for (unsigned at = 160; at < (wide ? 416 : 288); at += 8)
         different |= differs(load_le64(a + at) != load_le64(b + at), "xmm, half ", (at - 160) / 8, load_le64(a + at),
                              load_le64(b + at), print);
-    for (unsigned at = 576; at < 832; at += 8)
+    for (unsigned at = 576; at < (wide ? 832 : 704); at += 8)
         different |= differs(load_le64(a + at) != load_le64(b + at), "ymm high, half ", (at - 576) / 8,
                              load_le64(a + at), load_le64(b + at), print);
     return different;
@@ -82,7 +83,7 @@ static uint32_t fault_error(const struct diff_result *result)
     return kernel ? result->error | PF_PRESENT : result->error;
 }
 
-/* Instructions that the CPU runs as several accesses, in an order of its own: only the page of a fault is compared. */
+/* Instructions that the CPU runs as several accesses, in an order of its own: only the region of a fault is compared. */
 static bool has_exact_address(unsigned mnemonic)
 {
     switch (mnemonic) {
@@ -107,7 +108,7 @@ static unsigned mnemonic_at(const struct diff_case *c, uint64_t rip)
 
 static bool compare_fault(const struct diff_case *c, const struct diff_result *ours, const struct diff_result *cpu, bool print)
 {
-    uint64_t mask = has_exact_address(mnemonic_at(c, cpu->state.rip)) ? UINT64_MAX : ~UINT64_C(0xfff);
+    uint64_t mask = has_exact_address(mnemonic_at(c, cpu->state.rip)) ? UINT64_MAX : ~UINT64_C(0x1fff);
     bool different = differs(ours->vector != cpu->vector, "vector", 0, ours->vector, cpu->vector, print);
     different |= differs(ours->state.rip != cpu->state.rip, "rip", 0, ours->state.rip, cpu->state.rip, print);
     if (ours->vector == VEC_PF && cpu->vector == VEC_PF)
@@ -134,13 +135,13 @@ static bool compare_memory(const struct diff_result *ours, const struct diff_res
 static bool compare(const struct diff_case *c, struct diff_result *ours, struct diff_result *cpu, bool print)
 {
     bool different = compare_fault(c, ours, cpu, print);
-    for (unsigned i = 0; i < 16; i++)
+    for (unsigned i = 0; i < (c->bits == 64 ? 16 : 8); i++)
         different |= differs(ours->state.gpr[i] != cpu->state.gpr[i], "gpr", i, ours->state.gpr[i], cpu->state.gpr[i], print);
     uint64_t a = ours->state.rflags & FLAGS_COMPARED, b = cpu->state.rflags & FLAGS_COMPARED;
     different |= differs(a != b, "rflags", 0, a, b, print);
     different |= differs(ours->state.fs_base != cpu->state.fs_base, "fs base", 0, ours->state.fs_base, cpu->state.fs_base, print);
     different |= differs(ours->state.gs_base != cpu->state.gs_base, "gs base", 0, ours->state.gs_base, cpu->state.gs_base, print);
-    different |= compare_vectors(ours, cpu, print);
+    different |= compare_vectors(ours, cpu, c->bits == 64, print);
     different |= compare_memory(ours, cpu, print);
     return different;
 }
@@ -149,7 +150,7 @@ static void print_code(const struct diff_case *c)
 {
     ZydisDisassembledInstruction insn;
     for (unsigned at = 0; at < c->length; at += insn.info.length) {
-        if (!ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, c->state.rip + at, c->code + at,
+        if (!ZYAN_SUCCESS(ZydisDisassembleIntel(c->bits == 64 ? ZYDIS_MACHINE_MODE_LONG_64 : ZYDIS_MACHINE_MODE_LEGACY_32, c->state.rip + at, c->code + at,
                                                 c->length - at, &insn)))
             insn.info.length = 1;
         printf("    %lx:", c->state.rip + at);
@@ -198,12 +199,12 @@ static void print_coverage(bool all)
             printf("%s %lu\n", ZydisMnemonicGetString((ZydisMnemonic)i), covered[i]);
 }
 
-static void generate_batch(struct diff_batch *batch, uint64_t first, unsigned count)
+static void generate_batch(struct diff_batch *batch, uint64_t first, unsigned count, unsigned bits)
 {
     batch->count = count;
     diff_generate_data(batch->data, 0); /* the same for all, so that a seed says everything */
     for (unsigned i = 0; i < count; i++)
-        diff_generate(&batch->cases[i], first + i, (unsigned)((first + i) % DIFF_BATCH));
+        diff_generate(&batch->cases[i], first + i, (unsigned)((first + i) % DIFF_BATCH), bits);
 }
 
 static unsigned run_batch(const struct options *options, struct diff_batch *batch)
@@ -232,7 +233,7 @@ static int run_all(const struct options *options)
         return 2;
     while (done < options->cases && failures < options->failures) {
         unsigned count = options->cases - done < DIFF_BATCH ? (unsigned)(options->cases - done) : DIFF_BATCH, at;
-        generate_batch(batch, options->seed + done, count);
+        generate_batch(batch, options->seed + done, count, options->bits);
         done += count;
         if (diff_native_run(native, &at) < 0) {
             printf("the child died in seed %lu:\n", batch->cases[at].seed);
@@ -252,7 +253,7 @@ static int run_all(const struct options *options)
 static bool parse_options(int argc, char **argv, struct options *options)
 {
     static const struct option names[] = {{"runner", 1, NULL, 'r'},   {"cases", 1, NULL, 'n'},
-                                          {"seed", 1, NULL, 's'},     {"failures", 1, NULL, 'f'},
+                                          {"seed", 1, NULL, 's'},     {"bits", 1, NULL, 'b'},       {"failures", 1, NULL, 'f'},
                                           {"coverage", 0, NULL, 'c'}, {0}};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         switch (option) {
@@ -260,6 +261,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
         case 'n': options->cases = strtoull(optarg, NULL, 0); break;
         case 's': options->seed = strtoull(optarg, NULL, 0); break;
         case 'f': options->failures = (unsigned)strtoul(optarg, NULL, 0); break;
+        case 'b': options->bits = (unsigned)strtoul(optarg, NULL, 0); break;
         case 'c': options->coverage = true; break;
         default: return false;
         }
@@ -269,11 +271,11 @@ static bool parse_options(int argc, char **argv, struct options *options)
 
 int main(int argc, char **argv)
 {
-    struct options options = {.runner = &diff_runner_interp, .cases = 20000, .failures = 20,
+    struct options options = {.runner = &diff_runner_interp, .cases = 20000, .failures = 20, .bits = 64,
                               .seed = (uint64_t)time(NULL) << 20};
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (!parse_options(argc, argv, &options)) {
-        fprintf(stderr, "usage: jit_diff [--runner interp|jit] [--cases N] [--seed S] [--failures N] [--coverage]\n");
+        fprintf(stderr, "usage: jit_diff [--runner interp|jit] [--bits 64|32] [--cases N] [--seed S] [--failures N] [--coverage]\n");
         return 2;
     }
     return run_all(&options);

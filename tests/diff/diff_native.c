@@ -15,6 +15,11 @@
 #include "cpu/x86.h"
 #include "diff.h"
 
+/* Linux's selectors. */
+#define USER_CODE32 0x23
+#define USER_DATA 0x2b
+#define USER_CODE64 0x33
+
 struct diff_native {
     struct diff_batch *batch;
     pid_t pid;
@@ -27,6 +32,9 @@ struct native_run {
     uint64_t host_rsp, host_fs, host_gs;
     const uint8_t *xsave;
     struct diff_result *result;
+    uint32_t far_offset; /* of the first instruction, with its code segment */
+    uint16_t far_selector;
+    uint16_t data_selector;
 };
 extern struct native_run native_run;
 struct native_run native_run __attribute__((used));
@@ -45,6 +53,7 @@ __asm__(".text\n"
         "mov 184(%rbx), %rcx\n"
         "mov $7, %eax\n xor %edx, %edx\n"
         "xrstor64 (%rcx)\n"
+        "movzwl 206(%rbx), %eax\n mov %eax, %ds\n mov %eax, %es\n mov %eax, %fs\n mov %eax, %gs\n"
         "mov 144(%rbx), %rax\n wrfsbase %rax\n"
         "mov 152(%rbx), %rax\n wrgsbase %rax\n"
         "push 136(%rbx)\n popfq\n"
@@ -53,7 +62,7 @@ __asm__(".text\n"
         "mov 72(%rbx), %r9\n mov 80(%rbx), %r10\n mov 88(%rbx), %r11\n mov 96(%rbx), %r12\n"
         "mov 104(%rbx), %r13\n mov 112(%rbx), %r14\n mov 120(%rbx), %r15\n"
         "mov 24(%rbx), %rbx\n"
-        "jmp *native_run+128(%rip)\n"
+        "ljmpl *native_run+200(%rip)\n"
         "native_resume:\n"
         "mov native_run+160(%rip), %rsp\n"
         "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbp\n pop %rbx\n"
@@ -87,6 +96,7 @@ static void on_signal(int signal, siginfo_t *info, void *ucontext)
     native_run.result->state.gs_base = gs;
     context->gregs[REG_RIP] = (greg_t)(uintptr_t)native_resume;
     context->gregs[REG_EFL] = 0x202;
+    context->gregs[REG_CSGSFS] = (context->gregs[REG_CSGSFS] & ~INT64_C(0xffff)) | USER_CODE64;
     store_le32((uint8_t *)context->fpregs + 24, 0x1f80);
 }
 
@@ -138,6 +148,9 @@ static void child_run(const struct diff_batch *batch, unsigned index, struct dif
     native_run.gs_base = state->gs_base;
     native_run.xsave = state->xsave;
     native_run.result = result;
+    native_run.far_offset = (uint32_t)state->rip;
+    native_run.far_selector = batch->cases[index].bits == 32 ? USER_CODE32 : USER_CODE64;
+    native_run.data_selector = batch->cases[index].bits == 32 ? USER_DATA : 0;
     native_enter();
     for (unsigned i = 0; i < DIFF_DATA_PAGES; i++)
         if (diff_pages[i] != DIFF_HOLE)

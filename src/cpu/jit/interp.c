@@ -66,6 +66,14 @@ uint64_t interp_linear(struct jit_vcpu *cpu, const struct insn *insn, unsigned s
     return segment_linear(cpu, insn->mem_segment, interp_offset(cpu, insn), size, access);
 }
 
+void interp_probe(struct jit_vcpu *cpu, uint64_t linear, unsigned size, unsigned access)
+{
+    uint64_t last = linear + size - 1;
+    mmu_page_ptr(cpu, linear, access);
+    if ((linear ^ last) & ~PAGE_OFFSET)
+        mmu_page_ptr(cpu, last & ~PAGE_OFFSET, access);
+}
+
 uint64_t interp_read_rm(struct jit_vcpu *cpu, const struct insn *insn, unsigned bytes)
 {
     if (!insn->has_mem)

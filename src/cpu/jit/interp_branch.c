@@ -54,8 +54,7 @@ static void call_invalid(struct jit_vcpu *cpu, const struct insn *insn)
     struct stack stack = stack_current(cpu);
     stack_skip(&stack, -(uint64_t)bytes);
     uint64_t linear = segment_linear(cpu, SEG_SS, stack.sp & stack.mask, bytes, ACCESS_WRITE);
-    mmu_page_ptr(cpu, linear, ACCESS_WRITE | ACCESS_STACK);
-    mmu_page_ptr(cpu, linear + bytes - 1, ACCESS_WRITE | ACCESS_STACK);
+    interp_probe(cpu, linear, bytes, ACCESS_WRITE | ACCESS_STACK);
     vcpu_raise(cpu, VEC_GP, 0);
 }
 

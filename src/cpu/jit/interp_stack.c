@@ -93,7 +93,7 @@ static void enter_nested(struct jit_vcpu *cpu, const struct insn *insn, struct s
 static void probe_stack_top(struct jit_vcpu *cpu, uint64_t offset, unsigned bytes)
 {
     uint64_t linear = segment_linear(cpu, SEG_SS, offset, bytes, ACCESS_WRITE);
-    mmu_page_ptr(cpu, linear, ACCESS_WRITE | ACCESS_STACK);
+    interp_probe(cpu, linear, bytes, ACCESS_WRITE | ACCESS_STACK);
 }
 
 static void enter(struct jit_vcpu *cpu, const struct insn *insn)

@@ -156,8 +156,7 @@ static uint64_t read_area(struct jit_vcpu *cpu, const struct insn *insn, uint8_t
     unsigned access = operand_access(insn, ACCESS_WRITE);
     uint64_t linear = interp_linear(cpu, insn, bytes, ACCESS_WRITE);
     require_alignment(cpu, linear, 64);
-    mmu_page_ptr(cpu, linear, access);
-    mmu_page_ptr(cpu, linear + bytes - 1, access);
+    interp_probe(cpu, linear, bytes, access);
     mmu_read(cpu, linear, image, bytes, access & ~ACCESS_WRITE);
     return linear;
 }

@@ -105,10 +105,11 @@ static void do_segment_base(struct jit_vcpu *cpu, const struct insn *insn)
 {
     bool gs = insn->mnemonic == ZYDIS_MNEMONIC_RDGSBASE || insn->mnemonic == ZYDIS_MNEMONIC_WRGSBASE;
     bool write = insn->mnemonic == ZYDIS_MNEMONIC_WRFSBASE || insn->mnemonic == ZYDIS_MNEMONIC_WRGSBASE;
+    unsigned bits = insn->rex & 8 ? 64 : 32; /* 66 means nothing here */
     if (write)
-        system_wr_segment_base(cpu, gs, truncate_to(cpu->gpr[insn->rm_gpr], insn->operand_bits));
+        system_wr_segment_base(cpu, gs, truncate_to(cpu->gpr[insn->rm_gpr], bits));
     else
-        write_gpr(cpu, insn->rm_gpr, system_rd_segment_base(cpu, gs), insn->operand_bits);
+        write_gpr(cpu, insn->rm_gpr, system_rd_segment_base(cpu, gs), bits);
 }
 
 static void require_cpl0(struct jit_vcpu *cpu)

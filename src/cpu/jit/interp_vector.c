@@ -96,8 +96,7 @@ static void store_selected(struct jit_vcpu *cpu, const struct insn *insn, uint64
             continue;
         linear[i] = segment_linear(cpu, insn->mem_segment, truncate_to(offset + i * size, insn->address_bits), size,
                                    ACCESS_WRITE);
-        mmu_page_ptr(cpu, linear[i], access);
-        mmu_page_ptr(cpu, linear[i] + size - 1, access);
+        interp_probe(cpu, linear[i], size, access);
     }
     for (unsigned i = 0; i < bytes / size; i++) {
         uint64_t value = 0;
@@ -145,10 +144,7 @@ static void check_store(struct jit_vcpu *cpu, const struct insn *insn, uint64_t 
 {
     unsigned access = ACCESS_WRITE | stack_access(insn->mem_segment);
     uint64_t linear = segment_linear(cpu, insn->mem_segment, offset, bytes, ACCESS_WRITE);
-    uint64_t last = linear + bytes - 1;
-    mmu_page_ptr(cpu, linear, access);
-    if ((linear ^ last) & ~UINT64_C(0xfff))
-        mmu_page_ptr(cpu, last & ~UINT64_C(0xfff), access);
+    interp_probe(cpu, linear, bytes, access);
 }
 
 /* What every MMX instruction does first: pending x87 exceptions, all registers valid, TOP 0 (so that the image holds mm0-mm7 in
@@ -212,36 +208,33 @@ static uint64_t gather_linear(struct jit_vcpu *cpu, const struct insn *insn, con
     return segment_linear(cpu, insn->mem_segment, truncate_to(offset, insn->address_bits), g->data_bytes, ACCESS_READ);
 }
 
-/* Elements of the mask become all ones or zero at once. */
-static void extend_mask(struct vector *mask, const struct gather *g)
+/* One element: loads it when its mask says so, and takes it out of the mask. */
+static void gather_element(struct jit_vcpu *cpu, const struct insn *insn, const struct gather *g, unsigned element)
 {
-    for (unsigned i = 0; i < g->elements; i++)
-        set_element(mask, i, g->data_bytes, element_selected(mask, i, g->data_bytes) ? UINT64_MAX : 0);
+    struct vector mask = read_vector(cpu, g->mask);
+    if (element_selected(&mask, element, g->data_bytes)) {
+        struct vector index = read_vector(cpu, g->index), data = read_vector(cpu, g->dest);
+        uint64_t linear = gather_linear(cpu, insn, g, &index, element);
+        uint64_t value = mmu_load(cpu, linear, g->data_bytes, ACCESS_READ | stack_access(insn->mem_segment));
+        interp_take_state(cpu); /* a device may have been asked */
+        set_element(&data, element, g->data_bytes, value);
+        write_vector(cpu, g->dest, &data, 32);
+    }
+    set_element(&mask, element, g->data_bytes, 0);
+    write_vector(cpu, g->mask, &mask, 32);
 }
 
+/* Elements in order, each committed by itself: when one faults, the mask shows which are still to do. */
 static void gather(struct jit_vcpu *cpu, const struct insn *insn)
 {
     interp_check_fpu(cpu, insn);
     interp_take_state(cpu);
     struct gather g = gather_shape(insn);
-    unsigned access = ACCESS_READ | stack_access(insn->mem_segment);
-    struct vector index = read_vector(cpu, g.index), mask = read_vector(cpu, g.mask);
-    struct vector data = read_vector(cpu, g.dest);
-    extend_mask(&mask, &g);
-    write_vector(cpu, g.mask, &mask, 32);
-    for (unsigned i = 0; i < g.elements; i++) {
-        if (!element_selected(&mask, i, g.data_bytes))
-            continue;
-        uint64_t value = mmu_load(cpu, gather_linear(cpu, insn, &g, &index, i), g.data_bytes, access);
-        interp_take_state(cpu); /* a device may have been asked */
-        set_element(&data, i, g.data_bytes, value);
-        set_element(&mask, i, g.data_bytes, 0);
-        write_vector(cpu, g.dest, &data, 32);
-        write_vector(cpu, g.mask, &mask, 32);
-    }
-    zero_general(&mask, sizeof mask);
+    for (unsigned i = 0; i < g.elements; i++)
+        gather_element(cpu, insn, &g, i);
+    struct vector zero = {0}, data = read_vector(cpu, g.dest);
     write_vector(cpu, g.dest, &data, g.elements * g.data_bytes);
-    write_vector(cpu, g.mask, &mask, 32);
+    write_vector(cpu, g.mask, &zero, 32);
 }
 
 interp_fn *interp_vector_handler(unsigned mnemonic)

@@ -254,9 +254,7 @@ static uint16_t port_of(const struct jit_vcpu *cpu)
 /* The element must be storable before the port is read, which may have side effects. */
 static void input_element(struct jit_vcpu *cpu, const struct string *s, const struct side *destination)
 {
-    mmu_page_ptr(cpu, destination->linear, ACCESS_WRITE);
-    if (elements_in_page(s, destination->linear) == 0)
-        mmu_page_ptr(cpu, (destination->linear + s->size - 1) & ~PAGE_OFFSET, ACCESS_WRITE);
+    interp_probe(cpu, destination->linear, s->size, ACCESS_WRITE);
     fpu_save(cpu);
     uint64_t value = cpu->engine->machine.port_read(cpu->engine->machine.arg, port_of(cpu), s->size);
     mmu_store(cpu, destination->linear, value, s->size, ACCESS_WRITE);
