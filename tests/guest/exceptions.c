@@ -2,10 +2,8 @@
 #include "lib/guest.h"
 
 #define FLAG_TF 0x100ul
-#define FLAG_AC (1ul << 18)
 #define CR0_EM 4ul
 #define CR0_TS 8ul
-#define CR0_AM (1ul << 18)
 #define CR4_OSFXSR (1ul << 9)
 #define CR4_OSXMMEXCPT (1ul << 10)
 
@@ -230,25 +228,6 @@ static void test_privilege(void)
     tss->io_base = sizeof *tss;
 }
 
-static uint64_t unaligned_storage[2];
-
-static void user_unaligned(void *arg)
-{
-    volatile uint32_t *p = (volatile uint32_t *)((char *)arg + 1);
-    *p = 1;
-    LEAVE_USER();
-}
-
-static void test_alignment(void)
-{
-    void *arg = AS_USER(unaligned_storage);
-    check_trap(run_user_flags(user_unaligned, arg, 2 | FLAG_AC, SEL_USER), 0x80, 0, "misaligned without CR0.AM");
-    write_cr0(read_cr0() | CR0_AM);
-    check_trap(run_user(user_unaligned, arg), 0x80, 0, "misaligned without AC");
-    check_trap(run_user_flags(user_unaligned, arg, 2 | FLAG_AC, SEL_USER), AC, 0, "misaligned with AC");
-    write_cr0(read_cr0() & ~CR0_AM);
-}
-
 /* A fault while a fault is delivered: both the page fault's gate and what it raises must be bad for #DF. */
 static void test_double_fault(void)
 {
@@ -297,7 +276,6 @@ void guest_main(void)
     test_segments();
     test_gates();
     test_privilege();
-    test_alignment();
     test_double_fault();
     test_single_step();
 }
