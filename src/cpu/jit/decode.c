@@ -243,7 +243,10 @@ static void decode_operands(const struct decode_input *in, struct insn *insn)
             continue;
         }
         switch ((unsigned)op->type) {
-        case ZYDIS_OPERAND_TYPE_REGISTER: decode_gpr(op, insn); break;
+        case ZYDIS_OPERAND_TYPE_REGISTER:
+            decode_gpr(op, insn);
+            insn->imm_is_register |= op->encoding == ZYDIS_OPERAND_ENCODING_IS4;
+            break;
         case ZYDIS_OPERAND_TYPE_MEMORY: decode_memory(op, insn); break;
         case ZYDIS_OPERAND_TYPE_IMMEDIATE: decode_immediate(op, immediates++, insn); break;
         case ZYDIS_OPERAND_TYPE_POINTER:

@@ -61,6 +61,7 @@ struct insn {
     bool branch_relative;
     int64_t imm;          /* first immediate, extended to 64 bits as the instruction does; also branch displacement; far
                              pointer offset */
+    bool imm_is_register; /* an immediate byte whose top four bits name a vector register (three outside of 64-bit code) */
     int64_t imm2;         /* second (enter's level, far pointer's selector) */
 
     /* Explicit GPR operands, in ModRM terms; implied ones are only in the masks. Byte registers ah..bh count as rax..rbx. */

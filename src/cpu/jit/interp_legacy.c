@@ -1,5 +1,5 @@
-/* Odds and ends, most of them outside of 64-bit mode: decimal arithmetic, salc, arpl, bound, xlat. Flags that the manual calls
- * undefined are left as they were, but sign, zero and parity always follow the result. Source: Intel SDM 2. */
+/* Odds and ends, most of them outside of 64-bit mode: decimal arithmetic, salc, arpl, bound, xlat. Flags of decimal arithmetic that the
+ * manual calls undefined are as Zen CPUs set them: those of the addition that the instruction is inside. Source: Intel SDM 2. */
 #include "cpu/jit/interp_impl.h"
 
 static uint8_t al(const struct jit_vcpu *cpu)
@@ -19,41 +19,37 @@ static void set_result_flags(struct jit_vcpu *cpu, uint8_t result)
     set_flag(cpu, FLAG_PF, !__builtin_parity(result));
 }
 
-/* daa and das */
+/* daa and das: an addition or subtraction of 0, 6, 0x60 or 0x66. */
 static void decimal_adjust(struct jit_vcpu *cpu, const struct insn *insn)
 {
     bool subtract = insn->mnemonic == ZYDIS_MNEMONIC_DAS;
-    uint8_t old = al(cpu), result = old;
-    bool old_carry = cpu->rflags & FLAG_CF, carry = false;
+    uint8_t old = al(cpu);
     bool low = (old & 15) > 9 || (cpu->rflags & FLAG_AF);
-    bool high = old > 0x99 || old_carry;
-    if (low) {
-        result = (uint8_t)(subtract ? old - 6 : old + 6);
-        carry = old_carry || (subtract ? old < 6 : old > 0xf9);
-    }
-    if (high) {
-        result = (uint8_t)(subtract ? result - 0x60 : result + 0x60);
-        carry = true;
-    }
+    bool high = old > 0x99 || (cpu->rflags & FLAG_CF);
+    bool borrow = low && subtract && old < 6;
+    int change = (low ? 6 : 0) + (high ? 0x60 : 0);
+    int sum = (int8_t)old + (subtract ? -change : change);
+    uint8_t result = (uint8_t)sum;
     write_gpr(cpu, RAX, result, 8);
     set_flag(cpu, FLAG_AF, low);
-    set_flag(cpu, FLAG_CF, carry);
+    set_flag(cpu, FLAG_CF, high || borrow);
+    set_flag(cpu, FLAG_OF, sum != (int8_t)result);
     set_result_flags(cpu, result);
 }
 
-/* aaa and aas */
+/* aaa and aas: an addition or subtraction of 0 or 0x106; the flags are those of the 16-bit sum before the mask. */
 static void ascii_adjust(struct jit_vcpu *cpu, const struct insn *insn)
 {
-    bool subtract = insn->mnemonic == ZYDIS_MNEMONIC_AAS;
     bool adjust = (al(cpu) & 15) > 9 || (cpu->rflags & FLAG_AF);
-    uint16_t ax = (uint16_t)cpu->gpr[RAX];
-    if (adjust)
-        ax = (uint16_t)(subtract ? ax - 0x106 : ax + 0x106);
-    ax &= 0xff0f;
-    write_gpr(cpu, RAX, ax, 16);
+    int change = adjust ? 0x106 : 0;
+    int sum = (int16_t)cpu->gpr[RAX] + (insn->mnemonic == ZYDIS_MNEMONIC_AAS ? -change : change);
+    write_gpr(cpu, RAX, (uint64_t)sum & 0xff0f, 16);
     set_flag(cpu, FLAG_AF, adjust);
     set_flag(cpu, FLAG_CF, adjust);
-    set_result_flags(cpu, (uint8_t)ax);
+    set_flag(cpu, FLAG_OF, sum != (int16_t)sum);
+    set_flag(cpu, FLAG_SF, sum & 0x8000);
+    set_flag(cpu, FLAG_ZF, (uint16_t)sum == 0);
+    set_flag(cpu, FLAG_PF, !__builtin_parity((uint8_t)sum));
 }
 
 static void ascii_multiply(struct jit_vcpu *cpu, const struct insn *insn)
@@ -63,13 +59,17 @@ static void ascii_multiply(struct jit_vcpu *cpu, const struct insn *insn)
         vcpu_raise(cpu, VEC_DE, 0);
     uint8_t quotient = al(cpu) / base, rest = al(cpu) % base;
     write_gpr(cpu, RAX, (uint64_t)(quotient << 8 | rest), 16);
+    cpu->rflags &= ~(uint64_t)(FLAG_CF | FLAG_AF | FLAG_OF);
     set_result_flags(cpu, rest);
 }
 
 static void ascii_divide(struct jit_vcpu *cpu, const struct insn *insn)
 {
-    uint8_t result = (uint8_t)(al(cpu) + ah(cpu) * (uint8_t)insn->imm);
+    uint8_t low = al(cpu), high = (uint8_t)(ah(cpu) * (uint8_t)insn->imm), result = (uint8_t)(low + high);
     write_gpr(cpu, RAX, result, 16);
+    set_flag(cpu, FLAG_CF, result < low);
+    set_flag(cpu, FLAG_AF, (low & 15) + (high & 15) > 15);
+    set_flag(cpu, FLAG_OF, ~(low ^ high) & (low ^ result) & 0x80);
     set_result_flags(cpu, result);
 }
 
@@ -87,10 +87,10 @@ static void adjust_rpl(struct jit_vcpu *cpu, const struct insn *insn)
     unsigned rpl = (unsigned)cpu->gpr[insn->reg_gpr] & 3;
     bool raise = (selector & 3u) < rpl;
     uint16_t adjusted = raise ? (uint16_t)((selector & 0xfffcu) | rpl) : selector;
-    if (insn->has_mem)
+    if (insn->has_mem && raise)
         mmu_store(cpu, interp_linear(cpu, insn, 2, ACCESS_WRITE), adjusted, 2,
                   ACCESS_WRITE | stack_access(insn->mem_segment));
-    else
+    else if (raise)
         write_gpr(cpu, insn->rm_gpr, adjusted, 16);
     set_flag(cpu, FLAG_ZF, raise);
 }

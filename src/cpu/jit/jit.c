@@ -19,7 +19,6 @@
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
 
-#define CODE_BYTES_DEFAULT ((size_t)64 << 20)
 #define HWCAP2_FSGSBASE_BIT (1u << 1)
 
 static int jit_probe(struct err *err)
@@ -73,7 +72,11 @@ static void jit_free(struct engine *base)
 
 static int jit_create(const struct engine_config *config, struct engine **ret_engine, struct err *err)
 {
-    int result = jit_probe(err);
+    struct jit_options options;
+    int result = jit_options_parse(config->options, &options, err);
+    if (result)
+        return result;
+    result = jit_probe(err);
     if (result)
         return result;
     result = run_install_signals(err);
@@ -83,6 +86,7 @@ static int jit_create(const struct engine_config *config, struct engine **ret_en
     if (!engine)
         return err_set(err, ENOMEM, "jit engine");
     engine->base.class = &engine_jit;
+    engine->options = options;
     engine->mem = config->mem;
     engine->machine = config->machine;
     engine->vcpu_count = config->vcpus;
@@ -122,7 +126,8 @@ static int vcpu_init(struct jit_vcpu *cpu, struct err *err)
     cpu->phys_bits = (uint8_t)regs[0];
     tlb_init(cpu);
     requests_init(cpu);
-    result = cache_create(cpu, CODE_BYTES_DEFAULT, err);
+    cpu->interpret_only = cpu->engine->options.interpret;
+    result = cache_create(cpu, (size_t)cpu->engine->options.cache_bytes, err);
     if (result)
         return result;
     if (interp_init(cpu))

@@ -248,6 +248,8 @@ static uint8_t *emit_tail(const struct insn *insn, uint8_t *out)
         start = insn->modrm_offset + 1u + (insn->sib_offset ? 1 : 0) + insn->disp_bytes;
     unsigned bytes = insn->length - start;
     memcpy(out, insn->bytes + start, bytes);
+    if (insn->imm_is_register && insn->code_bits != 64)
+        out[bytes - 1] &= 0x7f;
     return out + bytes;
 }
 

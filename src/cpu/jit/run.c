@@ -124,8 +124,10 @@ static void on_timer_signal(int signal)
 {
     (void)signal;
     struct jit_vcpu *cpu = this_vcpu;
-    if (cpu)
-        __atomic_store_n(&cpu->poll, 1, __ATOMIC_SEQ_CST);
+    if (!cpu)
+        return;
+    cpu->timer_fired = true;
+    __atomic_store_n(&cpu->poll, 1, __ATOMIC_SEQ_CST);
 }
 
 /* A fault in translated code or in a native stub is the guest's; any other is a bug of ours: die as by default. */
@@ -187,6 +189,17 @@ void vcpu_update_mode(struct jit_vcpu *cpu)
         cpu->mode = MODE_PROTECTED;
     else
         cpu->mode = cs & SEG_ATTR_L ? MODE_LONG : MODE_COMPAT;
+}
+
+/* The host timer may fire early: it counts in another clock, and at most an hour at once. */
+static void check_timer(struct jit_vcpu *cpu)
+{
+    bool fired = cpu->timer_fired;
+    cpu->timer_fired = false;
+    uint64_t deadline = cpu->lapic.timer_deadline_tsc;
+    lapic_timer_check(cpu);
+    if (fired && deadline && cpu->lapic.timer_deadline_tsc == deadline)
+        vcpu_timer_arm(cpu, deadline);
 }
 
 static bool take(uint8_t *flag)
@@ -263,7 +276,7 @@ static enum step take_events(struct jit_vcpu *cpu, bool *ret_rearm)
             return STEP_KICKED;
         take_init_and_sipi(cpu);
         if (cpu->run_state == X86_RUNNABLE) {
-            lapic_timer_check(cpu);
+            check_timer(cpu);
             if (take_interrupt(cpu)) {
                 *ret_rearm = true;
                 return STEP_ON;

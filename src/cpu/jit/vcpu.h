@@ -19,6 +19,7 @@
 #include "cpu/engine.h"
 #include "cpu/state.h"
 #include "cpu/x86.h"
+#include "cpu/jit/jit_options.h"
 #include "cpu/jit/lapic.h"
 #include "cpu/jit/requests.h"
 #include "cpu/jit/tlb.h"
@@ -70,6 +71,7 @@ struct jit_vcpu {
     bool shutdown;                /* triple fault */
     timer_t timer;                /* host timer that notifies at the local APIC timer's deadline */
     bool timer_made, timer_armed;
+    volatile bool timer_fired;    /* set by its signal on this thread */
     bool interpret_only;          /* engine option: no translation */
     struct jit_exception exception; /* what vcpu_raise leaves for the run loop */
     jmp_buf unwind;
@@ -139,6 +141,7 @@ struct jit_engine {
     unsigned vcpu_count;
     struct jit_vcpu *vcpus[32];
     struct cpuid_config cpuid;
+    struct jit_options options;
     /* For each page of guest RAM (by offset in the memfd), a bit a vCPU, atomically: */
     uint32_t *code_pages;  /* holds translations of code in this page */
     uint32_t *write_pages; /* may have a TLB write entry for this page */

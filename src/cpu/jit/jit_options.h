@@ -1,0 +1,15 @@
+/* The engine's own options: --engine jit,name=value,... One table in jit_options.c. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "base/err.h"
+
+struct jit_options {
+    bool interpret;       /* interpret=on: no translation */
+    uint64_t cache_bytes; /* cache=SIZE: translated code of one vCPU */
+};
+
+/* Parses "name=value,..." over the defaults; NULL or "" gives the defaults. The error names the option and the known ones. */
+must_check int jit_options_parse(const char *text, struct jit_options *ret_options, struct err *err);
