@@ -288,12 +288,21 @@ static bool has_repeat_byte(const struct insn *insn)
     return false;
 }
 
+static bool has_gpr_operand(const struct insn *insn)
+{
+    bool transfer = insn->opcode == 0x6e || insn->opcode == 0x7e || insn->opcode == 0x2a || insn->opcode == 0x22 ||
+                    insn->opcode == 0x16;
+    return insn->reg_gpr != INSN_NO_REG || insn->rm_gpr != INSN_NO_REG || (transfer && insn->has_mem);
+}
+
 static bool allowed(const struct insn *insn)
 {
     if (insn->kind == INSN_BRANCH && insn->has_osize)
         return false; /* vendors differ */
     if (insn->map == 1 && insn->opcode == 0x0d && !insn->has_mem)
         return false; /* likewise */
+    if (insn->vex_length == 3 && insn->code_bits == 32 && (insn->bytes[insn->vex_offset + 2] & 0x80) && has_gpr_operand(insn))
+        return false; /* likewise: ignored or #UD */
     if (insn->kind == INSN_BRANCH && insn->opcode >= 0xe0 && insn->opcode <= 0xe1 && has_repeat_byte(insn))
         return false; /* likewise: some CPUs take rep and repne as the condition */
     return mnemonic_allowed(insn) && !saves_state(insn) && !touches_segment_register(insn);
