@@ -42,7 +42,7 @@ struct net_class {
     ssize_t (*receive)(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count);
     /* One frame from iov (header first): 0, -EAGAIN when full (wait for EPOLLOUT), other -errno when it was dropped. */
     int (*send)(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count);
-    /* The fd of `queue` is writable again: flush what the backend holds back. May be NULL. */
+    /* The fd of `queue` is writable again: flush what the backend holds back. NULL when it never does. */
     void (*writable)(struct net_backend *backend, unsigned queue);
     /* Which offloads frames for the guest may use from now on. May be NULL. */
     int (*set_offloads)(struct net_backend *backend, unsigned offloads);
@@ -53,6 +53,7 @@ struct net_backend {
     unsigned queues;
     int fd[NET_MAX_QUEUES]; /* for polling; -1: never ready */
     unsigned offloads;      /* NET_OFFLOAD_* it can do, both ways */
+    bool backlog;           /* part of a sent frame is held back: call writable() when the fd is */
 };
 
 extern const struct net_class net_tap, net_user, net_none;

@@ -192,10 +192,13 @@ static void passt_writable(struct net_backend *backend, unsigned queue)
     if (!p->rest_len || p->gone)
         return;
     ssize_t n = send(p->backend.fd[0], p->rest, p->rest_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n < 0 && errno != EAGAIN && errno != EINTR)
+        p->backend.backlog = false; /* a broken connection shows in receive */
     if (n <= 0)
-        return; /* a broken connection shows in receive */
+        return;
     p->rest_len -= (size_t)n;
     memmove(p->rest, p->rest + n, p->rest_len);
+    p->backend.backlog = p->rest_len;
 }
 
 /* What follows `sent` bytes of length word and frame. */
@@ -207,6 +210,7 @@ static void keep_rest(struct passt *p, const uint8_t *length, const struct iovec
     size_t skip = NET_HEADER_SIZE + (sent + from_length - LENGTH_SIZE);
     iov_read(iov, count, skip, p->rest + from_length, total - sent - from_length);
     p->rest_len = total - sent;
+    p->backend.backlog = true;
 }
 
 static int passt_send(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count)

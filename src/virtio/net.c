@@ -51,7 +51,8 @@ static void on_backend(void *arg, int fd, uint32_t events)
     if (events & EPOLLOUT) {
         if (net->backend->class->writable)
             net->backend->class->writable(net->backend, port->index);
-        net_port_wait(port, port->events & ~(uint32_t)EPOLLOUT);
+        if (!net->backend->backlog)
+            net_port_wait(port, port->events & ~(uint32_t)EPOLLOUT);
         for (unsigned i = 0; i < net->pairs; i++) {
             if (i % net->backend->queues == port->index)
                 virtio_kick(&net->dev, 2 * i + 1);

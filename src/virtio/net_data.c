@@ -203,6 +203,8 @@ static bool send_chain(struct virtio_device *dev, unsigned index, struct virtq_c
         net_port_wait(port, port->events | EPOLLOUT);
         return false;
     }
+    if (net->backend->backlog)
+        net_port_wait(port, port->events | EPOLLOUT);
     stat_add(r < 0 ? &net->tx_fails : &net->tx_packets_count, 1);
     if (r == 0)
         stat_add(&net->tx_bytes_count, chain->out_len);
