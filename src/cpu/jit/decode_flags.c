@@ -3,8 +3,8 @@
  * Zydis says what the manuals say; real CPUs keep old flags more often than that:
  *  - shifts and rotates whose masked count is 0 leave all flags alone;
  *  - flags the manuals call undefined may keep their old value, so they count as read and not as written, but where
- *    every x86 CPU is known to do the same (and, or, xor and test clear AF; multiplication writes all).
- * tests/unit/jit_exec_flags.c checks these sets against the CPU it runs on. */
+ *    every x86 CPU is known to do the same: and, or, xor and test clear AF, and sbb's AF is not undefined at all.
+ * tests/unit/jit_exec_test.c checks these sets against the CPU it runs on. */
 #include "cpu/jit/decode_impl.h"
 #include "cpu/x86.h"
 
@@ -54,6 +54,11 @@ static void correct_shift(struct insn *insn)
         insn->flags_write = insn->flags_undefined = 0;
         return;
     }
+    if (!shift_by_cl(insn) && shift_count(insn) == 1) { /* the only count that defines OF */
+        insn->flags_undefined &= (uint16_t)~FLAG_OF;
+        insn->flags_read &= (uint16_t)~FLAG_OF;
+        insn->flags_write |= FLAG_OF;
+    }
     bool may_keep = shift_by_cl(insn) || (is_rotate_through_carry(insn->mnemonic) && insn->operand_bits < 32);
     if (may_keep) {
         insn->flags_read |= insn->flags_write;
@@ -93,7 +98,7 @@ void decode_flags(const struct decode_input *in, struct insn *insn)
         return;
     uint16_t undefined = (uint16_t)(flags->undefined & FLAGS_ARITHMETIC);
     uint16_t written = (uint16_t)((flags->modified | flags->set_0 | flags->set_1) & FLAGS_ARITHMETIC);
-    if (is_logic(insn->mnemonic)) {
+    if (is_logic(insn->mnemonic) || insn->mnemonic == ZYDIS_MNEMONIC_SBB) {
         written |= FLAG_AF;
         undefined &= (uint16_t)~FLAG_AF;
     }
