@@ -13,6 +13,7 @@
 #define BOOT_CMDLINE_MAX 0xffffu
 #define BOOT_LOW_END 0x9fc00u    /* conventional memory ends; then the BIOS area up to 1 MiB */
 #define BOOT_HIGH_START 0x100000u
+#define BOOT_RESET_VECTOR 0xffff0u
 #define BOOT_STACK_TOP 0x8ff0u   /* for kernels that push before they set a stack of their own */
 
 #define BOOT_CODE_SELECTOR 0x10

@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "dev/acpi/tables.h"
 #include "dev/pci.h"
+#include "dev/power.h"
 
 #define ZP_RSDP 0x070u
 #define ZP_INITRD_HIGH 0x0c0u
@@ -124,10 +125,24 @@ static int write_identity_map(struct mem *mem)
     return r;
 }
 
+/* What stands for firmware at the reset vector: Linux without EFI restarts a hardware-reduced machine by jumping there. */
+static int write_reset_vector(struct mem *mem)
+{
+    const uint8_t code[] = {
+        0xba, (POWER_PORT + POWER_RESET) & 0xff, (POWER_PORT + POWER_RESET) >> 8, /* mov dx, reset register */
+        0xb0, POWER_RESET_VALUE,                                                  /* mov al, value */
+        0xee,                                                                     /* out dx, al */
+        0xf4, 0xeb, 0xfd,                                                         /* hlt; jmp to it */
+    };
+    return mem_write(mem, BOOT_RESET_VECTOR, code, sizeof code);
+}
+
 int boot_write_tables(struct mem *mem, enum boot_protocol protocol, struct err *err)
 {
     int r = write_gdt(mem, protocol == BOOT_LINUX64 ? UINT64_C(0x00af9b000000ffff) : UINT64_C(0x00cf9b000000ffff));
     if (r == 0)
         r = write_identity_map(mem);
+    if (r == 0)
+        r = write_reset_vector(mem);
     return r < 0 ? err_set(err, -r, "boot page tables") : 0;
 }
