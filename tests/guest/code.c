@@ -1,0 +1,208 @@
+/* Code that changes: by the CPU that runs it, by another CPU, through aliases, by string instructions, by remapping, and code
+ * over page borders. */
+#include "lib/guest.h"
+
+#define VA 0x200000000000ul
+#define RWX (P_PRESENT | P_WRITE)
+
+typedef uint64_t code_fn(void);
+
+/* mov $value, %eax; ret */
+static void put_function(uint8_t *at, uint32_t value)
+{
+    at[0] = 0xb8;
+    memcpy(at + 1, &value, 4);
+    at[5] = 0xc3;
+}
+
+static uint64_t call(uint64_t at)
+{
+    return ((code_fn *)at)();
+}
+
+static void test_same_place(void)
+{
+    uint8_t *page = alloc_pages(1);
+    for (uint32_t i = 0; i < 200; i++) {
+        put_function(page, i);
+        check_equal(call((uint64_t)page), i, "rewritten function");
+    }
+    for (uint32_t i = 0; i < 50; i++) {
+        page[1] = (uint8_t)i;
+        page[2] = page[3] = page[4] = 0;
+        check_equal(call((uint64_t)page), i, "rewritten immediate");
+    }
+}
+
+/* A store changes the instruction right behind it. */
+static void test_next_instruction(void)
+{
+    uint64_t result = 0;
+    __asm__ volatile("mov $0, %0\n"
+                     "movb $2, 1f+1(%%rip)\n"
+                     "1: mov $1, %%al\n"
+                     "movzbq %%al, %0\n"
+                     "movb $1, 1b+1(%%rip)"
+                     : "=&r"(result) : : "rax", "memory");
+    check_equal(result, 2, "instruction behind the store");
+}
+
+/* A loop that turns its own branch around. */
+static void test_loop(void)
+{
+    uint64_t rounds;
+    __asm__ volatile("xor %%ecx, %%ecx\n"
+                     "1: inc %%ecx\n"
+                     "cmp $1000, %%ecx\n"
+                     "jne 2f\n"
+                     "movb $0x90, 3f(%%rip)\n"
+                     "movb $0x90, 3f+1(%%rip)\n"
+                     "2: nop\n"
+                     "3: jmp 1b\n"
+                     "mov %%rcx, %0\n"
+                     "movw $0, 4f(%%rip)\n"
+                     "jmp 5f\n"
+                     "4: .word 0\n"
+                     "5:"
+                     : "=r"(rounds) : : "rcx", "memory");
+    check_equal(rounds, 1000, "rounds of a loop that ends itself");
+}
+
+static void test_alias(void)
+{
+    uint8_t *page = alloc_pages(1);
+    map_page(VA, (uint64_t)page, 1, RWX);
+    map_page(VA + 0x10000, (uint64_t)page, 1, RWX);
+    for (uint32_t i = 0; i < 50; i++) {
+        put_function((uint8_t *)VA + 0x10000, i);
+        check_equal(call(VA), i, "code written through an alias");
+        check_equal(call((uint64_t)page), i, "the same at its identity address");
+    }
+}
+
+static void test_string_write(void)
+{
+    uint8_t *page = alloc_pages(1), source[64];
+    for (uint32_t i = 0; i < 20; i++) {
+        put_function(source, i * 3);
+        memcpy(page, source, 6);
+        check_equal(call((uint64_t)page), i * 3, "code written by rep movsb");
+    }
+    put_function(page, 5);
+    call((uint64_t)page);
+    memset(page + 1, 0x11, 4);
+    check_equal(call((uint64_t)page), 0x11111111, "immediate written by rep stosb");
+    __asm__ volatile("lock xchgl %0, (%1)" : : "r"(0x44444444), "r"(page + 1) : "memory");
+    check_equal(call((uint64_t)page), 0x44444444, "immediate written by xchg");
+    __asm__ volatile("push %%rax; mov %%rsp, %%rcx; lea 9(%0), %%rsp; push %1; mov %%rcx, %%rsp; pop %%rax"
+                     : : "r"(page), "r"(0x9090909055555555ul) : "rcx", "memory");
+    put_function(page, 0x66666666);
+    check_equal(call((uint64_t)page), 0x66666666, "code after a push over it");
+}
+
+static void test_crossing(void)
+{
+    uint8_t *pages = alloc_pages(2);
+    for (unsigned split = 1; split <= 5; split++) {
+        uint8_t *at = pages + PAGE - split;
+        put_function(at, 0x01020304);
+        check_equal(call((uint64_t)at), 0x01020304, "instruction over two pages");
+        pages[PAGE + 4 - split] ^= 0xff; /* a byte of the immediate, in either page */
+        uint32_t wanted;
+        memcpy(&wanted, at + 1, 4);
+        check_equal(call((uint64_t)at), wanted, "after a change");
+    }
+    /* The second page moves away under it. */
+    uint8_t *other = alloc_pages(1);
+    put_function(pages + PAGE - 3, 0xaabbccdd);
+    map_page(VA, (uint64_t)pages, 1, RWX);
+    map_page(VA + PAGE, (uint64_t)pages + PAGE, 1, RWX);
+    check_equal(call(VA + PAGE - 3), 0xaabbccdd, "before");
+    memcpy(other, pages + PAGE, 64);
+    other[1] = 0x77;
+    map_page(VA + PAGE, (uint64_t)other, 1, RWX);
+    check_equal(call(VA + PAGE - 3), 0x77bbccdd, "after the second page was replaced");
+    *page_entry(VA + PAGE, 1) = 0;
+    invlpg(VA + PAGE);
+    struct trap trap = TRAP(call(VA + PAGE - 3));
+    check_trap(trap, PF, 0x10, "second page missing");
+    check_equal(trap.cr2, VA + PAGE, "CR2 is the second page");
+    check_equal(trap.frame.rip, VA + PAGE - 3, "rip is the instruction");
+}
+
+static void test_remap(void)
+{
+    uint8_t *a = alloc_pages(2), *b = a + PAGE;
+    put_function(a, 1);
+    put_function(b, 2);
+    for (unsigned i = 0; i < 100; i++) {
+        map_page(VA, (uint64_t)(i & 1 ? b : a), 1, RWX);
+        check_equal(call(VA), 1 + (i & 1), "function of a remapped page");
+    }
+    map_page(VA, (uint64_t)a, 1, RWX | P_NX);
+    check_trap(TRAP(call(VA)), PF, 0x11, "page that became no-execute");
+}
+
+/* The same page holds data that is written all the time and code that runs: it must stay right, if not fast. */
+static void test_data_beside_code(void)
+{
+    uint8_t *page = alloc_pages(1);
+    put_function(page, 9);
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < 2000; i++) {
+        *(volatile uint64_t *)(page + 2048) = i;
+        sum += call((uint64_t)page) + *(volatile uint64_t *)(page + 2048);
+    }
+    check_equal(sum, 2000 * 9 + 2000 * 1999 / 2, "sum over code and data of one page");
+}
+
+static uint8_t *shared;
+static volatile uint32_t generation, acknowledged, wrong;
+static volatile bool stop;
+
+static void run_shared(void *arg)
+{
+    (void)arg;
+    while (!stop) {
+        uint32_t now = generation;
+        __asm__ volatile("xor %%eax, %%eax; cpuid" ::: "rax", "rbx", "rcx", "rdx", "memory"); /* serialize */
+        uint32_t got = (uint32_t)call((uint64_t)shared);
+        if (got != now && got != generation)
+            wrong++;
+        acknowledged = got;
+    }
+}
+
+static void test_cross_modifying(void)
+{
+    if (cpu_count() < 2)
+        return;
+    shared = alloc_pages(1);
+    put_function(shared, 0);
+    smp_call(1, run_shared, NULL);
+    for (uint32_t i = 1; i <= 500; i++) {
+        *(volatile uint32_t *)(shared + 1) = i; /* not aligned, but within one cache line */
+        generation = i;
+        uint64_t end = rdtsc() + tsc_khz() * 5000;
+        while (acknowledged != i && rdtsc() < end)
+            pause_cpu();
+        check_equal(acknowledged, i, "code changed by another CPU");
+    }
+    stop = true;
+    smp_wait(1);
+    check_equal(wrong, 0, "values that were never there");
+}
+
+void guest_main(void)
+{
+    smp_start();
+    test_same_place();
+    test_next_instruction();
+    test_loop();
+    test_alias();
+    test_string_write();
+    test_crossing();
+    test_remap();
+    test_data_beside_code();
+    test_cross_modifying();
+}
