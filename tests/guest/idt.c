@@ -86,7 +86,7 @@ static void test_bad_stack(void)
     uint64_t before = cpu->tss.rsp[0];
     idt_set(0x50, 0xee, 0);
     idt_set(SS, 0x8e, 1);
-    cpu->tss.rsp[0] = 1ul << 47;
+    cpu->tss.rsp[0] = (1ul << 47) + PAGE;
     check_trap(run_user(user_int, NULL), SS, 0, "non-canonical RSP0");
     cpu->tss.rsp[0] = 0x200000001000ul;
     idt_set(PF, 0x8e, 1);
