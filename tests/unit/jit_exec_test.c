@@ -126,7 +126,8 @@ static void random_run(struct run *in)
 static bool random_insn(struct insn *insn)
 {
     uint8_t bytes[16];
-    static const uint8_t starts[][2] = {{0x0f, 0}, {0x66, 0x0f}, {0xf3, 0x0f}, {0xc5, 0xf8}, {0xf2, 0x0f}, {0xc4, 0xe2}, {0x48, 0}, {0x66, 0}};
+    static const uint8_t starts[][2] = {{0x0f, 0},    {0x66, 0x0f}, {0xf3, 0x0f}, {0xc5, 0xf8},
+                                        {0xf2, 0x0f}, {0xc4, 0xe2}, {0x48, 0},    {0x66, 0}};
     store_le64(bytes, random_u64());
     store_le64(bytes + 8, random_u64());
     unsigned start = (unsigned)(random_u64() % 16);

@@ -21,8 +21,8 @@ static inline uint64_t block_rip(const struct jit_vcpu *cpu, const struct block 
     return block->pic ? cpu->code_page + block->rip : block->rip;
 }
 
-/* The block at cpu->rip, translated when needed, entered into the jump cache and code_page set: go on at `inner`. NULL when only the interpreter can go on.
- * Raises fetch faults. */
+/* The block at cpu->rip, translated when needed, entered into the jump cache and code_page set: go on at `inner`.
+ * NULL when only the interpreter can go on. Raises fetch faults. */
 struct block *cache_lookup(struct jit_vcpu *cpu);
 /* Follows link `id` (block * 2 + which) and patches it when both ends allow. Returns where to go on, or NULL. */
 const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id);
