@@ -1,6 +1,8 @@
 """What cannot work is said in one line that names the thing, with exit status 1 (usage: 2), and leaves nothing."""
 import os
+import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -12,8 +14,8 @@ def kernel():
     return image("busybox") / "vmlinuz"
 
 
-def run(*args, env=None, prefix=(), timeout=60):
-    return subprocess.run([*map(str, prefix), BINARY, *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+def run(*args, env=None, prefix=(), timeout=60, program=BINARY):
+    return subprocess.run([*map(str, prefix), program, *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           timeout=timeout, env={**os.environ, **(env or {})})
 
 
@@ -99,10 +101,12 @@ def test_tap_without_permission(tmp):
     if os.getuid():
         return refused(tmp, 1, "polder-none", args=["--kernel", kernel(), "--net", "tap=polder-none"])
     as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
-    probe = subprocess.run([*as_nobody, "test", "-x", BINARY])
-    if probe.returncode or subprocess.run([*as_nobody, "test", "-r", kernel()]).returncode:
-        pytest.skip("another user cannot read the program or the images")
-    refused(tmp, 1, "polder-none", args=["--kernel", kernel(), "--net", "tap=polder-none"], prefix=as_nobody)
+    with tempfile.TemporaryDirectory() as readable:  # the tree and the cache may be root's own
+        os.chmod(readable, 0o755)
+        program, bzimage = (shutil.copy(file, readable) for file in (BINARY, kernel()))
+        if subprocess.run([*as_nobody, "test", "-x", program], capture_output=True).returncode:
+            pytest.skip("cannot become another user here")
+        refused(tmp, 1, "polder-none", args=["--kernel", bzimage, "--net", "tap=polder-none"], prefix=as_nobody, program=program)
 
 
 def test_passt_missing(tmp):
