@@ -12,6 +12,7 @@
 
 #define DIFF_CODE UINT64_C(0x10000000)
 #define DIFF_DATA UINT64_C(0x20000000)
+#define DIFF_STATE (DIFF_DATA + 5 * 4096) /* where xsave areas are; the page is writable */
 #define DIFF_PAGE 4096u
 #define DIFF_DATA_PAGES 8u
 #define DIFF_BATCH 64u
@@ -53,6 +54,7 @@ struct diff_batch {
 };
 
 /* diff_gen.c */
+void diff_generate_init(void);
 void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot, unsigned bits);
 void diff_generate_data(uint8_t data[DIFF_DATA_PAGES][DIFF_PAGE], uint64_t seed);
 uint64_t diff_random(uint64_t *state);

@@ -1,5 +1,6 @@
 /* Case generator: instructions from random but plausible encodings, kept when user code may run them on both sides with
  * the same outcome; displacements are patched so that most memory operands land in or near the data pages. */
+#include <cpuid.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -10,6 +11,16 @@
 
 const enum diff_page diff_pages[DIFF_DATA_PAGES] = {DIFF_WRITE, DIFF_WRITE, DIFF_HOLE,  DIFF_WRITE,
                                                     DIFF_READ,  DIFF_WRITE, DIFF_HOLE, DIFF_WRITE};
+
+/* Set when the CPU shows x87 pointers only where the engine's zeros are right. */
+static bool pointers_comparable;
+
+void diff_generate_init(void)
+{
+    unsigned eax, ebx = 0, ecx, edx;
+    __get_cpuid(0, &eax, &ebx, &ecx, &edx);
+    pointers_comparable = ebx == signature_AMD_ebx;
+}
 
 uint64_t diff_random(uint64_t *state)
 {
@@ -82,6 +93,7 @@ void diff_generate_data(uint8_t data[DIFF_DATA_PAGES][DIFF_PAGE], uint64_t seed)
     for (unsigned page = 0; page < DIFF_DATA_PAGES; page++)
         for (unsigned at = 0; at < DIFF_PAGE; at += 8)
             store_le64(data[page] + at, chance(&rng, 20) ? data_pointer(&rng) : vector_word(&rng));
+    memset(data[(DIFF_STATE - DIFF_DATA) / DIFF_PAGE] + 512, 0, 64); /* an XSAVE header */
 }
 
 static void generate_x87(uint8_t *xsave, uint64_t *rng)
@@ -207,6 +219,8 @@ static void random_bytes(uint8_t bytes[INSN_MAX_BYTES], uint64_t *rng)
 static bool mnemonic_allowed(const struct insn *insn)
 {
     switch (insn->mnemonic) {
+    case ZYDIS_MNEMONIC_FNSAVE:  /* show x87 pointers on all CPUs: a unit test has them */
+    case ZYDIS_MNEMONIC_FNSTENV:
     case ZYDIS_MNEMONIC_RDRAND:
     case ZYDIS_MNEMONIC_RDSEED:
     case ZYDIS_MNEMONIC_RDTSC:
@@ -247,14 +261,20 @@ static bool mnemonic_allowed(const struct insn *insn)
     }
 }
 
-/* Images that hold x87 pointers, or states the child's kernel owns. */
-static bool saves_state(const struct insn *insn)
+/* Images that hold x87 pointers: AMD's CPUs keep them for unmasked exceptions only, so that zeros are right elsewhere. */
+static bool stores_pointers(const struct insn *insn)
 {
     switch (insn->mnemonic) {
-    case ZYDIS_MNEMONIC_FNSAVE:
-    case ZYDIS_MNEMONIC_FNSTENV:
     case ZYDIS_MNEMONIC_FXSAVE:
-    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FXSAVE64: return true;
+    default: return false;
+    }
+}
+
+/* Their mask is in edx:eax; append_state() makes them. */
+static bool saves_components(const struct insn *insn)
+{
+    switch (insn->mnemonic) {
     case ZYDIS_MNEMONIC_XSAVE:
     case ZYDIS_MNEMONIC_XSAVE64:
     case ZYDIS_MNEMONIC_XSAVEC:
@@ -305,7 +325,9 @@ static bool allowed(const struct insn *insn)
         return false; /* likewise: ignored or #UD */
     if (insn->kind == INSN_BRANCH && insn->opcode >= 0xe0 && insn->opcode <= 0xe1 && has_repeat_byte(insn))
         return false; /* likewise: some CPUs take rep and repne as the condition */
-    return mnemonic_allowed(insn) && !saves_state(insn) && !touches_segment_register(insn);
+    if (stores_pointers(insn) && !pointers_comparable)
+        return false;
+    return mnemonic_allowed(insn) && !saves_components(insn) && !touches_segment_register(insn);
 }
 
 /* Aims a 32-bit displacement at the data pages, by the registers' initial values. */
@@ -358,6 +380,31 @@ static void append_string_setup(struct diff_case *c, uint64_t *rng)
     }
 }
 
+/* xsave, xsavec, xsaveopt or xrstor of up to the three components, at a place whose header is zero at first:
+ * mov eax, mask; xor edx, edx; insn [DIFF_STATE]. */
+static void append_state(struct diff_case *c, uint64_t *rng)
+{
+    static const uint8_t opcodes[4][3] = {{0x0f, 0xae, 0x20}, {0x0f, 0xc7, 0x20}, {0x0f, 0xae, 0x30}, {0x0f, 0xae, 0x28}};
+    static const uint16_t mnemonics[4] = {ZYDIS_MNEMONIC_XSAVE, ZYDIS_MNEMONIC_XSAVEC, ZYDIS_MNEMONIC_XSAVEOPT,
+                                          ZYDIS_MNEMONIC_XRSTOR};
+    if (c->count + 3 > DIFF_INSNS || !pointers_comparable)
+        return;
+    uint8_t bytes[16] = {0xb8, (uint8_t)below(rng, 8)};
+    unsigned which = below(rng, 4), wide = c->bits == 64;
+    append(c, bytes, 5, ZYDIS_MNEMONIC_MOV);
+    append(c, (const uint8_t[]){0x31, 0xd2}, 2, ZYDIS_MNEMONIC_XOR);
+    unsigned at = 0;
+    if (wide && chance(rng, 50))
+        bytes[at++] = 0x48;
+    memcpy(bytes + at, opcodes[which], 3);
+    bytes[at + 2] |= wide ? 4 : 5; /* [disp32], by SIB in 64-bit code */
+    at += 3;
+    if (wide)
+        bytes[at++] = 0x25;
+    store_le32(bytes + at, (uint32_t)DIFF_STATE + (chance(rng, 3) ? below(rng, 5000) : 0));
+    append(c, bytes, at + 4, mnemonics[which]);
+}
+
 static bool next_insn(struct insn *insn, unsigned bits, uint64_t *rng)
 {
     uint8_t bytes[INSN_MAX_BYTES];
@@ -381,7 +428,9 @@ void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot, unsigned b
     unsigned wanted = 1 + below(&rng, 4), skip_from = 0, skip_end = 0;
     for (unsigned tries = 0; c->count < wanted && tries < 1000; tries++) {
         struct insn insn;
-        if (!next_insn(&insn, bits, &rng))
+        if (chance(&rng, 3) && !skip_from)
+            append_state(c, &rng);
+        if (c->count == DIFF_INSNS || !next_insn(&insn, bits, &rng))
             continue;
         if (insn.kind == INSN_STRING && chance(&rng, 90))
             append_string_setup(c, &rng);

@@ -2,7 +2,8 @@
  * corrects operand actions where real CPUs differ from the tables:
  *  - 8- and 16-bit register writes keep the rest of the register, so they read it; 32-bit writes zero-extend;
  *  - a conditional write (cmov, cmpxchg) reads the destination;
- *  - bsf and bsr with a zero source keep the destination.
+ *  - bsf and bsr with a zero source keep the destination;
+ *  - an x87 store keeps its memory operand when it raises an unmasked exception, so it counts as reading it.
  * Pure functions: no state, any thread. Sources: Intel SDM 2, AMD APM 3. */
 #include "cpu/jit/decode.h"
 
@@ -362,6 +363,7 @@ static void decode_fill(const struct decode_input *in, const uint8_t *bytes, str
     insn->mem_bit_string = is_bit_string(insn);
     decode_classify(in, insn);
     insn->mem_align = alignment_of(insn);
+    insn->mem_read |= insn->mem_write && insn->fpu == INSN_FPU_X87;
     decode_flags(in, insn);
 }
 

@@ -197,6 +197,9 @@ static enum insn_kind kind_of(const struct decode_input *in, const struct insn *
         return INSN_ILLEGAL;
     if (uses_system_register(in) || is_system_mnemonic(insn->mnemonic) || insn->mem_bit_string)
         return INSN_SYSTEM;
+    /* 64-bit code would clear registers 8-15 too. */
+    if (insn->code_bits != 64 && (insn->mnemonic == ZYDIS_MNEMONIC_VZEROALL || insn->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER))
+        return INSN_SYSTEM;
     if (is_stack_mnemonic(insn->mnemonic))
         return INSN_STACK;
     return kind_by_category(&in->zydis);

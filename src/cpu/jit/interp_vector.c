@@ -237,6 +237,17 @@ static void gather(struct jit_vcpu *cpu, const struct insn *insn)
     write_vector(cpu, g.mask, &zero, 32);
 }
 
+/* Outside of 64-bit code, where they leave registers 8-15 alone. */
+static void zero_registers(struct jit_vcpu *cpu, const struct insn *insn)
+{
+    interp_check_fpu(cpu, insn);
+    interp_take_state(cpu);
+    for (unsigned i = 0; i < 8; i++) {
+        struct vector v = read_vector(cpu, i);
+        write_vector(cpu, i, &v, insn->mnemonic == ZYDIS_MNEMONIC_VZEROALL ? 0 : 16);
+    }
+}
+
 interp_fn *interp_vector_handler(unsigned mnemonic)
 {
     switch (mnemonic) {
@@ -244,6 +255,8 @@ interp_fn *interp_vector_handler(unsigned mnemonic)
     case ZYDIS_MNEMONIC_VMASKMOVPD:
     case ZYDIS_MNEMONIC_VPMASKMOVD:
     case ZYDIS_MNEMONIC_VPMASKMOVQ: return masked_move;
+    case ZYDIS_MNEMONIC_VZEROALL:
+    case ZYDIS_MNEMONIC_VZEROUPPER: return zero_registers;
     case ZYDIS_MNEMONIC_MASKMOVQ:
     case ZYDIS_MNEMONIC_MASKMOVDQU:
     case ZYDIS_MNEMONIC_VMASKMOVDQU: return masked_store_bytes;
