@@ -15,6 +15,7 @@ struct virtio_blk_config {
     const char *serial;      /* GET_ID answer, 20 bytes at most; NULL: `id` */
     bool unsafe;             /* flushes are acknowledged at once: fast, but a crash of the host loses data */
     bool writethrough;       /* no write cache shown to the guest: every write is stable when it completes */
+    const char *io_engine;   /* "io_uring" or "sync"; NULL: the first that the host allows */
     struct limiter_config limiter;
 };
 

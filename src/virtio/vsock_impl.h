@@ -1,11 +1,12 @@
-/* Private to vsock*.c. The device (vsock.c) owns queues and the listening socket; a connection (vsock_conn.c) is one
- * stream between a guest port and a unix socket. Everything runs in the loop's thread under the device's lock, except
+/* Private to vsock*.c. The device (vsock.c) owns the listening socket, vsock_queue.c moves packets, a connection
+ * (vsock_conn.c) is one stream between a guest port and a unix socket. Everything runs in the loop's thread under the device's lock, except
  * that a reset on another thread sets `stale`, and the loop's thread then clears up. */
 #pragma once
 
 #include "virtio/vsock.h"
 
 #define VSOCK_HOST_CID 2u
+#define VSOCK_QUEUE_SIZE 256u
 #define VSOCK_HEADER_SIZE 44u
 #define VSOCK_TYPE_STREAM 1u
 #define VSOCK_CONNECTIONS_MAX 1023u
@@ -98,9 +99,13 @@ struct vsock {
 void vsock_make_ready(struct vsock_conn *conn);
 void vsock_unready(struct vsock_conn *conn);
 struct vsock_conn *vsock_find(struct vsock *vsock, uint32_t host_port, uint32_t guest_port);
+void vsock_arm_timer(struct vsock *vsock);
+
+/* ---- vsock_queue.c ---- */
+
 /* Moves what is pending into the guest's buffers. */
 void vsock_serve_rx(struct vsock *vsock);
-void vsock_arm_timer(struct vsock *vsock);
+void vsock_serve_tx(struct vsock *vsock);
 
 /* ---- vsock_conn.c ---- */
 

@@ -34,6 +34,7 @@ struct fixture {
 };
 
 static struct fixture f;
+static const char *engine; /* the I/O engine of this round */
 
 static struct block_node *open_node(const char *path, bool read_only, bool direct)
 {
@@ -59,6 +60,7 @@ static void make_image(char *path, uint64_t size)
 static void create(struct virtio_blk_config config, uint64_t features)
 {
     struct err err = {0};
+    config.io_engine = engine;
     guest_create(&f.g, 64 << 20, true);
     if (virtio_blk_create(&config, &f.g.host, &f.dev, &err) < 0)
         fail_msg("%s", err.message);
@@ -510,5 +512,17 @@ int main(void)
         cmocka_unit_test(test_open_errors),        cmocka_unit_test(test_pause_resume_reset),
         cmocka_unit_test(test_replace_node),       cmocka_unit_test(test_cache_modes),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    struct block_ring *probe;
+    int failed = 0;
+    const char *const engines[] = {"sync", "io_uring"};
+    for (unsigned i = 0; i < 2; i++) {
+        engine = engines[i];
+        if (block_ring_create(engine, &probe, NULL) < 0) {
+            print_message("SKIP: no %s here\n", engine);
+            continue;
+        }
+        block_ring_free(probe);
+        failed |= cmocka_run_group_tests_name(engine, tests, NULL, NULL);
+    }
+    return failed;
 }
