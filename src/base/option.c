@@ -108,8 +108,10 @@ static void print_man_option(FILE *out, const struct option_spec *spec)
         fprintf(out, " \\fI%s\\fR", spec->value);
     fputc('\n', out);
     print_roff(out, spec->help);
-    if (spec->more)
+    if (spec->more) {
+        fputs(".br\n", out);
         print_roff(out, spec->more);
+    }
 }
 
 void option_print_man(const struct option_program *program, FILE *out)
