@@ -388,6 +388,10 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
         cache_drop_all(cpu);
         cpu->translator->smap = smap;
     }
+    if (key.fpu_ok != cpu->translator->fpu_ok) {
+        jump_cache_flush(cpu);
+        cpu->translator->fpu_ok = key.fpu_ok;
+    }
     struct block *block = find(cpu, page, key);
     if (!block) {
         fpu_save(cpu); /* decoder and translator are compiled like any other code */

@@ -40,10 +40,23 @@ static const uint8_t *resume_at(struct jit_vcpu *cpu, const uint8_t *host)
     return host;
 }
 
-static const uint8_t *resume_at_rip(struct jit_vcpu *cpu)
+static const uint8_t *resume_by_lookup(struct jit_vcpu *cpu)
 {
     struct block *block = cache_lookup(cpu);
     return block ? resume_at(cpu, block->inner) : NULL;
+}
+
+/* Tries the jump cache first. What it holds may be dead: then the way goes through handle_dead, which must not come here. */
+static const uint8_t *resume_at_rip(struct jit_vcpu *cpu)
+{
+    struct block_key key = cache_key(cpu);
+    const struct translator *tr = cpu->translator;
+    bool valid = key.fpu_ok == tr->fpu_ok && ((cpu->cr4 & CR4_SMAP) != 0) == tr->smap;
+    const uint8_t *known = valid ? jump_cache_find(cpu, key.pool, cpu->rip) : NULL;
+    if (!known)
+        return resume_by_lookup(cpu);
+    cpu->site_linear = cpu->rip; /* goes to r15, where entries of position-independent blocks expect it */
+    return resume_at(cpu, known);
 }
 
 static bool wants_run_loop(const struct jit_vcpu *cpu)
@@ -121,7 +134,7 @@ static const uint8_t *handle_jump(struct jit_vcpu *cpu)
     flags_from_ax(cpu, false);
     cpu->rip = cpu->site_linear;
     cpu->translator->stat_jumps++;
-    return resume_at_rip(cpu);
+    return resume_by_lookup(cpu);
 }
 
 static const uint8_t *handle_poll(struct jit_vcpu *cpu)
@@ -137,7 +150,7 @@ static const uint8_t *handle_dead(struct jit_vcpu *cpu)
     const struct block *block = &cpu->translator->blocks[cpu->site];
     flags_from_ax(cpu, false);
     cpu->rip = block->pic ? cpu->site_linear : block->rip;
-    return resume_at_rip(cpu);
+    return resume_by_lookup(cpu);
 }
 
 static bool in_r14_r15(unsigned gpr)
@@ -167,6 +180,7 @@ static void emit_load_guest(struct emit *e)
     for (unsigned r = 0; r < GPR_COUNT; r++)
         if (!in_r14_r15(r))
             emit_load_gs(e, r, GPR_OFFSET(r));
+    emit_load_gs(e, R15, offsetof(struct jit_vcpu, site_linear));
     emit_bytes(e, "\x65\xff\x24\x25", 4); /* jmp gs:[resume] */
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, resume));
 }

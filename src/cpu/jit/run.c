@@ -236,6 +236,7 @@ static bool take_interrupt(struct jit_vcpu *cpu)
         return false;
     cpu->halted = false;
     lapic_accept(cpu, (uint8_t)vector);
+    cpu->interrupt_waiting = lapic_pending_vector(cpu) >= 0;
     excp_deliver_interrupt(cpu, (uint8_t)vector);
     return true;
 }

@@ -91,12 +91,23 @@ static void clear_jumps(struct jump_cache *jumps, const uint32_t *list, uint32_t
     *count = 0;
 }
 
+static unsigned jump_index(const struct jit_vcpu *cpu, uint64_t rip)
+{
+    uint64_t slot;
+    __asm__("pext %2, %1, %0" : "=r"(slot) : "r"(rip), "r"(cpu->jump_mask));
+    return (unsigned)slot;
+}
+
+const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip)
+{
+    unsigned index = jump_index(cpu, rip);
+    return cpu->jump_cache.negated_rip[pool][index] == -rip ? cpu->jump_cache.entry[pool][index] : NULL;
+}
+
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)
 {
     struct jump_cache *jumps = &cpu->jump_cache;
-    uint64_t slot;
-    __asm__("pext %2, %1, %0" : "=r"(slot) : "r"(rip), "r"(cpu->jump_mask));
-    unsigned index = pool * JUMP_ENTRIES + (unsigned)slot;
+    unsigned index = pool * JUMP_ENTRIES + jump_index(cpu, rip);
     if (jumps->local_count == TLB_POOLS * JUMP_ENTRIES || jumps->global_count == TLB_POOLS * JUMP_ENTRIES)
         jump_cache_flush(cpu);
     (&jumps->negated_rip[0][0])[index] = -rip;

@@ -70,3 +70,5 @@ void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const s
 void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page);
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry);
 void jump_cache_flush(struct jit_vcpu *cpu);
+/* The entry for `rip`, or NULL. */
+const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip);

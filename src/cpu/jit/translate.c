@@ -131,6 +131,8 @@ static void emit_insn(struct translation *t)
     bool inlined = false;
     if (insn->fpu != INSN_FPU_NONE && !t->key.fpu_ok)
         inlined = false;
+    else if (insn->mem_bit_string)
+        inlined = translate_bit_string(t);
     else if (insn->kind == INSN_PLAIN)
         inlined = translate_plain(t);
     else if (insn->kind == INSN_NOP)

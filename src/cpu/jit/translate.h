@@ -97,6 +97,7 @@ struct translator {
     uint32_t pages;
     uint8_t *ram;         /* host address of guest RAM */
     uint32_t generation;  /* counts cache resets */
+    bool fpu_ok;          /* of the blocks that the jump cache holds */
     bool smap;            /* CR4.SMAP when blocks were made: they know the pools by it */
     uint32_t by_mnemonic[2048]; /* interpreted from translated code */
     uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links;
@@ -134,6 +135,7 @@ void translate_unpark_flags(struct translation *t);
 /* An instruction that works on registers and at most one memory operand; false: no inline form. */
 bool translate_plain(struct translation *t);
 bool translate_stack(struct translation *t);
+bool translate_bit_string(struct translation *t);
 /* Hands this instruction to the interpreter. */
 void translate_interp(struct translation *t, bool ends_block);
 uint32_t translate_new_site(struct translation *t);

@@ -234,6 +234,47 @@ bool translate_plain(struct translation *t)
     return true;
 }
 
+/* bt, bts, btr, btc with a register offset into a bit string in memory: the offset selects an operand-sized unit, and a bit of that. */
+bool translate_bit_string(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    struct emit *e = &t->hot;
+    unsigned bits = insn->operand_bits, reg = insn->reg_gpr;
+    if (bits == 16 || insn->address_bits != 64)
+        return false;
+    struct insn_remap remap = insn_remap_identity;
+    uint8_t code[INSN_MAX_BYTES];
+    remap.gpr[reg] = TMP;
+    remap.mem_base = ADDR;
+    remap.mem_index = INSN_NO_REG;
+    unsigned length = insn_reencode(insn, &remap, code);
+    if (!length)
+        return false;
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    if (!translate_address(t))
+        return false;
+    if (in_memory(reg))
+        emit_load_gs(e, TMP, GPR_OFFSET(reg));
+    else
+        emit_mov(e, TMP, reg);
+    if (bits == 32)
+        emit_bytes(e, "\x4d\x63\xf6\x49\xc1\xfe\x05", 7); /* movsxd r14, r14d; sar r14, 5 */
+    else
+        emit_bytes(e, "\x49\xc1\xfe\x06", 4); /* sar r14, 6 */
+    emit_mem(e, OP_LEA, ADDR, ADDR, TMP, bits / 8, 0);
+    translate_check(t, retry, bits / 8, insn->mem_write, insn->mem_segment == SEG_SS);
+    if (in_memory(reg))
+        emit_load_gs(e, TMP, GPR_OFFSET(reg));
+    else
+        emit_mov(e, TMP, reg);
+    emit_bytes(e, "\x41\x83\xe6", 3); /* and r14d, bits - 1 */
+    emit_u8(e, bits - 1);
+    settle_flags(t);
+    emit_bytes(e, code, length);
+    return true;
+}
+
 /* mov [r15], reg and mov reg, [r15] of the operand size (16 or 64 bits). */
 static void access_slot(struct emit *e, unsigned opcode, unsigned reg, unsigned operand_bits)
 {
@@ -269,7 +310,7 @@ static bool push_value(struct translation *t, unsigned reg, bool immediate)
 static bool pop_register(struct translation *t, unsigned reg)
 {
     struct emit *e = &t->hot;
-    if (reg == RSP || t->insn->operand_bits != 64)
+    if (t->insn->operand_bits != 64)
         return false;
     translate_park_flags(t);
     const uint8_t *retry = e->at;
@@ -278,7 +319,8 @@ static bool pop_register(struct translation *t, unsigned reg)
     access_slot(e, OP_MOV_LOAD, in_memory(reg) ? TMP : reg, 64);
     if (in_memory(reg))
         emit_store_gs(e, TMP, GPR_OFFSET(reg));
-    move_rsp(e, 8);
+    if (reg != RSP)
+        move_rsp(e, 8);
     return true;
 }
 

@@ -20,6 +20,18 @@ static void change_rflags(struct emit *e, unsigned group, uint32_t value)
     emit_u32(e, value);
 }
 
+/* Leaves to the interpreter out of line; flags are parked or dead. */
+static void leave_unless(struct translation *t, unsigned condition)
+{
+    struct emit *c = &t->cold;
+    emit_jcc(&t->hot, condition ^ 1, c->at);
+    uint32_t site = translate_new_site(t);
+    t->tr->insns[t->tr->insn_count] = *t->insn;
+    t->tr->sites[site].insn = t->tr->insn_count++;
+    emit_mov_imm(c, TMP, site);
+    emit_jmp(c, t->tr->to.interp);
+}
+
 #define GROUP_OR 1u
 #define GROUP_AND 4u
 
@@ -33,17 +45,12 @@ static bool inline_cli(struct translation *t)
 /* With an interrupt waiting, C code does it, with the one-instruction shadow. Without one the shadow cannot be seen. */
 static bool inline_sti(struct translation *t)
 {
-    struct emit *e = &t->hot, *c = &t->cold;
+    struct emit *e = &t->hot;
     translate_park_flags(t);
     emit_bytes(e, "\x65\x80\x3c\x25", 4); /* cmp byte gs:[interrupt_waiting], 0 */
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, interrupt_waiting));
     emit_u8(e, 0);
-    emit_jcc(e, CONDITION_NE, c->at);
-    uint32_t site = translate_new_site(t);
-    t->tr->insns[t->tr->insn_count] = *t->insn;
-    t->tr->sites[site].insn = t->tr->insn_count++;
-    emit_mov_imm(c, TMP, site);
-    emit_jmp(c, t->tr->to.interp);
+    leave_unless(t, CONDITION_E);
     change_rflags(e, GROUP_OR, FLAG_IF);
     return true;
 }
@@ -101,21 +108,71 @@ static bool inline_swapgs(struct translation *t)
     return true;
 }
 
-static bool inline_rdtsc(struct translation *t)
+/* CR4.TSD forbids it to user code. */
+static bool inline_rdtsc(struct translation *t, bool with_aux)
 {
     struct emit *e = &t->hot;
     translate_park_flags(t);
+    if (t->key.pool == TLB_USER) {
+        emit_bytes(e, "\x65\xf6\x04\x25", 4); /* test byte gs:[cr4], CR4_TSD */
+        emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, cr4));
+        emit_u8(e, CR4_TSD);
+        leave_unless(t, CONDITION_E);
+    }
+    if (with_aux)
+        emit_gs(e, 0, OP_MOV_LOAD, RCX, offsetof(struct jit_vcpu, tsc_aux));
     emit_bytes(e, "\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0", 9); /* rdtsc; shl rdx, 32; or rax, rdx */
     emit_gs(e, 1, OP_ADD_LOAD, RAX, offsetof(struct jit_vcpu, tsc_offset));
     emit_bytes(e, "\x48\x89\xc2\x48\xc1\xea\x20\x89\xc0", 9); /* mov rdx, rax; shr rdx, 32; mov eax, eax */
     return true;
 }
 
+/* mov reg, cr2 or cr3; no flags. */
+static bool inline_read_cr(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    struct emit *e = &t->hot;
+    if (insn->map != 1 || insn->opcode != 0x20 || (insn->rex & 4))
+        return false;
+    unsigned cr = (insn->modrm >> 3) & 7, reg = (insn->modrm & 7) | ((insn->rex & 1u) << 3);
+    if (cr != 2 && cr != 3)
+        return false;
+    emit_load_gs(e, reg, cr == 2 ? offsetof(struct jit_vcpu, cr2) : offsetof(struct jit_vcpu, cr3));
+    if (reg == R14 || reg == R15)
+        emit_store_gs(e, reg, GPR_OFFSET(reg));
+    return true;
+}
+
+/* mov reg, segment; no flags. */
+static bool inline_read_segment(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    struct emit *e = &t->hot;
+    unsigned segment = (insn->modrm >> 3) & 7, reg = (insn->modrm & 7) | ((insn->rex & 1u) << 3);
+    if (insn->map || insn->opcode != 0x8c || insn->has_mem || insn->operand_bits == 16 || segment >= SEG_COUNT)
+        return false;
+    emit_u8(e, 0x65); /* movzx reg, word gs:[selector] */
+    emit_u8(e, emit_rex(0, reg, 0, 0));
+    emit_bytes(e, "\x0f\xb7", 2);
+    emit_u8(e, 0x04 | (reg & 7) << 3);
+    emit_u8(e, 0x25);
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, seg[segment].selector));
+    if (reg == R14 || reg == R15)
+        emit_store_gs(e, reg, GPR_OFFSET(reg));
+    return true;
+}
+
 bool translate_system(struct translation *t)
 {
+    if (t->insn->mnemonic == ZYDIS_MNEMONIC_RDTSC || t->insn->mnemonic == ZYDIS_MNEMONIC_RDTSCP)
+        return inline_rdtsc(t, t->insn->mnemonic == ZYDIS_MNEMONIC_RDTSCP);
+    if (t->insn->mnemonic == ZYDIS_MNEMONIC_MOV && inline_read_segment(t))
+        return true;
     if (t->key.pool == TLB_USER)
         return false;
     switch (t->insn->mnemonic) {
+    case ZYDIS_MNEMONIC_MOV:
+        return inline_read_cr(t);
     case ZYDIS_MNEMONIC_CLI:
         return inline_cli(t);
     case ZYDIS_MNEMONIC_STI:
@@ -128,8 +185,6 @@ bool translate_system(struct translation *t)
         return inline_ac(t, false);
     case ZYDIS_MNEMONIC_SWAPGS:
         return inline_swapgs(t);
-    case ZYDIS_MNEMONIC_RDTSC:
-        return inline_rdtsc(t);
     default:
         return false;
     }
