@@ -282,42 +282,42 @@ static int balloon_of(void *arg, struct virtio_device **ret_dev, struct err *err
 
 static int op_balloon_target(void *arg, uint64_t target_mib, struct err *err)
 {
-    struct virtio_device *dev;
+    struct virtio_device *dev = NULL;
     int ret = balloon_of(arg, &dev, err);
     return ret < 0 ? ret : virtio_balloon_set_target(dev, (uint32_t)target_mib, err);
 }
 
 static int op_balloon_interval(void *arg, unsigned interval_s, struct err *err)
 {
-    struct virtio_device *dev;
+    struct virtio_device *dev = NULL;
     int ret = balloon_of(arg, &dev, err);
     return ret < 0 ? ret : virtio_balloon_set_stats_interval(dev, interval_s, err);
 }
 
 static int op_balloon_stats(void *arg, struct virtio_balloon_stats *ret_stats, struct err *err)
 {
-    struct virtio_device *dev;
+    struct virtio_device *dev = NULL;
     int ret = balloon_of(arg, &dev, err);
     return ret < 0 ? ret : virtio_balloon_stats(dev, ret_stats, err);
 }
 
 static int op_hinting_start(void *arg, bool acknowledge_on_stop, struct err *err)
 {
-    struct virtio_device *dev;
+    struct virtio_device *dev = NULL;
     int ret = balloon_of(arg, &dev, err);
     return ret < 0 ? ret : virtio_balloon_hinting_start(dev, acknowledge_on_stop, err);
 }
 
 static int op_hinting_stop(void *arg, struct err *err)
 {
-    struct virtio_device *dev;
+    struct virtio_device *dev = NULL;
     int ret = balloon_of(arg, &dev, err);
     return ret < 0 ? ret : virtio_balloon_hinting_stop(dev, err);
 }
 
 static int op_hinting_status(void *arg, struct virtio_balloon_hinting *ret_status, struct err *err)
 {
-    struct virtio_device *dev;
+    struct virtio_device *dev = NULL;
     int ret = balloon_of(arg, &dev, err);
     return ret < 0 ? ret : virtio_balloon_hinting_status(dev, ret_status, err);
 }

@@ -12,6 +12,10 @@
 
 #include "base/log.h"
 
+/* Ending takes milliseconds and, with disks to flush, perhaps seconds. A vCPU that an engine's bug keeps from stopping, or a
+ * file system that hangs, must not keep the process: SIGALRM ends it then. */
+#define END_LIMIT_S 30
+
 static int status_of(enum machine_end end)
 {
     switch (end) {
@@ -166,6 +170,7 @@ static void print_stats(struct machine *machine)
 
 void program_end(struct program *program)
 {
+    alarm(END_LIMIT_S);
     if (program->binding)
         api_machine_close(program->binding);
     api_free(program->api);
