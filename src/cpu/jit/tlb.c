@@ -15,12 +15,18 @@ static struct tlb_entry *flat(struct tlb *tlb)
     return &tlb->entries[0][0][0];
 }
 
+/* A tag that no rip of this slot has: rip -1, but in the last slot, which is rip -1's own, rip 0. */
+static uint64_t empty_tag(unsigned index)
+{
+    return index % JUMP_ENTRIES != JUMP_ENTRIES - 1;
+}
+
 void tlb_init(struct jit_vcpu *cpu)
 {
     for (unsigned i = 0; i < FLAT_ENTRIES; i++)
         flat(&cpu->tlb)[i] = empty;
     for (unsigned i = 0; i < TLB_POOLS * JUMP_ENTRIES; i++)
-        (&cpu->jump_cache.negated_rip[0][0])[i] = 1;
+        (&cpu->jump_cache.negated_rip[0][0])[i] = empty_tag(i);
     cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 2;
     cpu->flush_epoch = 1;
 }
@@ -87,7 +93,7 @@ static void clear_list(struct tlb *tlb, const uint32_t *list, uint32_t *count)
 static void clear_jumps(struct jump_cache *jumps, const uint32_t *list, uint32_t *count)
 {
     for (uint32_t i = 0; i < *count; i++)
-        (&jumps->negated_rip[0][0])[list[i]] = 1;
+        (&jumps->negated_rip[0][0])[list[i]] = empty_tag(list[i]);
     *count = 0;
 }
 

@@ -50,8 +50,8 @@ struct fetch_entry {
 #define JUMP_ENTRIES (1u << JUMP_BITS)
 
 struct jump_cache {
-    uint64_t negated_rip[TLB_POOLS][JUMP_ENTRIES]; /* -rip, so that a hit is found without touching flags; 1 when empty:
-                                                      no index matches rip -1 with code at it */
+    uint64_t negated_rip[TLB_POOLS][JUMP_ENTRIES]; /* -rip, so that a hit is found without touching flags; when
+                                                      empty, a value that no rip of this slot has */
     const uint8_t *entry[TLB_POOLS][JUMP_ENTRIES];
     uint32_t local_count, global_count;
     uint32_t local[TLB_POOLS * JUMP_ENTRIES], global[TLB_POOLS * JUMP_ENTRIES];
