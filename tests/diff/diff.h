@@ -68,6 +68,7 @@ void diff_native_stop(struct diff_native *native);
 /* What runs a case; `interp` and `jit` are the engine's two ways. */
 struct diff_runner {
     const char *name;
+    bool loose_flags; /* undefined flags, and flags at faults that the code ahead overwrites, need not be the CPU's */
     int (*create)(const struct diff_runner *runner);
     /* Before the cases of a batch: their code is new. */
     void (*load)(const struct diff_batch *batch);

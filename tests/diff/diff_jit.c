@@ -230,5 +230,5 @@ static void run(const struct diff_batch *batch, unsigned index, struct diff_resu
         memcpy(result->data[i], phys(GPA_DATA + i * DIFF_PAGE), DIFF_PAGE);
 }
 
-const struct diff_runner diff_runner_interp = {"interp", create, load, run};
-const struct diff_runner diff_runner_jit = {"jit", create, load, run};
+const struct diff_runner diff_runner_interp = {"interp", false, create, load, run};
+const struct diff_runner diff_runner_jit = {"jit", true, create, load, run};

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "base/bytes.h"
+#include "cpu/jit/translate.h"
 #include "cpu/x86.h"
 #include "diff.h"
 
@@ -161,22 +162,72 @@ static bool compare_memory(const struct diff_result *ours, const struct diff_res
     return different;
 }
 
+/* What may differ in the flags of a translator (diff_runner.loose_flags). */
+struct loose {
+    uint64_t flags;
+    bool everything; /* an instruction read an undefined flag */
+};
+
+/* Flags that an instruction leaves undefined stay so until one writes them. A branch may have skipped that one. */
+static struct loose find_undefined(const struct diff_case *c, uint64_t end)
+{
+    struct loose loose = {0};
+    bool branched = false;
+    for (unsigned i = 0; i < c->count && c->start[i] < end; i++) {
+        struct insn insn;
+        insn_decode(c->code + c->start[i], INSN_MAX_BYTES, c->bits, &insn);
+        loose.everything |= loose.flags & insn.flags_read & (uint16_t)~insn.flags_undefined;
+        loose.everything |= insn.kind == INSN_STACK && loose.flags && insn.flags_read;
+        if (!branched)
+            loose.flags &= ~(uint64_t)insn.flags_write;
+        loose.flags |= insn.flags_undefined;
+        branched |= insn.kind == INSN_BRANCH;
+    }
+    return loose;
+}
+
+/* Flags that nothing from `rip` on reads before it is overwritten. */
+static uint64_t find_dead(const struct diff_case *c, uint64_t rip)
+{
+    uint64_t killed = 0, live = 0;
+    for (unsigned i = 0; i < c->count; i++) {
+        struct insn insn;
+        if (c->state.rip + c->start[i] < rip)
+            continue;
+        insn_decode(c->code + c->start[i], INSN_MAX_BYTES, c->bits, &insn);
+        live |= liveness_reads(&insn) & ~killed;
+        killed |= liveness_kills(&insn);
+    }
+    return killed & ~live;
+}
+
+static struct loose find_loose(const struct diff_case *c, const struct diff_result *cpu)
+{
+    struct loose loose = find_undefined(c, cpu->state.rip - c->state.rip);
+    loose.flags |= find_dead(c, cpu->state.rip);
+    return loose;
+}
+
 /* An operand of several accesses that wraps at 4 GiB: whether the limit or the first page faults first is the CPU's affair. */
 static bool is_wrap(const struct diff_case *c, const struct diff_result *cpu)
 {
     return c->bits == 32 && cpu->vector == VEC_PF && cpu->cr2 >= UINT32_MAX - 512;
 }
 
-static bool compare(const struct diff_case *c, struct diff_result *ours, struct diff_result *cpu, bool print)
+static bool compare(const struct diff_case *c, struct diff_result *ours, struct diff_result *cpu, bool loose_flags, bool print)
 {
-    if (is_wrap(c, cpu))
+    struct loose loose = {0};
+    if (loose_flags)
+        loose = find_loose(c, cpu);
+    if (is_wrap(c, cpu) || loose.everything)
         return false;
     bool different = compare_fault(c, ours, cpu, print);
     unsigned at = cpu->vector == VEC_PF ? mnemonic_at(c, cpu->state.rip) : 0;
     bool partial = at == ZYDIS_MNEMONIC_POPA || at == ZYDIS_MNEMONIC_POPAD; /* some CPUs keep what they popped */
     for (unsigned i = 0; !partial && i < (c->bits == 64 ? 16 : 8); i++)
         different |= differs(ours->state.gpr[i] != cpu->state.gpr[i], "gpr", i, ours->state.gpr[i], cpu->state.gpr[i], print);
-    uint64_t a = ours->state.rflags & FLAGS_COMPARED, b = cpu->state.rflags & FLAGS_COMPARED;
+    uint64_t compared = FLAGS_COMPARED & ~loose.flags;
+    uint64_t a = ours->state.rflags & compared, b = cpu->state.rflags & compared;
     different |= differs(a != b, "rflags", 0, a, b, print);
     different |= differs(ours->state.fs_base != cpu->state.fs_base, "fs base", 0, ours->state.fs_base, cpu->state.fs_base, print);
     different |= differs(ours->state.gs_base != cpu->state.gs_base, "gs base", 0, ours->state.gs_base, cpu->state.gs_base, print);
@@ -200,14 +251,14 @@ static void print_code(const struct diff_case *c)
     }
 }
 
-static void report(const struct diff_case *c, struct diff_result *ours, struct diff_result *cpu)
+static void report(const struct diff_case *c, struct diff_result *ours, struct diff_result *cpu, bool loose_flags)
 {
     printf("DIFFERENT seed %lu: engine vector %u at +%ld, CPU vector %u at +%ld\n", c->seed, ours->vector,
            (long)(ours->state.rip - c->state.rip), cpu->vector, (long)(cpu->state.rip - c->state.rip));
     if (cpu->vector == VEC_PF)
         printf("  CPU cr2 %lx error %x\n", cpu->cr2, cpu->error);
     print_code(c);
-    compare(c, ours, cpu, true);
+    compare(c, ours, cpu, loose_flags, true);
     for (unsigned i = 0; i < 16; i++)
         printf("  in %u: %016lx%s", i, c->state.gpr[i], i % 4 == 3 ? "\n" : "");
     printf("  in rflags %lx fs %lx gs %lx mxcsr %x fcw %x fsw %x\n", c->state.rflags, c->state.fs_base, c->state.gs_base,
@@ -251,13 +302,14 @@ static unsigned run_batch(const struct options *options, struct diff_batch *batc
 {
     static struct diff_result ours;
     unsigned failures = 0;
+    bool loose = options->runner->loose_flags;
     options->runner->load(batch);
     for (unsigned i = 0; i < batch->count; i++) {
         options->runner->run(batch, i, &ours);
         count_coverage(&batch->cases[i], &batch->results[i]);
-        if (!compare(&batch->cases[i], &ours, &batch->results[i], false))
+        if (!compare(&batch->cases[i], &ours, &batch->results[i], loose, false))
             continue;
-        report(&batch->cases[i], &ours, &batch->results[i]);
+        report(&batch->cases[i], &ours, &batch->results[i], loose);
         failures++;
     }
     return failures;
