@@ -15,12 +15,18 @@ struct err {
 
 #define must_check __attribute__((warn_unused_result))
 
+#ifdef __clang_analyzer__ /* sees one file at a time, and must know that these are negative */
+#define ERR_NEGATIVE(call) ((void)(call), -1)
+#else
+#define ERR_NEGATIVE(call) (call)
+#endif
+
 /* Records an error; `code` is a positive errno value whose text is appended. Returns -code. `err` may be NULL. */
-#define err_set(err, code, ...) err_set_at((err), (code), true, __FILE__, __LINE__, __VA_ARGS__)
+#define err_set(err, code, ...) ERR_NEGATIVE(err_set_at((err), (code), true, __FILE__, __LINE__, __VA_ARGS__))
 /* The same without the errno text: for messages that say all. */
-#define err_say(err, code, ...) err_set_at((err), (code), false, __FILE__, __LINE__, __VA_ARGS__)
+#define err_say(err, code, ...) ERR_NEGATIVE(err_set_at((err), (code), false, __FILE__, __LINE__, __VA_ARGS__))
 /* Puts "context: " in front of the message. Returns -err->code (or -EIO when err is NULL or empty). */
-#define err_ctx(err, ...) err_add_context((err), __VA_ARGS__)
+#define err_ctx(err, ...) ERR_NEGATIVE(err_add_context((err), __VA_ARGS__))
 
 #include <stdbool.h>
 

@@ -250,7 +250,7 @@ static int listen_at(struct vsock *v, struct err *err)
     if (strlen(v->path) >= sizeof address.sun_path - 11) /* "_4294967295" comes behind it */
         return err_say(err, ENAMETOOLONG, "vsock: socket path '%s' is longer than %zu bytes", v->path,
                        sizeof address.sun_path - 12);
-    strcpy(address.sun_path, v->path);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", v->path);
     own_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return err_set(err, errno, "vsock");

@@ -109,7 +109,7 @@ int api_put_drive(struct api *api, const struct api_request *request, json_t **r
     int ret = check_disk(api->config, request->id, request->body, err);
     if (ret == 0)
         ret = disk_fill(&disk, request->id, request->body, err);
-    if (ret < 0) {
+    if (ret) {
         vm_disk_clear(&disk);
         return err_ctx(err, "Drive config error");
     }
@@ -191,7 +191,7 @@ int api_put_net(struct api *api, const struct api_request *request, json_t **ret
     int ret = net_fill(&net, request->id, request->body, err);
     if (ret == 0)
         ret = check_net(config, &net, err);
-    if (ret < 0) {
+    if (ret) {
         vm_net_clear(&net);
         return err_ctx(err, "Network config error");
     }

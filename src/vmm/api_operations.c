@@ -72,7 +72,7 @@ static const struct api_object balloon_stats_update = {
          .text = "Seconds between two statistics; going from or to 0 is not possible after the start."},
         {0}}, false};
 
-#define STAT(name_, text_) {.name = name_, .type = API_INTEGER, .max = INT64_MAX, .text = text_}
+#define STAT(name_, text_) {.name = (name_), .type = API_INTEGER, .max = INT64_MAX, .text = (text_)}
 static const struct api_object balloon_stats = {
     "BalloonStats", "What balloon and guest last reported; the guest leaves out what it does not count.",
     (const struct api_field[]){

@@ -324,7 +324,7 @@ static void code_written(struct jit_engine *engine, struct jit_vcpu *cpu, const 
         const uint8_t *page = ram + (offset & ~PAGE_MASK);
         for (; holders; holders &= holders - 1) {
             struct jit_vcpu *holder = engine->vcpus[__builtin_ctz(holders)];
-            if (holder == cpu)
+            if (cpu && holder == cpu)
                 cache_drop_range(cpu, page, start, start + piece);
             else
                 requests_post_written(holder, page, start, start + piece);

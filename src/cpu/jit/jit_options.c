@@ -60,9 +60,8 @@ int jit_options_parse(const char *text, struct jit_options *ret_options, struct 
     char copy[256];
     if (!text)
         text = "";
-    if (strlen(text) >= sizeof copy)
+    if ((size_t)snprintf(copy, sizeof copy, "%s", text) >= sizeof copy)
         return err_say(err, EINVAL, "jit: options are too long");
-    strcpy(copy, text);
     char *rest = copy, *item;
     while ((item = strsep(&rest, ","))) {
         if (!*item)
