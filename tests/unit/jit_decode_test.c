@@ -219,7 +219,7 @@ static void test_kinds(void **state)
         {"fc", INSN_SYSTEM}, {"f8", INSN_PLAIN}, {"0f0b", INSN_ILLEGAL}, {"0f01c1", INSN_SYSTEM},
         {"0f01d9", INSN_SYSTEM}, {"0f01c8", INSN_ILLEGAL}, {"62f17c4858c1", INSN_ILLEGAL}, {"0f0fc10d", INSN_ILLEGAL},
         {"f30faee8", INSN_ILLEGAL}, {"dd30", INSN_SYSTEM}, {"dd20", INSN_PLAIN}, {"c4e26d9004c9", INSN_SYSTEM},
-        {"f3a4", INSN_STRING}, {"6c", INSN_STRING}, {"e8000000000", INSN_BRANCH}, {"ff18", INSN_SYSTEM},
+        {"f3a4", INSN_STRING}, {"6c", INSN_STRING}, {"e800000000", INSN_BRANCH}, {"ff18", INSN_SYSTEM},
         {"0f01f8", INSN_SYSTEM}, {"c7f800000000", INSN_ILLEGAL}, {"0fc7f0", INSN_PLAIN}, {"f30fc7f8", INSN_SYSTEM},
         {"0f05", INSN_SYSTEM}, {"0f34", INSN_SYSTEM}, {"ec", INSN_SYSTEM}, {"f4", INSN_SYSTEM}, {"c9", INSN_STACK},
         {"0fae10", INSN_SYSTEM}, {"0fae18", INSN_PLAIN}, {"660fae38", INSN_SYSTEM}, {"d7", INSN_SYSTEM},
@@ -273,7 +273,7 @@ static void test_registers(void **state)
     insn = decode_hex("8b0500100000", 64);
     assert_true(insn.mem_rip);
     assert_int_equal(insn.mem_disp, 0x1000);
-    insn = decode_hex("658b04251000 0000", 64);
+    insn = decode_hex("658b042510000000", 64);
     assert_int_equal(insn.mem_segment, SEG_GS);
     insn = decode_hex("8b4500", 64);
     assert_int_equal(insn.mem_segment, SEG_SS);

@@ -55,7 +55,7 @@ static struct gpr_name gpr_of(ZydisRegister reg)
 static uint16_t gpr_bit(ZydisRegister reg)
 {
     struct gpr_name name = gpr_of(reg);
-    return name.number == INSN_NO_REG ? 0 : (uint16_t)(1u << name.number);
+    return (uint16_t)(name.number == INSN_NO_REG ? 0 : 1u << name.number);
 }
 
 static void decode_prefixes(const ZydisDecodedInstruction *zydis, struct insn *insn)

@@ -76,14 +76,14 @@ struct plan {
 
 static uint16_t field_bit(uint8_t gpr)
 {
-    return gpr == INSN_NO_REG ? 0 : (uint16_t)(1u << gpr);
+    return (uint16_t)(gpr == INSN_NO_REG ? 0 : 1u << gpr);
 }
 
 /* Guest registers that are operands by themselves, not through the address. */
 static uint16_t operand_registers(const struct insn *insn)
 {
-    return field_bit(insn->reg_gpr) | field_bit(insn->rm_gpr) | field_bit(insn->vvvv_gpr) |
-           field_bit(insn->opcode_gpr) | insn->gpr_implicit;
+    return (uint16_t)(field_bit(insn->reg_gpr) | field_bit(insn->rm_gpr) | field_bit(insn->vvvv_gpr) |
+                      field_bit(insn->opcode_gpr) | insn->gpr_implicit);
 }
 
 /* A free host register, low numbers first: those need no REX, which high-byte operands forbid. */
@@ -227,6 +227,7 @@ int exec_run(struct jit_vcpu *cpu, struct exec *exec, const struct insn *insn, u
     exec->fault_vector = EXEC_DONE;
     active = exec;
     uint64_t flags = stub(cpu->gpr, operand, (cpu->rflags & FLAGS_ARITHMETIC) | FLAG_IF | 2);
+    fpu_leave_live(cpu);
     if (*(volatile int *)&exec->fault_vector != EXEC_DONE)
         return exec->fault_vector;
     if (touches_flags(insn)) {

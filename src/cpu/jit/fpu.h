@@ -26,3 +26,14 @@ static inline void fpu_load(struct jit_vcpu *cpu)
     __asm__ volatile("xrstor64 %0" : : "m"(*(uint8_t(*)[X86_XSAVE_SIZE])cpu->xsave), "a"(FPU_MASK), "d"(0) : "memory");
     cpu->fpu_live = true;
 }
+
+/* After vector registers were brought up to date in the host's: they stay there, but under a sanitizer, whose run time uses
+ * vector registers wherever it likes. */
+static inline void fpu_leave_live(struct jit_vcpu *cpu)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    fpu_save(cpu);
+#else
+    (void)cpu;
+#endif
+}

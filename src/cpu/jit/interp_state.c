@@ -110,6 +110,7 @@ static void do_fxrstor(struct jit_vcpu *cpu, const struct insn *insn)
     copy_general(cpu->xsave + IMAGE_X87, image + IMAGE_X87, IMAGE_XMM - IMAGE_X87 + visible_bytes(cpu));
     interp_state_changed(cpu, XCR0_X87 | XCR0_SSE);
     fpu_load(cpu); /* the CPU sorts out reserved bits of the control and status words */
+    fpu_leave_live(cpu);
 }
 
 static void check_xsave(struct jit_vcpu *cpu, const struct insn *insn, bool supervisor)
@@ -280,6 +281,7 @@ static void do_xrstor(struct jit_vcpu *cpu, const struct insn *insn)
     interp_take_state(cpu);
     restore(cpu, image, mask);
     fpu_load(cpu); /* the CPU sorts out reserved bits of the control and status words */
+    fpu_leave_live(cpu);
 }
 
 static void do_ldmxcsr(struct jit_vcpu *cpu, const struct insn *insn)
@@ -321,6 +323,7 @@ static void do_fnsave(struct jit_vcpu *cpu, const struct insn *insn)
         __asm__ volatile("fnstenv %0" : "=m"(image));
     else
         __asm__ volatile("data16 fnstenv %0" : "=m"(image));
+    fpu_leave_live(cpu);
     hide_environment(image, wide);
     copy_general(operand.host, image, insn->mem_bytes);
     mmu_operand_done(cpu, &operand);
