@@ -103,7 +103,8 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
     cpu->translator->stat_misses++;
     bool in_page = (linear & PAGE_MASK) + site->size <= MEM_PAGE_SIZE;
     unsigned access = (site->write ? ACCESS_WRITE : 0) | (site->stack ? ACCESS_STACK : 0);
-    if (in_page && mmu_tlb_load(cpu, linear, access))
+    if (in_page && mmu_tlb_load(cpu, linear + site->first, access) &&
+        (!site->needs_write_entry || tlb_has_write_entry(cpu, linear + site->first)))
         return site->retry;
     fpu_save(cpu); /* the decoder is compiled like any other code */
     struct insn insn;
@@ -185,6 +186,45 @@ static void emit_load_guest(struct emit *e)
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, resume));
 }
 
+/* tlb.stack does not hold the page at r15: takes it from the table of write translations and tries the site again. An access
+ * that crosses its end, or that has no entry there, goes on to `miss`. Flags are parked or dead. */
+static const uint8_t *emit_stack_refill(struct emit *e, const struct translator *tr, unsigned pool, const uint8_t *miss)
+{
+    const uint8_t *start = e->at;
+    size_t entry = offsetof(struct jit_vcpu, tlb.stack) + sizeof(struct tlb_entry) * pool;
+    size_t table = offsetof(struct jit_vcpu, tlb.entries) +
+                   sizeof(struct tlb_entry) * TLB_ENTRIES * (pool * (size_t)TLB_ACCESSES + TLB_WRITE);
+    size_t tag = offsetof(struct tlb_entry, tag), host = offsetof(struct tlb_entry, host);
+    emit_store_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_store_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_mov(e, RAX, R15);
+    emit_bytes(e, "\x48\xc1\xe8\x08\x25", 5); /* shr rax, 8; and eax, (TLB_ENTRIES - 1) * 16 */
+    emit_u32(e, (TLB_ENTRIES - 1) * 16);
+    emit_mov(e, RCX, R15);
+    emit_gs_based(e, OP_SUB_LOAD, RCX, RAX, table + tag);
+    emit_bytes(e, "\x48\x81\xf9\xff\x0f\x00\x00", 7); /* cmp rcx, 4095 */
+    uint8_t *other = emit_short(e, 0x77);
+    emit_gs_based(e, OP_MOV_LOAD, RCX, RAX, table + tag);
+    emit_gs(e, 1, 0x3b, RCX, entry + tag); /* cmp rcx, gs:[stack.tag] */
+    uint8_t *crosses = emit_short(e, 0x74);
+    emit_store_gs(e, RCX, entry + tag);
+    emit_gs_based(e, OP_MOV_LOAD, RCX, RAX, table + host);
+    emit_store_gs(e, RCX, entry + host);
+    emit_load_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_bytes(e, "\x4d\x69\xf6", 3); /* imul r14, r14, sizeof(struct site) */
+    emit_u32(e, (uint32_t)sizeof(struct site));
+    emit_mov_imm(e, R15, (uint64_t)(uintptr_t)&tr->sites[0].retry);
+    emit_mem(e, OP_MOV_LOAD, R15, R15, R14, 1, 0);
+    emit_bytes(e, "\x41\xff\xe7", 3); /* jmp r15 */
+    emit_bind_short(e, other);
+    emit_bind_short(e, crosses);
+    emit_load_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_jmp(e, miss);
+    return start;
+}
+
 typedef const uint8_t *handler_fn(struct jit_vcpu *cpu);
 
 static const uint8_t *emit_way_out(struct emit *e, handler_fn *handler, const uint8_t *leave)
@@ -216,6 +256,8 @@ void enter_make_trampolines(struct translator *tr)
     tr->to.jump = emit_way_out(&e, handle_jump, leave);
     tr->to.poll = emit_way_out(&e, handle_poll, leave);
     tr->to.dead = emit_way_out(&e, handle_dead, leave);
+    for (unsigned pool = 0; pool < TLB_POOLS; pool++)
+        tr->to.stack[pool] = emit_stack_refill(&e, tr, pool, tr->to.miss);
     tr->hot_start = tr->hot = e.at;
 }
 

@@ -21,12 +21,19 @@ static uint64_t empty_tag(unsigned index)
     return index % JUMP_ENTRIES != JUMP_ENTRIES - 1;
 }
 
+static void forget_stacks(struct tlb *tlb)
+{
+    for (unsigned pool = 0; pool < TLB_POOLS; pool++)
+        tlb->stack[pool] = empty;
+}
+
 void tlb_init(struct jit_vcpu *cpu)
 {
     for (unsigned i = 0; i < FLAT_ENTRIES; i++)
         flat(&cpu->tlb)[i] = empty;
     for (unsigned i = 0; i < TLB_POOLS * JUMP_ENTRIES; i++)
         (&cpu->jump_cache.negated_rip[0][0])[i] = empty_tag(i);
+    forget_stacks(&cpu->tlb);
     cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 2;
     cpu->flush_epoch = 1;
 }
@@ -73,8 +80,16 @@ void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const s
         enter(cpu, pool, TLB_WRITE, page, walk->global, host_page);
 }
 
+bool tlb_has_write_entry(const struct jit_vcpu *cpu, uint64_t linear)
+{
+    const struct tlb_entry *entry =
+        &cpu->tlb.entries[tlb_pool_of(cpu, 0)][TLB_WRITE][linear / MEM_PAGE_SIZE % TLB_ENTRIES];
+    return entry->tag == (linear & ~(uint64_t)(MEM_PAGE_SIZE - 1));
+}
+
 void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page)
 {
+    forget_stacks(&cpu->tlb);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++) {
         struct tlb_entry *entries = cpu->tlb.entries[pool][TLB_WRITE];
         for (unsigned i = 0; i < TLB_ENTRIES; i++)
@@ -138,6 +153,7 @@ void jump_cache_flush(struct jit_vcpu *cpu)
 void mmu_flush_local(struct jit_vcpu *cpu)
 {
     cpu->flush_epoch++;
+    forget_stacks(&cpu->tlb);
     clear_list(&cpu->tlb, cpu->tlb.local, &cpu->tlb.local_count);
     clear_jumps(&cpu->jump_cache, cpu->jump_cache.local, &cpu->jump_cache.local_count);
 }
@@ -161,6 +177,7 @@ void mmu_flush_page(struct jit_vcpu *cpu, uint64_t linear)
         return;
     }
     cpu->flush_epoch++;
+    forget_stacks(&cpu->tlb);
     uint64_t page = linear & ~(uint64_t)(MEM_PAGE_SIZE - 1);
     for (unsigned i = 0; i < TLB_POOLS * TLB_ACCESSES; i++) {
         struct tlb_entry *entry = &flat(&cpu->tlb)[i * TLB_ENTRIES + page / MEM_PAGE_SIZE % TLB_ENTRIES];

@@ -34,6 +34,9 @@ struct tlb {
      * flushing all. */
     uint64_t large[64];
     bool has_large;
+    /* The page that the stack pointer was last seen in, a pool: a translation that has a write entry too. Accesses relative to rsp
+     * check this before the table. */
+    struct tlb_entry stack[TLB_POOLS];
 };
 
 /* Where code was fetched from lately; C code only. Valid while `epoch` is the vCPU's flush_epoch. */
@@ -66,6 +69,7 @@ void tlb_init(struct jit_vcpu *cpu);
 enum tlb_pool tlb_pool_of(const struct jit_vcpu *cpu, unsigned access);
 /* Enters a walked page of RAM for reads, and for writes where `walk` allows it and the page holds no translated code. */
 void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const struct walk_result *walk, uint8_t *host_page);
+bool tlb_has_write_entry(const struct jit_vcpu *cpu, uint64_t linear);
 /* Drops write entries for a page of guest RAM (host page address); own thread. */
 void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page);
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry);

@@ -180,6 +180,15 @@ static void emit_block(struct translation *t, const struct insn *insns, unsigned
         t->live_before = live[i];
         t->live_after = live[i + 1];
         add_map(t);
+        unsigned run = translate_stack_run(t, &insns[i], count - i);
+        if (run) {
+            /* A miss runs the first instruction alone and goes on by its rip. */
+            t->pending_sites = t->tr->site_count;
+            for (; run > 1; run--)
+                t->rip += insns[i++].length;
+            t->rip += insns[i].length;
+            continue;
+        }
         emit_insn(t);
         if (i + 1 < count || !ends_block(&insns[i])) {
             bind_sites(t);

@@ -60,8 +60,10 @@ struct site {
     uint32_t block;
     uint16_t rip_offset;  /* of the instruction, from the block's rip */
     uint8_t size;         /* of the access in bytes, capped at 255 */
+    uint8_t first;        /* offset of the access that is made first, when one check stands for several */
     bool parked;          /* flags are in cpu->flags_saved here */
     bool write, stack;
+    bool needs_write_entry; /* the check goes by tlb.stack, which only has pages with a write entry */
     uint8_t insn_length;
     const uint8_t *retry; /* executable view: the check again */
     const uint8_t *next;  /* executable view: the instruction after; NULL when the block ends here */
@@ -77,6 +79,7 @@ struct insn_map {
 struct trampolines {
     const uint8_t *enter;                                 /* executable view: void (*)(void) */
     const uint8_t *miss, *interp, *link, *jump, *poll, *dead; /* writable view, for emission */
+    const uint8_t *stack[TLB_POOLS]; /* a stack check failed: puts another page into tlb.stack, or goes to miss */
 };
 
 struct translator {
@@ -129,12 +132,17 @@ bool translate_address(struct translation *t);
 /* Linear address in r15 to host address in r15 after the TLB check; r14 is free afterwards. `retry` is where the address
  * computation started. */
 void translate_check(struct translation *t, const uint8_t *retry, unsigned size, bool write, bool stack);
+/* The same for an address relative to rsp, checked against the stack's page; `first` as in struct site. */
+void translate_stack_check(struct translation *t, const uint8_t *retry, unsigned size, bool write, unsigned first);
 /* Parks live flags before an inline check. */
 void translate_park_flags(struct translation *t);
 void translate_unpark_flags(struct translation *t);
 /* An instruction that works on registers and at most one memory operand; false: no inline form. */
 bool translate_plain(struct translation *t);
 bool translate_stack(struct translation *t);
+/* One check for a run of pushes, or of pops with a ret behind them, that starts at insns[0]. Returns how many instructions were
+ * emitted: 0 or at least 2. */
+unsigned translate_stack_run(struct translation *t, const struct insn *insns, unsigned count);
 bool translate_bit_string(struct translation *t);
 /* Hands this instruction to the interpreter. */
 void translate_interp(struct translation *t, bool ends_block);
@@ -142,6 +150,8 @@ uint32_t translate_new_site(struct translation *t);
 
 /* translate_branch.c */
 bool translate_branch(struct translation *t);
+/* Leaves to the rip in r15. */
+void translate_exit_to_r15(struct translation *t, struct emit *e);
 /* Leaves the block to a known rip. */
 void translate_exit(struct translation *t, struct emit *e, uint64_t rip);
 

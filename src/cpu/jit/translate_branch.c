@@ -20,7 +20,7 @@ static size_t jump_tags(const struct translation *t)
 }
 
 /* Target rip in r15: looks it up in the jump cache; rcx is borrowed for pext and jrcxz, which spare the flags. */
-static void exit_indirect(struct translation *t, struct emit *e)
+void translate_exit_to_r15(struct translation *t, struct emit *e)
 {
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x65\xc4\xe2\x82\xf5\x0c\x25", 7); /* pext rcx, r15, gs:[jump_mask] */
@@ -50,7 +50,7 @@ void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t r
 {
     if (t->block->pic) {
         translate_rip(t, e, ADDR, rip);
-        exit_indirect(t, e);
+        translate_exit_to_r15(t, e);
         return;
     }
     uint64_t index = 0;
@@ -145,7 +145,7 @@ static void push_return(struct translation *t)
     struct emit *e = &t->hot;
     const uint8_t *retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
-    translate_check(t, retry, 8, true, true);
+    translate_stack_check(t, retry, 8, true, 0);
     translate_rip(t, e, TMP, t->next_rip);
     emit_mem(e, OP_MOV_STORE, TMP, ADDR, INSN_NO_REG, 1, 0);
     emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, -8);
@@ -166,12 +166,12 @@ static bool ret_near(struct translation *t)
     translate_park_flags(t);
     const uint8_t *retry = e->at;
     emit_mov(e, ADDR, RSP);
-    translate_check(t, retry, 8, false, true);
+    translate_stack_check(t, retry, 8, false, 0);
     emit_mem(e, OP_MOV_LOAD, ADDR, ADDR, INSN_NO_REG, 1, 0);
     int extra = t->insn->opcode == 0xc2 ? (int)(t->insn->imm & 0xffff) : 0;
     emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, 8 + extra);
     translate_unpark_flags(t);
-    exit_indirect(t, e);
+    translate_exit_to_r15(t, e);
     return true;
 }
 
@@ -201,7 +201,7 @@ static bool jump_indirect(struct translation *t)
     if (!load_target(t))
         return false;
     translate_unpark_flags(t);
-    exit_indirect(t, &t->hot);
+    translate_exit_to_r15(t, &t->hot);
     return true;
 }
 
@@ -215,7 +215,7 @@ static bool call_indirect(struct translation *t)
     push_return(t);
     emit_load_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[1]));
     translate_unpark_flags(t);
-    exit_indirect(t, e);
+    translate_exit_to_r15(t, e);
     return true;
 }
 

@@ -122,6 +122,31 @@ void translate_check(struct translation *t, const uint8_t *retry, unsigned size,
     emit_jmp(c, t->tr->to.miss);
 }
 
+void translate_stack_check(struct translation *t, const uint8_t *retry, unsigned size, bool write, unsigned first)
+{
+    struct emit *e = &t->hot, *c = &t->cold;
+    size_t entry = offsetof(struct jit_vcpu, tlb.stack) + sizeof(struct tlb_entry) * t->key.pool;
+    size_t tag = entry + offsetof(struct tlb_entry, tag), host = entry + offsetof(struct tlb_entry, host);
+
+    uint32_t site = translate_new_site(t);
+    struct site *s = &t->tr->sites[site];
+    s->size = (uint8_t)size;
+    s->first = (uint8_t)first;
+    s->write = write;
+    s->stack = s->needs_write_entry = true;
+    s->retry = mcode_executable(&t->tr->mcode, retry);
+
+    emit_gs(e, 1, OP_SUB_LOAD, ADDR, tag);
+    emit_bytes(e, "\x49\x81\xff", 3); /* cmp r15, 4096 - size */
+    emit_u32(e, 4096 - size);
+    emit_jcc(e, CONDITION_A, c->at);
+    emit_gs(e, 1, OP_ADD_LOAD, ADDR, host);
+
+    emit_gs(c, 1, OP_ADD_LOAD, ADDR, tag); /* the linear address again */
+    emit_mov_imm(c, TMP, site);
+    emit_jmp(c, t->tr->to.stack[t->key.pool]);
+}
+
 void translate_interp(struct translation *t, bool ends_block)
 {
     struct translator *tr = t->tr;
@@ -218,7 +243,10 @@ bool translate_plain(struct translation *t)
     const uint8_t *retry = e->at;
     if (!translate_address(t))
         return false;
-    translate_check(t, retry, insn->mem_bytes, insn->mem_write, insn->mem_segment == SEG_SS);
+    if (insn->mem_base == RSP && insn->mem_index == INSN_NO_REG && insn->mem_segment == SEG_SS)
+        translate_stack_check(t, retry, insn->mem_bytes, insn->mem_write, 0);
+    else
+        translate_check(t, retry, insn->mem_bytes, insn->mem_write, insn->mem_segment == SEG_SS);
     settle_flags(t);
     if (scratch)
         load_operand(e, insn, guest, TMP);
@@ -297,7 +325,7 @@ static bool push_value(struct translation *t, unsigned reg, bool immediate)
     translate_park_flags(t);
     const uint8_t *retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -bytes);
-    translate_check(t, retry, (unsigned)bytes, true, true);
+    translate_stack_check(t, retry, (unsigned)bytes, true, 0);
     if (immediate)
         emit_mov_imm(e, TMP, (uint64_t)t->insn->imm);
     else if (in_memory(reg))
@@ -315,7 +343,7 @@ static bool pop_register(struct translation *t, unsigned reg)
     translate_park_flags(t);
     const uint8_t *retry = e->at;
     emit_mov(e, ADDR, RSP);
-    translate_check(t, retry, 8, false, true);
+    translate_stack_check(t, retry, 8, false, 0);
     access_slot(e, OP_MOV_LOAD, in_memory(reg) ? TMP : reg, 64);
     if (in_memory(reg))
         emit_store_gs(e, TMP, GPR_OFFSET(reg));
@@ -338,7 +366,7 @@ static bool push_memory(struct translation *t)
     emit_store_gs(e, TMP, offsetof(struct jit_vcpu, scratch[0]));
     retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
-    translate_check(t, retry, 8, true, true);
+    translate_stack_check(t, retry, 8, true, 0);
     emit_load_gs(e, TMP, offsetof(struct jit_vcpu, scratch[0]));
     access_slot(e, OP_MOV_STORE, TMP, 64);
     move_rsp(e, -8);
@@ -357,6 +385,87 @@ static bool leave(struct translation *t)
     emit_mem(e, OP_LEA, RSP, RBP, INSN_NO_REG, 1, 8);
     access_slot(e, OP_MOV_LOAD, RBP, 64);
     return true;
+}
+
+/* ---- runs ---- */
+
+#define RUN_MAX 15u
+
+static bool is_push(const struct insn *insn)
+{
+    return insn->kind == INSN_STACK && !insn->map && insn->operand_bits == 64 && (insn->opcode & 0xf8) == 0x50 &&
+           insn->opcode_gpr != RSP;
+}
+
+static bool is_pop(const struct insn *insn)
+{
+    return insn->kind == INSN_STACK && !insn->map && insn->operand_bits == 64 && (insn->opcode & 0xf8) == 0x58 &&
+           insn->opcode_gpr != RSP;
+}
+
+static bool is_ret(const struct insn *insn)
+{
+    return insn->kind == INSN_BRANCH && !insn->map && insn->opcode == 0xc3 && insn->operand_bits == 64;
+}
+
+/* mov [r15 + offset], reg or the other way. */
+static void run_slot(struct emit *e, unsigned opcode, unsigned reg, unsigned offset)
+{
+    emit_mem(e, opcode, reg, ADDR, INSN_NO_REG, 1, (int32_t)offset);
+}
+
+static void push_run(struct translation *t, const struct insn *insns, unsigned count)
+{
+    struct emit *e = &t->hot;
+    unsigned bytes = 8 * count;
+    const uint8_t *retry = e->at;
+    emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -(int32_t)bytes);
+    translate_stack_check(t, retry, bytes, true, bytes - 8);
+    for (unsigned i = 0; i < count; i++) {
+        unsigned reg = insns[i].opcode_gpr;
+        if (in_memory(reg))
+            emit_load_gs(e, TMP, GPR_OFFSET(reg));
+        run_slot(e, OP_MOV_STORE, in_memory(reg) ? TMP : reg, bytes - 8 - 8 * i);
+    }
+    move_rsp(e, -(int)bytes);
+}
+
+static void pop_run(struct translation *t, const struct insn *insns, unsigned count, bool with_ret)
+{
+    struct emit *e = &t->hot;
+    const uint8_t *retry = e->at;
+    emit_mov(e, ADDR, RSP);
+    translate_stack_check(t, retry, 8 * (count + with_ret), false, 0);
+    for (unsigned i = 0; i < count; i++) {
+        unsigned reg = insns[i].opcode_gpr;
+        run_slot(e, OP_MOV_LOAD, in_memory(reg) ? TMP : reg, 8 * i);
+        if (in_memory(reg))
+            emit_store_gs(e, TMP, GPR_OFFSET(reg));
+    }
+    if (with_ret)
+        run_slot(e, OP_MOV_LOAD, ADDR, 8 * count);
+    move_rsp(e, (int)(8 * (count + with_ret)));
+    if (with_ret) {
+        translate_unpark_flags(t);
+        translate_exit_to_r15(t, e);
+    }
+}
+
+unsigned translate_stack_run(struct translation *t, const struct insn *insns, unsigned count)
+{
+    unsigned n = 0;
+    bool push = is_push(&insns[0]);
+    while (n < count && n < RUN_MAX && (push ? is_push(&insns[n]) : is_pop(&insns[n])))
+        n++;
+    bool with_ret = !push && n && n < count && is_ret(&insns[n]);
+    if (n + with_ret < 2)
+        return 0;
+    translate_park_flags(t);
+    if (push)
+        push_run(t, insns, n);
+    else
+        pop_run(t, insns, n, with_ret);
+    return n + with_ret;
 }
 
 bool translate_stack(struct translation *t)
