@@ -154,6 +154,15 @@ void mmu_write(struct jit_vcpu *cpu, uint64_t linear, const void *data, size_t l
     }
 }
 
+/* Guest memory at any address: one access of the host's CPU, as it would be the guest's. */
+struct unaligned {
+    union {
+        uint16_t u16;
+        uint32_t u32;
+        uint64_t u64;
+    };
+} __attribute__((packed));
+
 uint64_t mmu_load(struct jit_vcpu *cpu, uint64_t linear, unsigned size, unsigned access)
 {
     uint64_t value = 0;
@@ -165,11 +174,11 @@ uint64_t mmu_load(struct jit_vcpu *cpu, uint64_t linear, unsigned size, unsigned
     if (!place.host)
         place_read(cpu, &place, (uint8_t *)&value, size);
     else if (size == 8)
-        value = *(const uint64_t *)place.host;
+        value = ((const struct unaligned *)place.host)->u64;
     else if (size == 4)
-        value = *(const uint32_t *)place.host;
+        value = ((const struct unaligned *)place.host)->u32;
     else if (size == 2)
-        value = *(const uint16_t *)place.host;
+        value = ((const struct unaligned *)place.host)->u16;
     else
         value = *place.host;
     return value;
@@ -185,11 +194,11 @@ void mmu_store(struct jit_vcpu *cpu, uint64_t linear, uint64_t value, unsigned s
     if (!place.host || place.has_code)
         place_write(cpu, &place, (const uint8_t *)&value, size);
     else if (size == 8)
-        *(uint64_t *)place.host = value;
+        ((struct unaligned *)place.host)->u64 = value;
     else if (size == 4)
-        *(uint32_t *)place.host = (uint32_t)value;
+        ((struct unaligned *)place.host)->u32 = (uint32_t)value;
     else if (size == 2)
-        *(uint16_t *)place.host = (uint16_t)value;
+        ((struct unaligned *)place.host)->u16 = (uint16_t)value;
     else
         *place.host = (uint8_t)value;
 }
