@@ -31,13 +31,19 @@ struct diff_state {
 
 struct diff_case {
     uint64_t seed;
-    unsigned bits;                   /* code size: 64, or 32 (compatibility mode) */
+    unsigned bits;                   /* code size: 64, or 32 or 16 (compatibility mode) */
     unsigned count, length;          /* instructions; bytes without the final ud2 */
     uint8_t start[DIFF_INSNS];       /* offsets */
     uint16_t mnemonic[DIFF_INSNS];
     uint8_t code[DIFF_SLOT];
     struct diff_state state;
 };
+
+/* 16-bit code has segments of 64 KiB at DIFF_CODE and DIFF_DATA; all others are flat. */
+static inline uint64_t diff_code_linear(const struct diff_case *c)
+{
+    return c->bits == 16 ? DIFF_CODE + c->state.rip : c->state.rip;
+}
 
 struct diff_result {
     struct diff_state state;

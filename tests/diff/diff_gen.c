@@ -143,12 +143,17 @@ static void generate_state(struct diff_state *state, uint64_t *rng, unsigned slo
     generate_vectors(state->xsave, rng);
 }
 
-/* Compatibility mode: 32-bit registers and flat segments. */
-static void narrow_state(struct diff_state *state)
+/* Compatibility mode: 32-bit registers; 16-bit code has offsets into its data segment, with and without noise above. */
+static void narrow_state(struct diff_state *state, unsigned bits, uint64_t *rng)
 {
-    for (unsigned i = 0; i < 16; i++)
+    for (unsigned i = 0; i < 16; i++) {
         state->gpr[i] = i < 8 ? (uint32_t)state->gpr[i] : 0;
-    state->fs_base = state->gs_base = 0;
+        if (bits == 16 && (i == RSP || chance(rng, 70)))
+            state->gpr[i] &= 0xffff;
+    }
+    state->fs_base = state->gs_base = bits == 16 ? DIFF_DATA : 0;
+    if (bits == 16)
+        state->rip -= DIFF_CODE;
 }
 
 static unsigned random_prefixes(uint8_t *bytes, uint64_t *rng)
@@ -317,11 +322,13 @@ static bool has_gpr_operand(const struct insn *insn)
 
 static bool allowed(const struct insn *insn)
 {
+    if (insn->kind == INSN_BRANCH && insn->code_bits == 16 && !insn->branch_relative)
+        return false; /* could well hit the code of another case */
     if (insn->kind == INSN_BRANCH && insn->has_osize)
         return false; /* vendors differ */
     if (insn->map == 1 && insn->opcode == 0x0d && !insn->has_mem)
         return false; /* likewise */
-    if (insn->vex_length == 3 && insn->code_bits == 32 && (insn->bytes[insn->vex_offset + 2] & 0x80) && has_gpr_operand(insn))
+    if (insn->vex_length == 3 && insn->code_bits != 64 && (insn->bytes[insn->vex_offset + 2] & 0x80) && has_gpr_operand(insn))
         return false; /* likewise: ignored or #UD */
     if (insn->kind == INSN_BRANCH && insn->opcode >= 0xe0 && insn->opcode <= 0xe1 && has_repeat_byte(insn))
         return false; /* likewise: some CPUs take rep and repne as the condition */
@@ -333,21 +340,24 @@ static bool allowed(const struct insn *insn)
 /* Aims a 32-bit displacement at the data pages, by the registers' initial values. */
 static void aim(struct insn *insn, const struct diff_state *state, uint64_t rip, uint64_t *rng)
 {
-    if (!insn->has_mem || insn->disp_bytes != 4 || insn->mem_bit_string || chance(rng, 5))
+    if (!insn->has_mem || insn->disp_bytes < 2 || insn->mem_bit_string || chance(rng, 5))
         return;
     uint64_t base = insn->mem_rip ? rip + insn->length : 0;
     if (insn->mem_base != INSN_NO_REG)
         base += state->gpr[insn->mem_base];
     if (insn->mem_index != INSN_NO_REG && insn->kind == INSN_PLAIN)
         base += state->gpr[insn->mem_index] * insn->mem_scale;
-    if (insn->mem_segment == SEG_FS)
+    if (insn->code_bits == 64 && insn->mem_segment == SEG_FS)
         base += state->fs_base;
-    if (insn->mem_segment == SEG_GS)
+    if (insn->code_bits == 64 && insn->mem_segment == SEG_GS)
         base += state->gs_base;
-    int64_t disp = (int64_t)(data_pointer(rng) - base);
-    if (insn->code_bits == 32)
+    uint64_t target = data_pointer(rng);
+    int64_t disp = (int64_t)((insn->code_bits == 16 ? target - DIFF_DATA : target) - base);
+    if (insn->code_bits != 64)
         disp = (int32_t)disp;
-    if (disp == (int32_t)disp)
+    if (insn->disp_bytes == 2)
+        store_le16(insn->bytes + insn->disp_offset, (uint16_t)disp);
+    else if (insn->disp_bytes == 4 && disp == (int32_t)disp)
         store_le32(insn->bytes + insn->disp_offset, (uint32_t)disp);
 }
 
@@ -376,7 +386,7 @@ static void append_string_setup(struct diff_case *c, uint64_t *rng)
         uint8_t bytes[5] = {opcodes[i]};
         uint32_t count = chance(rng, 5) ? 0 : chance(rng, 10) ? below(rng, 3000) : below(rng, 24);
         store_le32(bytes + 1, i == 2 ? count : (uint32_t)data_pointer(rng));
-        append(c, bytes, 5, ZYDIS_MNEMONIC_MOV);
+        append(c, bytes, c->bits == 16 ? 3 : 5, ZYDIS_MNEMONIC_MOV);
     }
 }
 
@@ -387,7 +397,7 @@ static void append_state(struct diff_case *c, uint64_t *rng)
     static const uint8_t opcodes[4][3] = {{0x0f, 0xae, 0x20}, {0x0f, 0xc7, 0x20}, {0x0f, 0xae, 0x30}, {0x0f, 0xae, 0x28}};
     static const uint16_t mnemonics[4] = {ZYDIS_MNEMONIC_XSAVE, ZYDIS_MNEMONIC_XSAVEC, ZYDIS_MNEMONIC_XSAVEOPT,
                                           ZYDIS_MNEMONIC_XRSTOR};
-    if (c->count + 3 > DIFF_INSNS || !pointers_comparable)
+    if (c->count + 3 > DIFF_INSNS || !pointers_comparable || c->bits == 16)
         return;
     uint8_t bytes[16] = {0xb8, (uint8_t)below(rng, 8)};
     unsigned which = below(rng, 4), wide = c->bits == 64;
@@ -423,8 +433,8 @@ void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot, unsigned b
     c->seed = seed;
     c->bits = bits;
     generate_state(&c->state, &rng, slot);
-    if (bits == 32)
-        narrow_state(&c->state);
+    if (bits != 64)
+        narrow_state(&c->state, bits, &rng);
     unsigned wanted = 1 + below(&rng, 4), skip_from = 0, skip_end = 0;
     for (unsigned tries = 0; c->count < wanted && tries < 1000; tries++) {
         struct insn insn;

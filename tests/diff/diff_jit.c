@@ -30,6 +30,8 @@
 
 #define SELECTOR_KERNEL_CODE 0x10u
 #define SELECTOR_USER_CODE32 0x23u
+#define SELECTOR_CODE16 0x07u /* as in the child's LDT; only their values are seen */
+#define SELECTOR_DATA16 0x0fu
 #define SELECTOR_USER_DATA 0x2bu
 #define SELECTOR_USER_CODE 0x33u
 #define SELECTOR_TSS 0x40u
@@ -164,22 +166,35 @@ static int create(const struct diff_runner *runner)
 static void load(const struct diff_batch *batch)
 {
     for (unsigned i = 0; i < batch->count; i++)
-        memcpy(phys(GPA_CODE + batch->cases[i].state.rip - DIFF_CODE), batch->cases[i].code, DIFF_SLOT);
+        memcpy(phys(GPA_CODE + diff_code_linear(&batch->cases[i]) - DIFF_CODE), batch->cases[i].code, DIFF_SLOT);
     mem_mark_dirty(guest.mem, GPA_CODE, DIFF_BATCH * DIFF_SLOT);
     for (unsigned i = 0; i < DIFF_DATA_PAGES; i++)
         memcpy(phys(GPA_DATA + i * DIFF_PAGE), batch->data[i], DIFF_PAGE);
 }
 
+static struct x86_segment_state code_segment(unsigned bits)
+{
+    if (bits == 16)
+        return (struct x86_segment_state){DIFF_CODE, 0xffff, SELECTOR_CODE16, 0x00fb};
+    return bits == 32 ? user_segment(SELECTOR_USER_CODE32, 0xc0fb) : user_segment(SELECTOR_USER_CODE, 0xa0fb);
+}
+
+static struct x86_segment_state data_segment(unsigned bits)
+{
+    if (bits == 16)
+        return (struct x86_segment_state){DIFF_DATA, 0xffff, SELECTOR_DATA16, 0x00f3};
+    return bits == 32 ? user_segment(SELECTOR_USER_DATA, 0xc0f3) : user_segment(0, 0);
+}
+
 static void enter_user(struct jit_vcpu *cpu, const struct diff_state *state, unsigned bits)
 {
-    struct x86_segment_state null = user_segment(0, 0), flat = user_segment(SELECTOR_USER_DATA, 0xc0f3);
     memcpy(cpu->gpr, state->gpr, sizeof cpu->gpr);
     cpu->rip = state->rip;
     cpu->rflags = state->rflags;
     cpu->cpl = 3;
-    cpu->seg[SEG_CS] = bits == 32 ? user_segment(SELECTOR_USER_CODE32, 0xc0fb) : user_segment(SELECTOR_USER_CODE, 0xa0fb);
-    cpu->seg[SEG_SS] = flat;
-    cpu->seg[SEG_DS] = cpu->seg[SEG_ES] = cpu->seg[SEG_FS] = cpu->seg[SEG_GS] = bits == 32 ? flat : null;
+    cpu->seg[SEG_CS] = code_segment(bits);
+    cpu->seg[SEG_SS] = data_segment(bits == 64 ? 32 : bits);
+    cpu->seg[SEG_DS] = cpu->seg[SEG_ES] = cpu->seg[SEG_FS] = cpu->seg[SEG_GS] = data_segment(bits);
     cpu->seg[SEG_FS].base = state->fs_base;
     cpu->seg[SEG_GS].base = state->gs_base;
     cpu->halted = cpu->interrupt_shadow = false;

@@ -1,11 +1,12 @@
 /* The bare CPU's side: a child process that maps code and data at the guest's linear addresses, loads the whole register state, jumps, and
  * takes the state at the fault that ends every sequence from the signal frame. */
-#include <asm/prctl.h>
+#include <asm/ldt.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -19,6 +20,9 @@
 #define USER_CODE32 0x23
 #define USER_DATA 0x2b
 #define USER_CODE64 0x33
+/* Entries 0 and 1 of the child's LDT. */
+#define LDT_CODE16 0x07
+#define LDT_DATA16 0x0f
 
 struct diff_native {
     struct diff_batch *batch;
@@ -34,7 +38,7 @@ struct native_run {
     struct diff_result *result;
     uint32_t far_offset; /* of the first instruction, with its code segment */
     uint16_t far_selector;
-    uint16_t data_selector;
+    uint16_t data_selector, stack_selector;
 };
 extern struct native_run native_run;
 struct native_run native_run __attribute__((used));
@@ -53,10 +57,11 @@ __asm__(".text\n"
         "mov 184(%rbx), %rcx\n"
         "mov $7, %eax\n xor %edx, %edx\n"
         "xrstor64 (%rcx)\n"
+        "push 136(%rbx)\n popfq\n"
         "movzwl 206(%rbx), %eax\n mov %eax, %ds\n mov %eax, %es\n mov %eax, %fs\n mov %eax, %gs\n"
+        "movzwl 208(%rbx), %eax\n mov %eax, %ss\n"
         "mov 144(%rbx), %rax\n wrfsbase %rax\n"
         "mov 152(%rbx), %rax\n wrgsbase %rax\n"
-        "push 136(%rbx)\n popfq\n"
         "mov 0(%rbx), %rax\n mov 8(%rbx), %rcx\n mov 16(%rbx), %rdx\n mov 32(%rbx), %rsp\n"
         "mov 40(%rbx), %rbp\n mov 48(%rbx), %rsi\n mov 56(%rbx), %rdi\n mov 64(%rbx), %r8\n"
         "mov 72(%rbx), %r9\n mov 80(%rbx), %r10\n mov 88(%rbx), %r11\n mov 96(%rbx), %r12\n"
@@ -96,7 +101,8 @@ static void on_signal(int signal, siginfo_t *info, void *ucontext)
     native_run.result->state.gs_base = gs;
     context->gregs[REG_RIP] = (greg_t)(uintptr_t)native_resume;
     context->gregs[REG_EFL] = 0x202;
-    context->gregs[REG_CSGSFS] = (context->gregs[REG_CSGSFS] & ~INT64_C(0xffff)) | USER_CODE64;
+    context->gregs[REG_CSGSFS] = (context->gregs[REG_CSGSFS] & INT64_C(0x0000ffffffff0000)) | USER_CODE64 |
+                                 (greg_t)USER_DATA << 48;
     store_le32((uint8_t *)context->fpregs + 24, 0x1f80);
 }
 
@@ -124,6 +130,16 @@ static void child_map(void)
             _exit(3);
 }
 
+/* 16-bit segments; without modify_ldt such cases end the child. */
+static void child_segments(void)
+{
+    struct user_desc code = {.entry_number = 0, .base_addr = (unsigned)DIFF_CODE, .limit = 0xffff,
+                             .contents = MODIFY_LDT_CONTENTS_CODE, .useable = 1};
+    struct user_desc data = {.entry_number = 1, .base_addr = (unsigned)DIFF_DATA, .limit = 0xffff, .useable = 1};
+    syscall(SYS_modify_ldt, 0x11, &code, sizeof code);
+    syscall(SYS_modify_ldt, 0x11, &data, sizeof data);
+}
+
 static void child_signals(void)
 {
     static uint8_t stack[64 << 10];
@@ -149,8 +165,10 @@ static void child_run(const struct diff_batch *batch, unsigned index, struct dif
     native_run.xsave = state->xsave;
     native_run.result = result;
     native_run.far_offset = (uint32_t)state->rip;
-    native_run.far_selector = batch->cases[index].bits == 32 ? USER_CODE32 : USER_CODE64;
-    native_run.data_selector = batch->cases[index].bits == 32 ? USER_DATA : 0;
+    unsigned bits = batch->cases[index].bits;
+    native_run.far_selector = bits == 64 ? USER_CODE64 : bits == 32 ? USER_CODE32 : LDT_CODE16;
+    native_run.data_selector = bits == 64 ? 0 : bits == 32 ? USER_DATA : LDT_DATA16;
+    native_run.stack_selector = bits == 16 ? LDT_DATA16 : USER_DATA;
     native_enter();
     for (unsigned i = 0; i < DIFF_DATA_PAGES; i++)
         if (diff_pages[i] != DIFF_HOLE)
@@ -162,7 +180,7 @@ static void child_run_batch(struct diff_batch *batch)
     uint8_t *code = (uint8_t *)(uintptr_t)DIFF_CODE;
     mprotect(code, DIFF_BATCH * DIFF_SLOT, PROT_READ | PROT_WRITE);
     for (unsigned i = 0; i < batch->count; i++)
-        memcpy((void *)(uintptr_t)batch->cases[i].state.rip, batch->cases[i].code, DIFF_SLOT);
+        memcpy((void *)(uintptr_t)diff_code_linear(&batch->cases[i]), batch->cases[i].code, DIFF_SLOT);
     mprotect(code, DIFF_BATCH * DIFF_SLOT, PROT_READ | PROT_EXEC);
     set_data_protection(true);
     for (unsigned i = 0; i < DIFF_DATA_PAGES; i++)
@@ -179,6 +197,7 @@ static _Noreturn void child_main(struct diff_batch *batch, int in, int out)
 {
     uint8_t byte;
     child_map();
+    child_segments();
     child_signals();
     native_run.host_fs = _readfsbase_u64();
     native_run.host_gs = _readgsbase_u64();

@@ -91,6 +91,7 @@ static void do_fxsave(struct jit_vcpu *cpu, const struct insn *insn)
     require_no_ts(cpu, CR0_EM | CR0_TS);
     uint64_t linear = interp_linear(cpu, insn, 512, ACCESS_WRITE);
     require_alignment(cpu, linear, 16);
+    interp_probe(cpu, linear, 512, operand_access(insn, ACCESS_WRITE)); /* all of it, though not all is written */
     interp_take_state(cpu);
     copy_general(image, cpu->xsave, sizeof image);
     mmu_write(cpu, linear, image, IMAGE_XMM + visible_bytes(cpu), operand_access(insn, ACCESS_WRITE));
