@@ -40,6 +40,7 @@ void vm_net_clear(struct vm_net *net)
 {
     free(net->id);
     free(net->tap);
+    free(net->forward);
     *net = (struct vm_net){0};
 }
 

@@ -39,6 +39,7 @@ struct vm_net {
     char *id;
     enum vm_net_backend backend;
     char *tap;        /* interface name; VM_NET_TAP only */
+    char *forward;    /* VM_NET_USER: TCP ports of the host that lead into the guest, "9080:8080,..." */
     bool has_mac;     /* otherwise one is made from the VM's and the interface's id */
     uint8_t mac[6];
     unsigned queues;  /* 0: one pair a vCPU (tap), one pair (user) */

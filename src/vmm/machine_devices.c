@@ -73,6 +73,7 @@ static int add_net(struct machine *machine, unsigned index, struct err *err)
     struct net_options options = {
         .driver = net->backend == VM_NET_TAP ? "tap" : "user",
         .name = net->tap,
+        .forward = net->forward,
         .fd = -1,
         .queues = net->backend == VM_NET_TAP ? net_queues(machine, net) : 1,
     };

@@ -2,6 +2,7 @@
 #include "vmm/options.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -135,13 +136,32 @@ static int parse_mac(const char *text, uint8_t mac[6], struct err *err)
     return mac[0] & 1 ? err_say(err, EINVAL, "'%s' is a multicast address, not an interface's", text) : 0;
 }
 
+/* "HOST:GUEST" or "PORT", both 1 to 65535; joins the ones before by a comma. */
+static int add_forward(struct vm_net *net, const char *ports, struct err *err)
+{
+    unsigned host, guest;
+    char end, joined[256];
+    int fields = sscanf(ports, "%u:%u%c", &host, &guest, &end);
+    bool good = fields == 2 || (fields == 1 && sscanf(ports, "%u%c", &host, &end) == 1 && (guest = host));
+    if (!good || !host || host > 65535 || !guest || guest > 65535)
+        return err_say(err, EINVAL, "'%s' are not ports such as 8080:80", ports);
+    int len = snprintf(joined, sizeof joined, "%s%s%u:%u", net->forward ? net->forward : "", net->forward ? "," : "", host,
+                       guest);
+    if (len >= (int)sizeof joined)
+        return err_say(err, EINVAL, "too many ports to forward");
+    return vm_config_set(&net->forward, joined, err);
+}
+
 static int set_net_word(struct vm_net *net, const char *word, struct err *err)
 {
+    if (!strncmp(word, "forward=", 8) && net->backend == VM_NET_USER)
+        return add_forward(net, word + 8, err);
     if (!strncmp(word, "mac=", 4)) {
         net->has_mac = true;
         return parse_mac(word + 4, net->mac, err);
     }
-    return err_say(err, EINVAL, "unknown word '%s', give mac=ADDRESS", word);
+    return err_say(err, EINVAL, "unknown word '%s', give mac=ADDRESS%s", word,
+                   net->backend == VM_NET_USER ? " or forward=HOST:GUEST" : "");
 }
 
 static int set_net(void *target, const char *value, struct err *err)
@@ -306,8 +326,9 @@ static const struct option_spec options[] = {
     {"", NULL, "Devices", NULL, NULL},
     {"disk", "PATH[,ro][,direct][,root]", "add a disk; repeat for more",
      "ro: read-only. direct: bypass the host's page cache. root: name it as root device on the command line.", set_disk},
-    {"net", "user|tap=NAME|none[,mac=ADDR]", "add a network interface; repeat for more",
-     "user goes through passt and needs no privilege; tap uses an existing tap interface.", set_net},
+    {"net", "user[,forward=H:G]|tap=NAME|none", "add a network interface; repeat for more",
+     "user goes through passt and needs no privilege; forward=HOST:GUEST leads a TCP port of the host into the guest "
+     "(repeat for more). tap uses an existing tap interface. mac=ADDRESS sets the MAC address.", set_net},
     {"vsock", "cid=N,path=PATH", "add a socket device, served at the unix socket PATH", NULL, set_vsock},
     {"balloon", "MIB", "add a memory balloon that takes MIB from the guest", NULL, set_balloon},
     {"rng", NULL, "add a random number device", NULL, set_rng},
