@@ -24,6 +24,7 @@
 struct file_node {
     struct block_node node; /* first */
     int fd;
+    bool direct;
     bool dirty; /* something was written since the last flush */
 };
 
@@ -127,7 +128,9 @@ static void transfer(struct block_request *req)
     }
     struct block_io io = {.kind = req->op == BLOCK_READ ? BLOCK_IO_READ : BLOCK_IO_WRITE,
                           .flags = req->stable && req->op == BLOCK_WRITE ? RWF_DSYNC : 0,
+                          .cached = req->op == BLOCK_WRITE && !req->stable && !file_of(req)->direct,
                           .offset = req->offset + req->progress,
+                          .len = req->len - req->progress,
                           .done = transfer_done};
     if (req->bounce.iov_base)
         transfer_bounced(req, &io);
@@ -405,7 +408,7 @@ static int file_open(const struct block_options *options, struct block_node **re
     struct file_node *file = calloc(1, sizeof *file);
     if (!file)
         return err_set(err, ENOMEM, "disk '%s'", o.path);
-    *file = (struct file_node){.node = node, .fd = use};
+    *file = (struct file_node){.node = node, .fd = use, .direct = fcntl(use, F_GETFL) & O_DIRECT};
     TAKE_FD(fd);
     *ret_node = &file->node;
     return 0;

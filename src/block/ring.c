@@ -1,7 +1,9 @@
 #include "block/ring.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -72,4 +74,48 @@ void ring_watch_fire(struct ring_watch *watch)
     ssize_t ignored = read(watch->fd, &count, sizeof count);
     (void)ignored;
     watch->fn(watch->arg);
+}
+
+int ring_run(const struct block_io *io)
+{
+    ssize_t r = -1;
+    switch (io->kind) {
+    case BLOCK_IO_READ:
+        r = preadv2(io->fd, io->iov, (int)io->iov_count, (off_t)io->offset, io->flags);
+        break;
+    case BLOCK_IO_WRITE:
+        r = pwritev2(io->fd, io->iov, (int)io->iov_count, (off_t)io->offset, io->flags);
+        break;
+    case BLOCK_IO_SYNC:
+        r = fdatasync(io->fd);
+        break;
+    case BLOCK_IO_FALLOCATE:
+        r = fallocate(io->fd, io->flags, (off_t)io->offset, (off_t)io->len);
+        break;
+    }
+    return r < 0 ? -errno : (int)r;
+}
+
+void io_list_init(struct io_list *list)
+{
+    list->first = NULL;
+    list->end = &list->first;
+}
+
+void io_list_append(struct io_list *list, struct block_io *io)
+{
+    io->next = NULL;
+    *list->end = io;
+    list->end = &io->next;
+}
+
+struct block_io *io_list_take(struct io_list *list)
+{
+    struct block_io *io = list->first;
+    if (!io)
+        return NULL;
+    list->first = io->next;
+    if (!list->first)
+        list->end = &list->first;
+    return io;
 }

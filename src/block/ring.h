@@ -19,6 +19,7 @@ struct block_io {
     enum block_io_kind kind;
     int fd;
     int flags; /* READ, WRITE: RWF_*; FALLOCATE: FALLOC_FL_* */
+    bool cached; /* WRITE: ends in the page cache, as a rule without waiting for the disk */
     uint64_t offset, len;
     const struct iovec *iov;
     unsigned iov_count;

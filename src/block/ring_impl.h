@@ -33,3 +33,14 @@ extern const struct ring_engine ring_uring, ring_sync;
 
 /* Reads the eventfd's count and calls back. */
 void ring_watch_fire(struct ring_watch *watch);
+/* Does the operation in this thread: bytes or 0, or -errno. */
+int ring_run(const struct block_io *io);
+
+/* A queue of operations, linked through `next`. */
+struct io_list {
+    struct block_io *first, **end;
+};
+void io_list_init(struct io_list *list);
+void io_list_append(struct io_list *list, struct block_io *io);
+/* NULL when empty. */
+struct block_io *io_list_take(struct io_list *list);

@@ -1,33 +1,22 @@
 /* Operations run one after the other in wait(); their callbacks in dispatch(), as the contract says. */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include "block/ring_impl.h"
 
 struct sync_ring {
     struct block_ring ring; /* first */
-    struct block_io *todo, **todo_end;
-    struct block_io *finished, **finished_end;
+    struct io_list todo, finished;
 };
-
-static void append(struct block_io ***end, struct block_io *io)
-{
-    io->next = NULL;
-    **end = io;
-    *end = &io->next;
-}
 
 static int sync_create(struct block_ring **ret_ring, struct err *err)
 {
     struct sync_ring *s = calloc(1, sizeof *s);
     if (!s)
         return err_set(err, ENOMEM, "I/O engine");
-    s->todo_end = &s->todo;
-    s->finished_end = &s->finished;
+    io_list_init(&s->todo);
+    io_list_init(&s->finished);
     *ret_ring = &s->ring;
     return 0;
 }
@@ -46,33 +35,13 @@ static int sync_start(struct block_ring *ring, struct err *err)
 
 static void sync_submit(struct block_ring *ring, struct block_io *io)
 {
-    append(&((struct sync_ring *)ring)->todo_end, io);
-}
-
-static int run(const struct block_io *io)
-{
-    ssize_t r = -1;
-    switch (io->kind) {
-    case BLOCK_IO_READ:
-        r = preadv2(io->fd, io->iov, (int)io->iov_count, (off_t)io->offset, io->flags);
-        break;
-    case BLOCK_IO_WRITE:
-        r = pwritev2(io->fd, io->iov, (int)io->iov_count, (off_t)io->offset, io->flags);
-        break;
-    case BLOCK_IO_SYNC:
-        r = fdatasync(io->fd);
-        break;
-    case BLOCK_IO_FALLOCATE:
-        r = fallocate(io->fd, io->flags, (off_t)io->offset, (off_t)io->len);
-        break;
-    }
-    return r < 0 ? -errno : (int)r;
+    io_list_append(&((struct sync_ring *)ring)->todo, io);
 }
 
 /* A poll timeout that is never shorter than asked. */
 static int poll_timeout(const struct sync_ring *s, uint64_t timeout_ns)
 {
-    if (s->finished)
+    if (s->finished.first)
         return 0;
     if (timeout_ns == UINT64_MAX)
         return -1;
@@ -83,13 +52,10 @@ static int poll_timeout(const struct sync_ring *s, uint64_t timeout_ns)
 static void sync_wait(struct block_ring *ring, uint64_t timeout_ns)
 {
     struct sync_ring *s = (struct sync_ring *)ring;
-    while (s->todo) {
-        struct block_io *io = s->todo;
-        s->todo = io->next;
-        io->result = run(io);
-        append(&s->finished_end, io);
+    for (struct block_io *io; (io = io_list_take(&s->todo));) {
+        io->result = ring_run(io);
+        io_list_append(&s->finished, io);
     }
-    s->todo_end = &s->todo;
     struct pollfd fds[RING_WATCHES_MAX];
     for (unsigned i = 0; i < ring->watch_count; i++)
         fds[i] = (struct pollfd){.fd = ring->watches[i].fd, .events = POLLIN};
@@ -102,14 +68,8 @@ static void sync_wait(struct block_ring *ring, uint64_t timeout_ns)
 static void sync_dispatch(struct block_ring *ring)
 {
     struct sync_ring *s = (struct sync_ring *)ring;
-    struct block_io *io = s->finished;
-    s->finished = NULL;
-    s->finished_end = &s->finished;
-    while (io) {
-        struct block_io *next = io->next;
+    for (struct block_io *io; (io = io_list_take(&s->finished));)
         io->done(io, io->result);
-        io = next;
-    }
     for (unsigned i = 0; i < ring->watch_count; i++) {
         if (!ring->watches[i].ready)
             continue;
