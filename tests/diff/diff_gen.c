@@ -203,6 +203,19 @@ static unsigned random_opcode(uint8_t *bytes, uint64_t *rng)
     return at;
 }
 
+/* Encodings that chance finds too seldom: gathers, vldmxcsr and vstmxcsr, vbroadcasti128. */
+static void take_rare_vex(uint8_t bytes[4], uint64_t *rng)
+{
+    static const struct {
+        uint8_t map, opcode, last;
+    } rare[] = {{2, 0x90, 0x01}, {2, 0x91, 0x01}, {2, 0x92, 0x01}, {2, 0x93, 0x01}, {1, 0xae, 0x78}, {2, 0x5a, 0x7d}};
+    unsigned which = below(rng, sizeof rare / sizeof *rare);
+    bool gather = which < 4;
+    bytes[1] = (uint8_t)((bytes[1] & 0xe0) | rare[which].map);
+    bytes[2] = gather ? (uint8_t)((bytes[2] & 0xfc) | 1) : rare[which].last;
+    bytes[3] = rare[which].opcode;
+}
+
 static void random_bytes(uint8_t bytes[INSN_MAX_BYTES], uint64_t *rng)
 {
     uint64_t tail[2] = {diff_random(rng), diff_random(rng)};
@@ -210,6 +223,8 @@ static void random_bytes(uint8_t bytes[INSN_MAX_BYTES], uint64_t *rng)
     if (chance(rng, 22)) {
         at = random_vex(bytes, rng);
         bytes[at++] = (uint8_t)diff_random(rng);
+        if (at == 4 && chance(rng, 5))
+            take_rare_vex(bytes, rng);
     } else {
         at = random_prefixes(bytes, rng);
         at += random_opcode(bytes + at, rng);
