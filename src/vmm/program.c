@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "vmm/terminal.h"
 
 /* Ending takes milliseconds and, with disks to flush, perhaps seconds. A vCPU that an engine's bug keeps from stopping, or a
  * file system that hangs, must not keep the process: SIGALRM ends it then. */
@@ -70,6 +71,7 @@ static int watch_signals(struct program *program, struct err *err)
     sigaddset(&set, SIGQUIT);
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
+    terminal_catch_fatal_signals();
     program->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (program->signal_fd < 0 || !loop_add_fd(program->loop, program->signal_fd, EPOLLIN, on_signal, program))
         return err_set(err, errno, "signals");

@@ -24,7 +24,7 @@ static void on_fatal(int signal_number)
     raise(signal_number);
 }
 
-static void catch_fatal_signals(void)
+void terminal_catch_fatal_signals(void)
 {
     static const int fatal[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGALRM};
     struct sigaction action = {.sa_handler = on_fatal, .sa_flags = (int)SA_RESETHAND | SA_NODEFER};
@@ -54,7 +54,6 @@ bool terminal_enter_raw(int fd)
     if (!registered) {
         registered = true;
         atexit(terminal_restore);
-        catch_fatal_signals();
     }
     struct termios mode = saved;
     cfmakeraw(&mode);

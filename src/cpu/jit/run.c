@@ -130,13 +130,21 @@ static void on_timer_signal(int signal)
     __atomic_store_n(&cpu->poll, 1, __ATOMIC_SEQ_CST);
 }
 
-/* A fault in translated code or in a native stub is the guest's; any other is a bug of ours: die as by default. */
+static const int fault_signals[] = {SIGFPE, SIGSEGV, SIGBUS, SIGILL};
+#define FAULT_SIGNALS (sizeof fault_signals / sizeof fault_signals[0])
+static struct sigaction before[FAULT_SIGNALS]; /* what the program does about them, set before any vCPU */
+
+/* A fault in translated code or in a native stub is the guest's; any other is a bug of ours and dies as the program has it
+ * (restoring the terminal): the instruction faults again, or, sent by kill, the signal is raised again. */
 static void on_fault(int signal, siginfo_t *info, void *context)
 {
     if (this_vcpu && (enter_handle_signal(this_vcpu, context) || exec_handle_signal(info, context)))
         return;
-    struct sigaction action = {.sa_handler = SIG_DFL};
-    sigaction(signal, &action, NULL);
+    for (unsigned i = 0; i < FAULT_SIGNALS; i++)
+        if (fault_signals[i] == signal)
+            sigaction(signal, &before[i], NULL);
+    if (info->si_code <= 0)
+        raise(signal);
 }
 
 int run_install_signals(struct err *err)
@@ -145,10 +153,14 @@ int run_install_signals(struct err *err)
     struct sigaction timer = {.sa_handler = on_timer_signal, .sa_flags = SA_ONSTACK};
     sigemptyset(&fault.sa_mask);
     sigemptyset(&timer.sa_mask);
-    if (sigaction(SIGFPE, &fault, NULL) || sigaction(SIGSEGV, &fault, NULL) || sigaction(SIGBUS, &fault, NULL) ||
-        sigaction(SIGILL, &fault, NULL) || sigaction(TIMER_SIGNAL, &timer, NULL))
-        return err_set(err, errno, "jit: signal handlers");
-    return 0;
+    for (unsigned i = 0; i < FAULT_SIGNALS; i++) {
+        struct sigaction old;
+        if (sigaction(fault_signals[i], &fault, &old))
+            return err_set(err, errno, "jit: signal handlers");
+        if (old.sa_sigaction != on_fault) /* a second engine in this process */
+            before[i] = old;
+    }
+    return sigaction(TIMER_SIGNAL, &timer, NULL) ? err_set(err, errno, "jit: signal handlers") : 0;
 }
 
 /* Signals must not land on the guest's stack, whatever its rsp looks like. */
