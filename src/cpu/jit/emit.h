@@ -166,4 +166,5 @@ static inline void emit_bind_short(struct emit *e, uint8_t *displacement)
 #define OP_JRCXZ 0xe3u
 #define CONDITION_A 0x7u
 #define CONDITION_E 0x4u
+#define CONDITION_BE 0x6u
 #define CONDITION_NE 0x5u

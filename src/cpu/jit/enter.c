@@ -101,7 +101,7 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
     const struct site *site = enter_site(cpu, &block);
     uint64_t linear = cpu->site_linear;
     cpu->translator->stat_misses++;
-    bool in_page = (linear & PAGE_MASK) + site->size <= MEM_PAGE_SIZE;
+    bool in_page = !site->other_faults && (linear & PAGE_MASK) + site->size <= MEM_PAGE_SIZE;
     unsigned access = (site->write ? ACCESS_WRITE : 0) | (site->stack ? ACCESS_STACK : 0);
     if (in_page && mmu_tlb_load(cpu, linear + site->first, access) &&
         (!site->needs_write_entry || tlb_has_write_entry(cpu, linear + site->first)))
@@ -130,8 +130,30 @@ static const uint8_t *handle_link(struct jit_vcpu *cpu)
     return host ? resume_at(cpu, host) : NULL;
 }
 
+/* A jump or return to an address that is not canonical faults at the branch, with the stack pointer not yet moved. */
+static _Noreturn void raise_at_branch(struct jit_vcpu *cpu)
+{
+    struct block *block;
+    const struct site *site = enter_site(cpu, &block);
+    fpu_save(cpu);
+    struct insn insn;
+    uint8_t bytes[INSN_MAX_BYTES];
+    unsigned length = mmu_fetch(cpu, cpu->rip, bytes, site->insn_length);
+    bool is_ret = insn_decode(bytes, length, 64, &insn) == INSN_OK && !insn.map && (insn.opcode & 0xfe) == 0xc2;
+    if (is_ret)
+        cpu->gpr[RSP] -= 8 + (insn.opcode == 0xc2 ? (uint64_t)insn.imm & 0xffff : 0);
+    vcpu_raise(cpu, VEC_GP, 0);
+}
+
+static bool is_canonical(uint64_t linear)
+{
+    return (uint64_t)((int64_t)(linear << 16) >> 16) == linear;
+}
+
 static const uint8_t *handle_jump(struct jit_vcpu *cpu)
 {
+    if (cpu->site != NO_SITE && !is_canonical(cpu->site_linear))
+        raise_at_branch(cpu);
     flags_from_ax(cpu, false);
     cpu->rip = cpu->site_linear;
     cpu->translator->stat_jumps++;

@@ -63,6 +63,7 @@ struct site {
     uint8_t first;        /* offset of the access that is made first, when one check stands for several */
     bool parked;          /* flags are in cpu->flags_saved here */
     bool write, stack;
+    bool other_faults;      /* they come before those of the access: the interpreter knows */
     bool needs_write_entry; /* the check goes by tlb.stack, which only has pages with a write entry */
     uint8_t insn_length;
     const uint8_t *retry; /* executable view: the check again */
@@ -73,7 +74,7 @@ struct site {
 /* Guest instruction whose host code starts at `host` (offset from the block's entry). */
 struct insn_map {
     uint16_t host, guest;
-    bool parked;
+    bool parked; /* while the guest's own instruction runs */
 };
 
 struct trampolines {
@@ -150,8 +151,9 @@ uint32_t translate_new_site(struct translation *t);
 
 /* translate_branch.c */
 bool translate_branch(struct translation *t);
-/* Leaves to the rip in r15. */
-void translate_exit_to_r15(struct translation *t, struct emit *e);
+/* Leaves to the rip in r15. `site` is the branch's, for a target that is no canonical address; NO_SITE for constant targets. */
+#define NO_SITE UINT32_MAX
+void translate_exit_to_r15(struct translation *t, struct emit *e, uint32_t site);
 /* Leaves the block to a known rip. */
 void translate_exit(struct translation *t, struct emit *e, uint64_t rip);
 
@@ -166,6 +168,8 @@ static inline bool translate_rip_fits(const struct translation *t, uint64_t rip)
 }
 
 /* translate_system.c */
+/* Goes on in line if the condition holds, else the interpreter runs this instruction. */
+void translate_leave_unless(struct translation *t, unsigned condition);
 bool translate_system(struct translation *t);
 
 /* liveness.c */

@@ -20,7 +20,7 @@ static size_t jump_tags(const struct translation *t)
 }
 
 /* Target rip in r15: looks it up in the jump cache; rcx is borrowed for pext and jrcxz, which spare the flags. */
-void translate_exit_to_r15(struct translation *t, struct emit *e)
+void translate_exit_to_r15(struct translation *t, struct emit *e, uint32_t site)
 {
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x65\xc4\xe2\x82\xf5\x0c\x25", 7); /* pext rcx, r15, gs:[jump_mask] */
@@ -30,6 +30,7 @@ void translate_exit_to_r15(struct translation *t, struct emit *e)
     emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 0);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_mov_imm(e, TMP, site);
     emit_jmp(e, t->tr->to.jump);
     emit_bind_short(e, hit);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
@@ -50,7 +51,7 @@ void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t r
 {
     if (t->block->pic) {
         translate_rip(t, e, ADDR, rip);
-        translate_exit_to_r15(t, e);
+        translate_exit_to_r15(t, e, NO_SITE);
         return;
     }
     uint64_t index = 0;
@@ -61,6 +62,7 @@ void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t r
     emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 0);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_mov_imm(e, TMP, NO_SITE);
     emit_jmp(e, t->tr->to.jump);
     emit_bind_short(e, hit);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
@@ -171,7 +173,7 @@ static bool ret_near(struct translation *t)
     int extra = t->insn->opcode == 0xc2 ? (int)(t->insn->imm & 0xffff) : 0;
     emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, 8 + extra);
     translate_unpark_flags(t);
-    translate_exit_to_r15(t, e);
+    translate_exit_to_r15(t, e, translate_new_site(t));
     return true;
 }
 
@@ -201,8 +203,17 @@ static bool jump_indirect(struct translation *t)
     if (!load_target(t))
         return false;
     translate_unpark_flags(t);
-    translate_exit_to_r15(t, &t->hot);
+    translate_exit_to_r15(t, &t->hot, translate_new_site(t));
     return true;
+}
+
+/* A call to no address faults before it pushes. Flags are parked or dead. */
+static void leave_if_not_canonical(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    emit_mov(e, TMP, ADDR);
+    emit_bytes(e, "\x49\xc1\xfe\x2f\x49\xff\xc6\x49\x83\xfe\x01", 11); /* sar r14, 47; inc r14; cmp r14, 1 */
+    translate_leave_unless(t, CONDITION_BE);
 }
 
 static bool call_indirect(struct translation *t)
@@ -211,11 +222,12 @@ static bool call_indirect(struct translation *t)
     translate_park_flags(t);
     if (!load_target(t))
         return false;
+    leave_if_not_canonical(t);
     emit_store_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[1]));
     push_return(t);
     emit_load_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[1]));
     translate_unpark_flags(t);
-    translate_exit_to_r15(t, e);
+    translate_exit_to_r15(t, e, translate_new_site(t));
     return true;
 }
 

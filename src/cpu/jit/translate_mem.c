@@ -42,11 +42,8 @@ void translate_unpark_flags(struct translation *t)
     t->parked = false;
 }
 
-/* What the flags must be like right before the guest's own instruction runs, and are after it. */
-static void settle_flags(struct translation *t)
+static void settle_parked(struct translation *t)
 {
-    if (!t->parked)
-        return;
     uint16_t kills = liveness_kills(t->insn), touched = kills | t->insn->flags_write | t->insn->flags_undefined;
     if (liveness_reads(t->insn))
         translate_unpark_flags(t);
@@ -54,6 +51,15 @@ static void settle_flags(struct translation *t)
         translate_unpark_flags(t);
     else if (touched)
         t->parked = false; /* all that is live later is written by this instruction */
+}
+
+/* What the flags must be like right before the guest's own instruction runs, and are after it. That instruction may fault on the
+ * host: its map entry says where the flags are then. */
+static void settle_flags(struct translation *t)
+{
+    if (t->parked)
+        settle_parked(t);
+    t->tr->maps[t->tr->map_count - 1].parked = t->parked;
 }
 
 bool translate_address(struct translation *t)
@@ -89,6 +95,7 @@ uint32_t translate_new_site(struct translation *t)
                                               .rip_offset = (uint16_t)(t->rip - t->block->rip),
                                               .insn_length = t->insn->length,
                                               .parked = t->parked,
+                                              .other_faults = t->insn->fpu != INSN_FPU_NONE || t->insn->mem_align > 1,
                                               .insn = UINT32_MAX};
     return tr->site_count++;
 }
@@ -430,6 +437,16 @@ static void push_run(struct translation *t, const struct insn *insns, unsigned c
     move_rsp(e, -(int)bytes);
 }
 
+/* The site of the ret behind `count` pops. */
+static uint32_t ret_site(struct translation *t, const struct insn *insns, unsigned count)
+{
+    uint32_t site = translate_new_site(t);
+    for (unsigned i = 0; i < count; i++)
+        t->tr->sites[site].rip_offset = (uint16_t)(t->tr->sites[site].rip_offset + insns[i].length);
+    t->tr->sites[site].insn_length = insns[count].length;
+    return site;
+}
+
 static void pop_run(struct translation *t, const struct insn *insns, unsigned count, bool with_ret)
 {
     struct emit *e = &t->hot;
@@ -447,7 +464,7 @@ static void pop_run(struct translation *t, const struct insn *insns, unsigned co
     move_rsp(e, (int)(8 * (count + with_ret)));
     if (with_ret) {
         translate_unpark_flags(t);
-        translate_exit_to_r15(t, e);
+        translate_exit_to_r15(t, e, ret_site(t, insns, count));
     }
 }
 

@@ -20,8 +20,7 @@ static void change_rflags(struct emit *e, unsigned group, uint32_t value)
     emit_u32(e, value);
 }
 
-/* Leaves to the interpreter out of line; flags are parked or dead. */
-static void leave_unless(struct translation *t, unsigned condition)
+void translate_leave_unless(struct translation *t, unsigned condition)
 {
     struct emit *c = &t->cold;
     emit_jcc(&t->hot, condition ^ 1, c->at);
@@ -50,7 +49,7 @@ static bool inline_sti(struct translation *t)
     emit_bytes(e, "\x65\x80\x3c\x25", 4); /* cmp byte gs:[interrupt_waiting], 0 */
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, interrupt_waiting));
     emit_u8(e, 0);
-    leave_unless(t, CONDITION_E);
+    translate_leave_unless(t, CONDITION_E);
     change_rflags(e, GROUP_OR, FLAG_IF);
     return true;
 }
@@ -117,7 +116,7 @@ static bool inline_rdtsc(struct translation *t, bool with_aux)
         emit_bytes(e, "\x65\xf6\x04\x25", 4); /* test byte gs:[cr4], CR4_TSD */
         emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, cr4));
         emit_u8(e, CR4_TSD);
-        leave_unless(t, CONDITION_E);
+        translate_leave_unless(t, CONDITION_E);
     }
     if (with_aux)
         emit_gs(e, 0, OP_MOV_LOAD, RCX, offsetof(struct jit_vcpu, tsc_aux));
