@@ -186,25 +186,30 @@ static struct loose find_undefined(const struct diff_case *c, uint64_t end)
     return loose;
 }
 
-/* Flags that nothing from `rip` on reads before it is overwritten. */
-static uint64_t find_dead(const struct diff_case *c, uint64_t rip)
+/* Flags that code from `rip` on reads before it is overwritten, on any path; branches go forward only. */
+static uint64_t live_at(const struct diff_case *c, uint64_t rip)
 {
-    uint64_t killed = 0, live = 0;
-    for (unsigned i = 0; i < c->count; i++) {
-        struct insn insn;
-        if (c->state.rip + c->start[i] < rip)
-            continue;
-        insn_decode(c->code + c->start[i], INSN_MAX_BYTES, c->bits, &insn);
-        live |= liveness_reads(&insn) & ~killed;
-        killed |= liveness_kills(&insn);
-    }
-    return killed & ~live;
+    unsigned i = 0;
+    while (i < c->count && c->state.rip + c->start[i] != rip)
+        i++;
+    struct insn insn;
+    if (i == c->count || insn_decode(c->code + c->start[i], INSN_MAX_BYTES, c->bits, &insn) != INSN_OK)
+        return FLAGS_ARITHMETIC;
+    uint64_t next = rip + insn.length, after = 0;
+    bool direct = insn.map == 0 && (insn.opcode == 0xe8 || insn.opcode == 0xe9 || insn.opcode == 0xeb);
+    if (insn.kind == INSN_BRANCH && !insn.branch_relative)
+        return FLAGS_ARITHMETIC;
+    if (insn.kind == INSN_BRANCH)
+        after = live_at(c, next + (uint64_t)insn.imm);
+    if (insn.kind != INSN_BRANCH || !direct)
+        after |= live_at(c, next);
+    return liveness_reads(&insn) | (after & ~(uint64_t)liveness_kills(&insn));
 }
 
 static struct loose find_loose(const struct diff_case *c, const struct diff_result *cpu)
 {
     struct loose loose = find_undefined(c, cpu->state.rip - c->state.rip);
-    loose.flags |= find_dead(c, cpu->state.rip);
+    loose.flags |= FLAGS_ARITHMETIC & ~live_at(c, cpu->state.rip);
     return loose;
 }
 
@@ -232,7 +237,8 @@ static bool compare(const struct diff_case *c, struct diff_result *ours, struct 
     unsigned at = cpu->vector == VEC_PF ? mnemonic_at(c, cpu->state.rip) : 0;
     bool partial = at == ZYDIS_MNEMONIC_POPA || at == ZYDIS_MNEMONIC_POPAD; /* some CPUs keep what they popped */
     for (unsigned i = 0; !partial && i < (c->bits == 64 ? 16 : 8); i++)
-        different |= differs((ours->state.gpr[i] ^ cpu->state.gpr[i]) & gpr_mask(c, i), "gpr", i, ours->state.gpr[i], cpu->state.gpr[i], print);
+        different |= differs((ours->state.gpr[i] ^ cpu->state.gpr[i]) & gpr_mask(c, i), "gpr", i, ours->state.gpr[i],
+                             cpu->state.gpr[i], print);
     uint64_t compared = FLAGS_COMPARED & ~loose.flags;
     uint64_t a = ours->state.rflags & compared, b = cpu->state.rflags & compared;
     different |= differs(a != b, "rflags", 0, a, b, print);
