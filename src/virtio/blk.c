@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
-#include "base/log.h"
 #include "virtio/blk_impl.h"
 
 #define F_SEG_MAX 2
@@ -49,14 +48,22 @@ static uint64_t sleep_ns(const struct virtio_blk *blk)
     return blk->in_flight < IN_FLIGHT_MAX ? 0 : UINT64_MAX;
 }
 
+/* The ring must be started in its thread; the creator waits for how that went. */
+static bool start_ring(struct virtio_blk *blk)
+{
+    int r = block_ring_start(blk->ring, NULL);
+    pthread_mutex_lock(&blk->dev.lock);
+    blk->start_result = r < 0 ? r : 1;
+    pthread_cond_broadcast(&blk->idle);
+    pthread_mutex_unlock(&blk->dev.lock);
+    return r == 0;
+}
+
 static void *blk_thread(void *arg)
 {
     struct virtio_blk *blk = arg;
-    struct err err = {0};
-    if (block_ring_start(blk->ring, &err) < 0)
-        log_error("virtio-blk '%s': %s", blk->dev.id, err.message);
     uint64_t timeout_ns = UINT64_MAX;
-    for (bool stop = false; !stop;) {
+    for (bool stop = !start_ring(blk); !stop;) {
         block_ring_wait(blk->ring, timeout_ns);
         pthread_mutex_lock(&blk->dev.lock);
         block_ring_dispatch(blk->ring);
@@ -243,7 +250,11 @@ static int start_thread(struct virtio_blk *blk)
     char name[16];
     snprintf(name, sizeof name, "blk %.11s", blk->dev.id);
     pthread_setname_np(blk->thread, name);
-    return 0;
+    pthread_mutex_lock(&blk->dev.lock);
+    while (!blk->start_result)
+        pthread_cond_wait(&blk->idle, &blk->dev.lock);
+    pthread_mutex_unlock(&blk->dev.lock);
+    return blk->start_result < 0 ? blk->start_result : 0;
 }
 
 static int watch_queues(struct virtio_blk *blk)

@@ -40,6 +40,7 @@ struct virtio_blk {
     bool writeback, unsafe;
     pthread_t thread;
     bool thread_runs, stop;
+    int start_result; /* 0 until the thread has started its ring; then 1 or -errno */
     struct blk_watch watches[VIRTIO_BLK_MAX_QUEUES];
     int control_fd; /* wakes the thread for reasons that are not the guest's */
     pthread_cond_t idle;
