@@ -13,7 +13,8 @@ static inline void fpu_save(struct jit_vcpu *cpu)
     if (!cpu->fpu_live)
         return;
     static const uint32_t host_mxcsr = 0x1f80;
-    __asm__ volatile("xsave64 %0\n\tldmxcsr %1"
+    /* No exception that the guest left pending may hit host code. */
+    __asm__ volatile("xsave64 %0\n\tldmxcsr %1\n\tfninit"
                      : "+m"(*(uint8_t(*)[X86_XSAVE_SIZE])cpu->xsave)
                      : "m"(host_mxcsr), "a"(FPU_MASK), "d"(0));
     cpu->fpu_live = false;

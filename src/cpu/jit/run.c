@@ -138,7 +138,7 @@ static struct sigaction before[FAULT_SIGNALS]; /* what the program does about th
  * (restoring the terminal): the instruction faults again, or, sent by kill, the signal is raised again. */
 static void on_fault(int signal, siginfo_t *info, void *context)
 {
-    if (this_vcpu && (enter_handle_signal(this_vcpu, context) || exec_handle_signal(info, context)))
+    if ((this_vcpu && enter_handle_signal(this_vcpu, context)) || exec_handle_signal(info, context))
         return;
     for (unsigned i = 0; i < FAULT_SIGNALS; i++)
         if (fault_signals[i] == signal)
