@@ -1,6 +1,7 @@
 /* Bytes between the serial port and a host descriptor.
  *
- * vCPU threads only write to an eventfd; the loop's thread does the rest. Output is never lost: while the descriptor is
+ * vCPU threads only write to an eventfd; the loop's thread does the rest. Output is gathered for FLUSH_DELAY_NS, as guests
+ * write it byte by byte and each byte would cost a wake-up. It is never lost: while the descriptor is
  * not writable, bytes stay in the serial port's ring, which then holds the guest back. Input is read only when the
  * port has taken the last piece. */
 #include "vmm/console.h"
@@ -21,7 +22,9 @@
 
 #define ESCAPE_KEY 0x1d /* Ctrl-] */
 #define CHUNK 512       /* what a pipe or terminal that is writable takes without blocking */
+#define PIECES_PER_EVENT 64 /* then the loop's other work has its turn, however fast the guest writes */
 #define DRAIN_MS 1000
+#define FLUSH_DELAY_NS UINT64_C(1000000)
 
 struct console {
     struct loop *loop;
@@ -32,7 +35,7 @@ struct console {
     bool own_fds, raw, escape;
     char pty_path[64];
     int pty_slave;
-    struct loop_source *in_source, *out_source, *wake_source;
+    struct loop_source *in_source, *out_source, *wake_source, *flush_timer;
     bool polls_input; /* the descriptor cannot be watched (a file): read whenever the port has room */
     size_t in_len, in_start, out_len, out_start;
     uint8_t in[CHUNK], out[CHUNK];
@@ -89,8 +92,11 @@ static void console_on_writable(void *arg, int fd, uint32_t events);
 
 static void console_flush(struct console *console)
 {
-    while (console_write_some(console, 0))
-        continue;
+    unsigned pieces = 0;
+    while (pieces < PIECES_PER_EVENT && console_write_some(console, 0))
+        pieces++;
+    if (pieces == PIECES_PER_EVENT)
+        console_wake(console);
     if (console->out_len && !console->out_source)
         console->out_source = loop_add_fd(console->loop, console->out_fd, EPOLLOUT, console_on_writable, console);
     if (!console->out_len && console->out_source) {
@@ -188,8 +194,14 @@ static void console_on_wake(void *arg, int fd, uint32_t events)
     uint64_t count;
     ssize_t ignored = read(fd, &count, sizeof count);
     (void)ignored;
-    console_flush(console);
+    if (!console->out_source)
+        loop_timer_set(console->flush_timer, FLUSH_DELAY_NS);
     console_feed(console);
+}
+
+static void console_on_flush_timer(void *arg)
+{
+    console_flush(arg);
 }
 
 /* ---- making and ending ---- */
@@ -254,7 +266,8 @@ int console_create(const struct vm_console *config, struct loop *loop, void (*qu
     int r = console->wake_fd < 0 ? err_set(err, errno, "console") : console_open(console, config, err);
     if (r == 0) {
         console->wake_source = loop_add_fd(loop, console->wake_fd, EPOLLIN, console_on_wake, console);
-        if (!console->wake_source)
+        console->flush_timer = loop_add_timer(loop, console_on_flush_timer, console);
+        if (!console->wake_source || !console->flush_timer)
             r = err_set(err, ENOMEM, "console");
     }
     if (r < 0) {
@@ -284,6 +297,7 @@ void console_free(struct console *console)
     loop_remove(console->in_source);
     loop_remove(console->out_source);
     loop_remove(console->wake_source);
+    loop_remove(console->flush_timer);
     if (console->wake_fd >= 0)
         close(console->wake_fd);
     if (console->pty_slave >= 0)
