@@ -224,6 +224,17 @@ int pci_add(struct pci_root *root, struct pci_device *dev, struct err *err)
     return 0;
 }
 
+void pci_remove(struct pci_device *dev)
+{
+    if (!dev->root)
+        return;
+    dev->config[PCI_COMMAND] = 0;
+    update_mappings(dev);
+    dev->root->slots[dev->slot] = NULL;
+    dev->root = NULL;
+    pthread_mutex_destroy(&dev->lock);
+}
+
 static void reset_device(struct pci_device *dev)
 {
     pthread_mutex_lock(&dev->lock);
@@ -274,13 +285,8 @@ void pci_root_free(struct pci_root *root)
         return;
     bus_remove(root->memory, PCI_ECAM_BASE);
     bus_remove(root->ports, CONFIG_PORT);
-    for (unsigned i = 0; i < PCI_MAX_DEVICES; i++) {
-        struct pci_device *dev = root->slots[i];
-        if (!dev)
-            continue;
-        dev->config[PCI_COMMAND] = 0;
-        update_mappings(dev);
-        pthread_mutex_destroy(&dev->lock);
-    }
+    for (unsigned i = 0; i < PCI_MAX_DEVICES; i++)
+        if (root->slots[i])
+            pci_remove(root->slots[i]);
     free(root);
 }

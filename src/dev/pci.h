@@ -69,9 +69,10 @@ void pci_root_reset(struct pci_root *root);
 unsigned pci_add_capability(struct pci_device *dev, uint8_t id, const void *body, unsigned len,
                             const uint8_t *writable_mask);
 /* Puts the device in the next slot, assigns its BARs an address (guests may move them) and maps none until the guest
- * sets memory decode. -ENOSPC when the bus is full. The device must outlive the root; while it is added its
- * `lock` may be used by pci.c only. */
+ * sets memory decode. -ENOSPC when the bus is full. While it is added its `lock` may be used by pci.c only. */
 must_check int pci_add(struct pci_root *root, struct pci_device *dev, struct err *err);
+/* Takes the device off the bus before it is freed; no vCPU runs. pci_root_free does it for all that are left. */
+void pci_remove(struct pci_device *dev);
 
 /* Sends MSI-X vector `index`, or remembers it as pending while masked. Ignored when MSI-X is off. Thread-safe. */
 void pci_msix_send(struct pci_device *dev, unsigned index);

@@ -75,7 +75,9 @@ static void transport_reset(struct virtio_device *dev)
 
 static void transport_free(struct virtio_device *dev)
 {
-    free(dev->transport);
+    struct virtio_pci *vp = dev->transport;
+    pci_remove(&vp->pci);
+    free(vp);
     dev->transport = NULL;
 }
 

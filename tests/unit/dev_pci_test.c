@@ -1,6 +1,7 @@
 /* PCI: config space by both ways in, BAR sizing and moving, MSI-X, reset. */
 #include "cmocka_all.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -243,11 +244,34 @@ static void test_full_bus(void **state)
     assert_non_null(strstr(err.message, "slot"));
 }
 
+/* A device may be freed before its bus. */
+static void test_remove(void **state)
+{
+    struct fixture *f = *state;
+    struct pci_device *dev = calloc(1, sizeof *dev);
+    struct err err = {0};
+    assert_non_null(dev);
+    dev->name = "short-lived";
+    dev->device_id = 0x1234;
+    dev->bar[0] = (struct pci_bar){.size = 0x1000, .ops = &bar_ops, .arg = f};
+    assert_int_equal(pci_add(f->root, dev, &err), 0);
+    f->bar_value = 5;
+    out(f, 2, 4, 2, 2);
+    uint64_t bar = in(f, 2, 0x10, 4) & ~0xfu;
+    assert_int_equal(bus_read(f->memory, bar, 4), 5);
+    pci_remove(dev);
+    free(dev);
+    assert_int_equal(in(f, 2, 0, 4), 0xffffffff);
+    assert_int_equal(bus_read(f->memory, bar, 4), 0xffffffff);
+    pci_root_reset(f->root);
+}
+
 #define WITH_PCI(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {WITH_PCI(test_header),       WITH_PCI(test_ports), WITH_PCI(test_bars),
-                                       WITH_PCI(test_capabilities), WITH_PCI(test_msix),  WITH_PCI(test_full_bus)};
+                                       WITH_PCI(test_capabilities), WITH_PCI(test_msix),  WITH_PCI(test_full_bus),
+                                       WITH_PCI(test_remove)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
