@@ -64,7 +64,7 @@ static void load_time(struct rtc *rtc)
     rtc->cmos[WEEKDAY] = encode(rtc, tm.tm_wday + 1);
     rtc->cmos[DAY] = encode(rtc, tm.tm_mday);
     rtc->cmos[MONTH] = encode(rtc, tm.tm_mon + 1);
-    rtc->cmos[YEAR] = encode(rtc, tm.tm_year % 100);
+    rtc->cmos[YEAR] = encode(rtc, (tm.tm_year + 1900) % 100); /* tm_year is negative before 1900 */
     rtc->cmos[RTC_CENTURY] = encode(rtc, (tm.tm_year + 1900) / 100);
 }
 
