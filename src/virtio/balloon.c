@@ -113,7 +113,10 @@ static bool inflate(struct virtio_device *dev, unsigned index, struct virtq_chai
     }
     stat_add(&b->inflate_count, 1);
     virtq_push(&dev->queues[index], chain, 0);
-    return true;
+    if (chain->out_len <= sizeof pfns)
+        return true;
+    virtio_kick(dev, index); /* one long chain at a time: the loop has other work */
+    return false;
 }
 
 static bool deflate(struct virtio_device *dev, unsigned index, struct virtq_chain *chain)

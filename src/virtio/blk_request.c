@@ -283,9 +283,9 @@ static bool take_request(struct virtio_blk *blk, unsigned index)
 static void serve_queue(struct virtio_blk *blk, unsigned index)
 {
     struct virtq *q = &blk->dev.queues[index];
+    unsigned budget = QUEUE_SIZE; /* a guest that goes on adding must not keep the lock for itself */
     for (;;) {
         virtq_quiet(q);
-        unsigned budget = QUEUE_SIZE;
         while (budget && take_request(blk, index))
             budget--;
         if (!budget)

@@ -98,10 +98,11 @@ static void on_tick(void *arg)
     struct vsock *v = arg;
     pthread_mutex_lock(&v->dev.lock);
     v->timer_armed = false;
-    if (!v->stale)
+    if (!v->stale) {
         each_conn(v, check_deadline);
-    if (virtio_live(&v->dev))
-        vsock_serve_rx(v);
+        if (virtio_live(&v->dev))
+            vsock_serve_rx(v);
+    }
     pthread_mutex_unlock(&v->dev.lock);
 }
 
