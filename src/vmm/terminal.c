@@ -24,10 +24,11 @@ static void on_fatal(int signal_number)
     raise(signal_number);
 }
 
+/* On the alternate stack where a thread has one: the stack pointer of a vCPU thread may be the guest's. */
 void terminal_catch_fatal_signals(void)
 {
     static const int fatal[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGALRM};
-    struct sigaction action = {.sa_handler = on_fatal, .sa_flags = (int)SA_RESETHAND | SA_NODEFER};
+    struct sigaction action = {.sa_handler = on_fatal, .sa_flags = (int)SA_RESETHAND | SA_NODEFER | SA_ONSTACK};
     sigemptyset(&action.sa_mask);
     for (unsigned i = 0; i < sizeof fatal / sizeof fatal[0]; i++) {
         struct sigaction now;
