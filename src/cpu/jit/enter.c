@@ -249,10 +249,23 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
 
 typedef const uint8_t *handler_fn(struct jit_vcpu *cpu);
 
+/* What fpu_save() does, before any C code. On the run loop's stack; rax, rcx and rdx are free. */
+static void emit_save_vectors(struct emit *e)
+{
+    emit_bytes(e, "\xb8\x07\x00\x00\x00\x31\xd2\x65\x48\x0f\xae\x24\x25", 13); /* mov eax, 7; xor edx, edx; xsave64 gs:[xsave] */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, xsave));
+    emit_bytes(e, "\x65\xc6\x04\x25", 4); /* mov byte gs:[fpu_live], 0 */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, fpu_live));
+    emit_u8(e, 0);
+    emit_bytes(e, "\x68\x80\x1f\x00\x00\x0f\xae\x14\x24\x58\xdb\xe3", 12); /* push 0x1f80; ldmxcsr [rsp]; pop rax; fninit */
+}
+
 static const uint8_t *emit_way_out(struct emit *e, handler_fn *handler, const uint8_t *leave)
 {
     const uint8_t *start = e->at;
     emit_save_guest(e);
+    if (FPU_SANITIZED)
+        emit_save_vectors(e);
     emit_mov_imm(e, RAX, (uint64_t)(uintptr_t)handler);
     emit_bytes(e, "\xff\xd0\x48\x85\xc0", 5); /* call rax; test rax, rax */
     emit_jcc(e, 0x4, leave);
@@ -295,6 +308,7 @@ void enter_run(struct jit_vcpu *cpu, const uint8_t *entry)
 static void raise_host_fault(struct jit_vcpu *cpu)
 {
     struct jit_exception exception = cpu->exception;
+    fpu_leave_live(cpu);
     vcpu_raise(cpu, exception.vector, 0);
 }
 

@@ -8,6 +8,18 @@
 
 #define FPU_MASK (XCR0_X87 | XCR0_SSE | XCR0_AVX)
 
+/* Sanitizers' run time uses vector registers wherever it likes: with one of them C code never runs with the guest's. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define FPU_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define FPU_SANITIZED 1
+#endif
+#endif
+#ifndef FPU_SANITIZED
+#define FPU_SANITIZED 0
+#endif
+
 static inline void fpu_save(struct jit_vcpu *cpu)
 {
     if (!cpu->fpu_live)
@@ -28,13 +40,9 @@ static inline void fpu_load(struct jit_vcpu *cpu)
     cpu->fpu_live = true;
 }
 
-/* After vector registers were brought up to date in the host's: they stay there, but under a sanitizer, whose run time uses
- * vector registers wherever it likes. */
+/* After vector registers were brought up to date in the host's: they stay there where they may. */
 static inline void fpu_leave_live(struct jit_vcpu *cpu)
 {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    fpu_save(cpu);
-#else
-    (void)cpu;
-#endif
+    if (FPU_SANITIZED)
+        fpu_save(cpu);
 }
