@@ -136,9 +136,9 @@ static void post(struct virtio_console *con, unsigned port, enum control event, 
 
 static void post_size(struct virtio_console *con, const struct port *port)
 {
-    uint8_t size[4]; /* the specification says cols first, Linux reads rows first: Linux is what is out there */
-    store_le16(size, port->rows);
-    store_le16(size + 2, port->cols);
+    uint8_t size[4]; /* as specified; Linux took rows first until 2025, and stable kernels have the correction */
+    store_le16(size, port->cols);
+    store_le16(size + 2, port->rows);
     post(con, port->index, RESIZE, 0, size, sizeof size);
 }
 
@@ -328,9 +328,12 @@ static void console_kicked(struct virtio_device *dev, unsigned index)
         virtio_serve(dev, index, take_output);
 }
 
+/* Linux looks at the size only when told of a change. */
 static void console_start(struct virtio_device *dev)
 {
-    (void)dev;
+    struct virtio_console *con = (struct virtio_console *)dev;
+    if (!multiport(con) && con->ports[0].cols)
+        virtio_config_changed(dev);
 }
 
 static void console_reset(struct virtio_device *dev)
@@ -420,10 +423,12 @@ int virtio_console_create(const struct virtio_console_config *config, const stru
     uint16_t sizes[2 + 2 * VIRTIO_CONSOLE_MAX_PORTS];
     for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         sizes[i] = QUEUE_SIZE;
+    /* One port goes without multiport: older Linux takes rows for columns in its control message, not in config space. */
+    bool many = config->port_count > 1;
     struct virtio_setup setup = {
         .id = config->id ? config->id : "console",
-        .features = VIRTIO_FEATURE(F_SIZE) | VIRTIO_FEATURE(F_MULTIPORT) | VIRTIO_FEATURE(F_EMERG_WRITE),
-        .queue_count = 2 + 2 * config->port_count,
+        .features = VIRTIO_FEATURE(F_SIZE) | VIRTIO_FEATURE(F_EMERG_WRITE) | (many ? VIRTIO_FEATURE(F_MULTIPORT) : 0),
+        .queue_count = many ? 2 + 2 * config->port_count : 2,
         .queue_sizes = sizes,
         .config_len = CONFIG_LEN};
     int r = virtio_init(&con->dev, &virtio_console, host, &setup, err);

@@ -53,7 +53,7 @@ void vm_config_free(struct vm_config *config)
     for (unsigned i = 0; i < config->net_count; i++)
         vm_net_clear(&config->nets[i]);
     char *const strings[] = {config->id, config->kernel, config->initrd, config->cmdline, config->cpu_model,
-                             config->engine, config->engine_options, config->vsock.uds_path, config->console.path,
+                             config->engine, config->engine_options, config->vsock.uds_path, config->console.path, config->hvc.path,
                              config->api_sock, config->config_file, config->metrics_path, config->log_path,
                              config->pid_path};
     for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++)
@@ -135,6 +135,8 @@ int vm_config_check(const struct vm_config *config, struct err *err)
         return err_say(err, EINVAL, "no kernel to boot, give one with --kernel");
     if (config->cpus < 1 || config->cpus > VM_MAX_VCPUS)
         return err_say(err, EINVAL, "%u vCPUs are not possible, give 1 to %d", config->cpus, VM_MAX_VCPUS);
+    if (config->has_hvc && config->hvc.mode == VM_CONSOLE_STDIO && config->console.mode == VM_CONSOLE_STDIO)
+        return err_say(err, EINVAL, "both consoles are on stdio, give the serial port --console none or another place");
     int r = check_memory(config->memory_bytes, err);
     if (r == 0)
         r = check_file("kernel", config->kernel, err);

@@ -69,8 +69,7 @@ enum vm_console_mode { VM_CONSOLE_STDIO, VM_CONSOLE_PTY, VM_CONSOLE_FILE, VM_CON
 
 struct vm_console {
     enum vm_console_mode mode;
-    char *path;  /* VM_CONSOLE_FILE only */
-    bool virtio; /* a virtio console (hvc0) beside COM1 */
+    char *path; /* VM_CONSOLE_FILE only */
 };
 
 struct vm_config {
@@ -88,7 +87,9 @@ struct vm_config {
     struct vm_vsock vsock;
     struct vm_balloon balloon;
     struct vm_entropy entropy;
-    struct vm_console console;
+    struct vm_console console;  /* COM1 */
+    bool has_hvc;
+    struct vm_console hvc;      /* a virtio console, hvc0 */
     bool no_reboot; /* a guest reboot ends the program instead */
     /* The program rather than the machine */
     char *api_sock, *config_file, *metrics_path, *log_path, *pid_path;

@@ -7,7 +7,6 @@
 #include "vmm/console.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/own.h"
-#include "vmm/terminal.h"
+#include "vmm/console_ends.h"
 
 #define ESCAPE_KEY 0x1d /* Ctrl-] */
 #define CHUNK 512       /* what a pipe or terminal that is writable takes without blocking */
@@ -31,10 +29,8 @@ struct console {
     struct serial *serial;
     void (*quit)(void *arg);
     void *quit_arg;
-    int in_fd, out_fd, wake_fd;
-    bool own_fds, raw, escape;
-    char pty_path[64];
-    int pty_slave;
+    struct console_ends ends;
+    int wake_fd;
     struct loop_source *in_source, *out_source, *wake_source, *flush_timer;
     bool polls_input; /* the descriptor cannot be watched (a file): read whenever the port has room */
     size_t in_len, in_start, out_len, out_start;
@@ -72,13 +68,13 @@ static bool console_write_some(struct console *console, int timeout_ms)
     }
     if (!console->out_len)
         return false;
-    if (console->out_fd < 0) {
+    if (console->ends.out_fd < 0) {
         console->out_len = 0;
         return true;
     }
-    if (!writable_within(console->out_fd, timeout_ms))
+    if (!writable_within(console->ends.out_fd, timeout_ms))
         return false;
-    ssize_t n = write(console->out_fd, console->out + console->out_start, console->out_len);
+    ssize_t n = write(console->ends.out_fd, console->out + console->out_start, console->out_len);
     if (n < 0 && errno != EAGAIN && errno != EINTR)
         n = (ssize_t)console->out_len; /* nobody listens: the guest must not be held back for it */
     if (n > 0) {
@@ -98,7 +94,7 @@ static void console_flush(struct console *console)
     if (pieces == PIECES_PER_EVENT)
         console_wake(console);
     if (console->out_len && !console->out_source)
-        console->out_source = loop_add_fd(console->loop, console->out_fd, EPOLLOUT, console_on_writable, console);
+        console->out_source = loop_add_fd(console->loop, console->ends.out_fd, EPOLLOUT, console_on_writable, console);
     if (!console->out_len && console->out_source) {
         loop_remove(console->out_source);
         console->out_source = NULL;
@@ -134,7 +130,7 @@ static void console_end_input(struct console *console)
 /* Drops Ctrl-] and what is behind it. */
 static bool console_find_escape(struct console *console)
 {
-    const uint8_t *at = console->escape ? memchr(console->in, ESCAPE_KEY, console->in_len) : NULL;
+    const uint8_t *at = console->ends.is_terminal ? memchr(console->in, ESCAPE_KEY, console->in_len) : NULL;
     if (!at)
         return false;
     console->in_len = (size_t)(at - console->in);
@@ -143,7 +139,7 @@ static bool console_find_escape(struct console *console)
 
 static void console_read(struct console *console)
 {
-    ssize_t n = read(console->in_fd, console->in, sizeof console->in);
+    ssize_t n = read(console->ends.in_fd, console->in, sizeof console->in);
     if (n < 0 && errno == EINTR)
         return;
     if (n < 0 && errno == EAGAIN && console->in_source)
@@ -206,54 +202,6 @@ static void console_on_flush_timer(void *arg)
 
 /* ---- making and ending ---- */
 
-static int open_pty(struct console *console, struct err *err)
-{
-    own_fd int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
-    if (master < 0 || grantpt(master) < 0 || unlockpt(master) < 0 ||
-        ptsname_r(master, console->pty_path, sizeof console->pty_path) != 0)
-        return err_set(err, errno, "console pty");
-    /* Held open so that the pty outlives the programs that come and go on it. */
-    console->pty_slave = open(console->pty_path, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (console->pty_slave < 0)
-        return err_set(err, errno, "console pty '%s'", console->pty_path);
-    terminal_make_raw(console->pty_slave);
-    console->in_fd = console->out_fd = TAKE_FD(master);
-    console->own_fds = true;
-    return 0;
-}
-
-static int open_file(struct console *console, const char *path, struct err *err)
-{
-    console->out_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0600);
-    if (console->out_fd < 0)
-        return err_set(err, errno, "console file '%s'", path);
-    console->own_fds = true;
-    return 0;
-}
-
-static void open_stdio(struct console *console)
-{
-    console->in_fd = STDIN_FILENO;
-    console->out_fd = STDOUT_FILENO;
-    console->escape = console->raw = terminal_enter_raw(STDIN_FILENO);
-}
-
-static int console_open(struct console *console, const struct vm_console *config, struct err *err)
-{
-    switch (config->mode) {
-    case VM_CONSOLE_PTY:
-        return open_pty(console, err);
-    case VM_CONSOLE_FILE:
-        return open_file(console, config->path, err);
-    case VM_CONSOLE_STDIO:
-        open_stdio(console);
-        return 0;
-    case VM_CONSOLE_NONE:
-        break;
-    }
-    return 0;
-}
-
 int console_create(const struct vm_console *config, struct loop *loop, void (*quit)(void *arg), void *quit_arg,
                    struct console **ret_console, struct err *err)
 {
@@ -261,9 +209,9 @@ int console_create(const struct vm_console *config, struct loop *loop, void (*qu
     if (!console)
         return err_set(err, ENOMEM, "console");
     *console = (struct console){
-        .loop = loop, .quit = quit, .quit_arg = quit_arg, .in_fd = -1, .out_fd = -1, .pty_slave = -1};
+        .loop = loop, .quit = quit, .quit_arg = quit_arg, .ends = {.in_fd = -1, .out_fd = -1, .pty_slave = -1}};
     console->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int r = console->wake_fd < 0 ? err_set(err, errno, "console") : console_open(console, config, err);
+    int r = console->wake_fd < 0 ? err_set(err, errno, "console") : console_ends_open(config, &console->ends, err);
     if (r == 0) {
         console->wake_source = loop_add_fd(loop, console->wake_fd, EPOLLIN, console_on_wake, console);
         console->flush_timer = loop_add_timer(loop, console_on_flush_timer, console);
@@ -281,8 +229,8 @@ int console_create(const struct vm_console *config, struct loop *loop, void (*qu
 void console_attach(struct console *console, struct serial *serial)
 {
     console->serial = serial;
-    if (console->in_fd >= 0) {
-        console->in_source = loop_add_fd(console->loop, console->in_fd, EPOLLIN, console_on_input, console);
+    if (console->ends.in_fd >= 0) {
+        console->in_source = loop_add_fd(console->loop, console->ends.in_fd, EPOLLIN, console_on_input, console);
         console->polls_input = !console->in_source;
     }
     console_wake(console);
@@ -292,22 +240,17 @@ void console_free(struct console *console)
 {
     if (!console)
         return;
-    if (console->raw)
-        terminal_restore();
     loop_remove(console->in_source);
     loop_remove(console->out_source);
     loop_remove(console->wake_source);
     loop_remove(console->flush_timer);
     if (console->wake_fd >= 0)
         close(console->wake_fd);
-    if (console->pty_slave >= 0)
-        close(console->pty_slave);
-    if (console->own_fds)
-        close(console->out_fd);
+    console_ends_close(&console->ends);
     free(console);
 }
 
 const char *console_pty_path(const struct console *console)
 {
-    return *console->pty_path ? console->pty_path : NULL;
+    return *console->ends.pty_path ? console->ends.pty_path : NULL;
 }

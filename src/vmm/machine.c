@@ -8,6 +8,8 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "virtio/device.h"
+
 /* ---- what the engine calls, on vCPU threads ---- */
 
 static uint64_t port_read(void *arg, uint16_t port, unsigned size)
@@ -70,7 +72,7 @@ static void vcpu_ended(void *arg, unsigned index, enum vcpu_exit why)
     machine_report(arg, why == VCPU_EXIT_TRIPLE_FAULT ? EVENT_TRIPLE_FAULT : EVENT_ENGINE_ERROR, index);
 }
 
-static void user_quit(void *arg)
+void machine_user_quit(void *arg)
 {
     struct machine *machine = arg;
     if (machine->over)
@@ -118,7 +120,7 @@ static int create_buses(struct machine *machine, struct err *err)
 static int create_board(struct machine *machine, struct err *err)
 {
     struct power_host power_host = {.arg = machine, .happened = power_happened};
-    int r = console_create(&machine->config->console, machine->host.loop, user_quit, machine, &machine->console, err);
+    int r = console_create(&machine->config->console, machine->host.loop, machine_user_quit, machine, &machine->console, err);
     if (r < 0)
         return r;
     if (serial_create(machine->port_bus, SERIAL_COM1_BASE, ioapic_line(machine->ioapic, SERIAL_COM1_GSI),
@@ -170,7 +172,9 @@ static int build(struct machine *machine, struct err *err)
     if (r == 0)
         r = machine_boot(machine, err);
     /* The console comes last, so that errors before find the terminal as it was. */
-    return r == 0 ? create_board(machine, err) : r;
+    if (r == 0)
+        r = create_board(machine, err);
+    return r == 0 ? machine_add_hvc(machine, err) : r;
 }
 
 int machine_create(const struct vm_config *config, struct machine_host host, struct machine **ret_machine,
@@ -185,6 +189,7 @@ int machine_create(const struct vm_config *config, struct machine_host host, str
     machine->config = config;
     machine->host = host;
     machine->kernel_fd = machine->initrd_fd = -1;
+    machine->hvc_ends = (struct console_ends){.in_fd = -1, .out_fd = -1, .pty_slave = -1};
     machine->paused = true;
     r = build(machine, err);
     if (r < 0) {
@@ -199,8 +204,13 @@ void machine_free(struct machine *machine)
 {
     if (!machine)
         return;
+    if (machine->vcpus) {
+        vcpus_pause(machine->vcpus);
+        machine_each_device(machine, virtio_pause); /* no thread of theirs writes memory once the vCPUs are gone */
+    }
     vcpus_free(machine->vcpus);
     machine_free_devices(machine);
+    console_ends_close(&machine->hvc_ends);
     power_free(machine->power);
     rtc_free(machine->rtc);
     if (machine->console && machine->serial)
@@ -272,4 +282,9 @@ struct mem *machine_memory(struct machine *machine)
 const char *machine_console_path(const struct machine *machine)
 {
     return console_pty_path(machine->console);
+}
+
+const char *machine_hvc_path(const struct machine *machine)
+{
+    return *machine->hvc_ends.pty_path ? machine->hvc_ends.pty_path : NULL;
 }

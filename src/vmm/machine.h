@@ -54,4 +54,8 @@ struct virtio_device *machine_vsock(struct machine *machine);
 struct virtio_device *machine_entropy(struct machine *machine);
 struct engine *machine_engine(struct machine *machine);
 struct mem *machine_memory(struct machine *machine);
+/* Path of a console's pty, NULL when it is elsewhere. */
 const char *machine_console_path(const struct machine *machine);
+const char *machine_hvc_path(const struct machine *machine);
+/* The terminal's size has changed: tells the guest, where there is a virtio console on it. */
+void machine_window_changed(struct machine *machine);

@@ -150,7 +150,7 @@ int machine_add_devices(struct machine *machine, struct err *err)
 void machine_each_device(struct machine *machine, void (*fn)(struct virtio_device *dev))
 {
     struct machine_devices *devices = &machine->devices;
-    struct virtio_device *const single[] = {devices->vsock, devices->balloon, devices->entropy};
+    struct virtio_device *const single[] = {devices->vsock, devices->balloon, devices->entropy, devices->hvc};
     for (unsigned i = 0; i < VM_MAX_DISKS; i++)
         if (devices->disks[i])
             fn(devices->disks[i]);

@@ -11,6 +11,7 @@
 #include "mem/mem.h"
 #include "vmm/boot/boot.h"
 #include "vmm/console.h"
+#include "vmm/console_ends.h"
 #include "vmm/machine.h"
 #include "vmm/vcpus.h"
 
@@ -18,7 +19,7 @@
 
 struct machine_devices {
     struct virtio_device *disks[VM_MAX_DISKS], *nets[VM_MAX_NETS];
-    struct virtio_device *vsock, *balloon, *entropy;
+    struct virtio_device *vsock, *balloon, *entropy, *hvc;
 };
 
 struct machine {
@@ -33,6 +34,7 @@ struct machine {
     struct rtc *rtc;
     struct power *power;
     struct console *console;
+    struct console_ends hvc_ends;
     struct machine_devices devices;
     struct vcpus *vcpus;
     int kernel_fd, initrd_fd;
@@ -53,6 +55,11 @@ must_check int machine_add_devices(struct machine *machine, struct err *err);
 void machine_free_devices(struct machine *machine);
 /* Calls fn for every virtio device there is. */
 void machine_each_device(struct machine *machine, void (*fn)(struct virtio_device *dev));
+
+/* machine_hvc.c: the virtio console; last of the devices, as it takes the terminal. */
+must_check int machine_add_hvc(struct machine *machine, struct err *err);
+/* Asks for the end, as the user typed Ctrl-]. Loop's thread. */
+void machine_user_quit(void *arg);
 
 /* machine_run.c */
 /* Loads the kernel and sets the vCPUs to its entry. */

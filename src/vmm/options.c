@@ -237,9 +237,8 @@ static int set_rng(void *target, const char *value, struct err *err)
     return 0;
 }
 
-static int set_console(void *target, const char *value, struct err *err)
+static int parse_console(struct vm_console *console, const char *value, struct err *err)
 {
-    struct vm_console *console = &config_of(target)->console;
     if (!strncmp(value, "file=", 5) && value[5]) {
         console->mode = VM_CONSOLE_FILE;
         return vm_config_set(&console->path, value + 5, err);
@@ -253,6 +252,17 @@ static int set_console(void *target, const char *value, struct err *err)
     else
         return err_say(err, EINVAL, "unknown console '%s', give stdio, pty, file=PATH or none", value);
     return 0;
+}
+
+static int set_console(void *target, const char *value, struct err *err)
+{
+    return parse_console(&config_of(target)->console, value, err);
+}
+
+static int set_hvc(void *target, const char *value, struct err *err)
+{
+    config_of(target)->has_hvc = true;
+    return parse_console(&config_of(target)->hvc, value, err);
 }
 
 static int set_id(void *target, const char *value, struct err *err)
@@ -334,6 +344,9 @@ static const struct option_spec options[] = {
     {"rng", NULL, "add a random number device", NULL, set_rng},
     {"console", "stdio|pty|file=PATH|none", "where the serial port goes (default: stdio)",
      "On a terminal Ctrl-] leaves and ends the machine.", set_console},
+    {"virtio-console", "stdio|pty|file=PATH|none", "add a virtio console (hvc0)",
+     "It is faster than the serial port and follows the terminal's size. On stdio it needs --console elsewhere and "
+     "console=hvc0 on the kernel command line.", set_hvc},
 
     {"", NULL, "Control", NULL, NULL},
     {"api-sock", "PATH", "serve the REST API on a unix socket",

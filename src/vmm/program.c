@@ -55,6 +55,12 @@ static void on_signal(void *arg, int fd, uint32_t events)
     struct signalfd_siginfo info;
     if (read(fd, &info, sizeof info) != sizeof info)
         return;
+    if (info.ssi_signo == SIGWINCH) {
+        struct machine *machine = api_machine_get(program->binding);
+        if (machine)
+            machine_window_changed(machine);
+        return;
+    }
     log_info("ended by signal %u", info.ssi_signo);
     program->status = 128 + (int)info.ssi_signo;
     loop_stop(program->loop);
@@ -69,6 +75,7 @@ static int watch_signals(struct program *program, struct err *err)
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGHUP);
     sigaddset(&set, SIGQUIT);
+    sigaddset(&set, SIGWINCH);
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
     terminal_catch_fatal_signals();
@@ -122,6 +129,9 @@ static int start_machine(struct program *program, struct err *err)
     const char *pty = machine_console_path(api_machine_get(program->binding));
     if (pty)
         fprintf(stderr, "polder-vmm: console on %s\n", pty);
+    pty = machine_hvc_path(api_machine_get(program->binding));
+    if (pty)
+        fprintf(stderr, "polder-vmm: virtio console on %s\n", pty);
     return 0;
 }
 
