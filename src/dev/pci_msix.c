@@ -60,7 +60,7 @@ static bool take_message(struct pci_device *dev, unsigned index, struct msi *ret
 
 static void send_pending(struct pci_device *dev, unsigned index)
 {
-    struct msi msi;
+    struct msi msi = {0};
     pthread_mutex_lock(&dev->lock);
     bool send = dev->msix[index].pending && take_message(dev, index, &msi);
     pthread_mutex_unlock(&dev->lock);
@@ -131,7 +131,7 @@ void pci_msix_control_changed(struct pci_device *dev)
 
 void pci_msix_send(struct pci_device *dev, unsigned index)
 {
-    struct msi msi;
+    struct msi msi = {0};
     if (index >= dev->msix_count)
         return;
     pthread_mutex_lock(&dev->lock);

@@ -112,7 +112,7 @@ int boot_load(struct mem *mem, const struct boot_source *source, struct boot_sta
 {
     uint8_t zero_page[4096] = {0};
     struct boot_start start;
-    uint64_t initrd, initrd_len;
+    uint64_t initrd = 0, initrd_len = 0;
     int r = load_kernel(mem, source, zero_page, &start, err);
     if (r == 0)
         r = load_initrd(mem, source, &start, &initrd, &initrd_len, err);
