@@ -78,10 +78,10 @@ static bool compare_vectors(struct diff_result *ours, struct diff_result *cpu, b
 }
 
 /* The kernel shows a present page for faults at its own addresses, whatever is there. */
-static uint32_t fault_error(const struct diff_result *result)
+static bool error_differs(const struct diff_result *ours, const struct diff_result *cpu)
 {
-    bool kernel = result->vector == VEC_PF && result->cr2 >> 63;
-    return kernel ? result->error | PF_PRESENT : result->error;
+    bool kernel = cpu->vector == VEC_PF && (ours->cr2 >> 63 || cpu->cr2 >> 63);
+    return (ours->error ^ cpu->error) & ~(kernel ? PF_PRESENT : 0);
 }
 
 /* Instructions that the CPU runs as several accesses, in an order of its own: the address of a fault is not compared. */
@@ -123,7 +123,7 @@ static bool compare_fault(const struct diff_case *c, const struct diff_result *o
     if (ours->vector == VEC_PF && cpu->vector == VEC_PF)
         different |= differs((ours->cr2 & mask) != (cpu->cr2 & mask), "cr2 ", 0, ours->cr2, cpu->cr2, print);
     if (ours->vector == VEC_PF || ours->vector == VEC_GP)
-        different |= differs(fault_error(ours) != fault_error(cpu), "error", 0, ours->error, cpu->error, print);
+        different |= differs(error_differs(ours, cpu), "error", 0, ours->error, cpu->error, print);
     return different;
 }
 
@@ -270,8 +270,8 @@ static void report(const struct diff_case *c, struct diff_result *ours, struct d
 {
     printf("DIFFERENT seed %lu: engine vector %u at +%ld, CPU vector %u at +%ld\n", c->seed, ours->vector,
            (long)(ours->state.rip - c->state.rip), cpu->vector, (long)(cpu->state.rip - c->state.rip));
-    if (cpu->vector == VEC_PF)
-        printf("  CPU cr2 %lx error %x\n", cpu->cr2, cpu->error);
+    if (cpu->vector == VEC_PF || ours->vector == VEC_PF)
+        printf("  engine cr2 %lx error %x, CPU cr2 %lx error %x\n", ours->cr2, ours->error, cpu->cr2, cpu->error);
     print_code(c);
     compare(c, ours, cpu, loose_flags, true);
     for (unsigned i = 0; i < 16; i++)

@@ -66,6 +66,16 @@ uint64_t interp_linear(struct jit_vcpu *cpu, const struct insn *insn, unsigned s
     return segment_linear(cpu, insn->mem_segment, interp_offset(cpu, insn), size, access);
 }
 
+void interp_require_alignment(struct jit_vcpu *cpu, const struct insn *insn, unsigned alignment)
+{
+    if (alignment == 1)
+        return;
+    bool based = cpu->mode != MODE_LONG || insn->mem_segment >= SEG_FS;
+    uint64_t linear = interp_offset(cpu, insn) + (based ? cpu->seg[insn->mem_segment].base : 0);
+    if (linear & (alignment - 1u))
+        vcpu_raise(cpu, VEC_GP, 0);
+}
+
 void interp_probe(struct jit_vcpu *cpu, uint64_t linear, unsigned size, unsigned access)
 {
     uint64_t last = linear + size - 1;
@@ -196,12 +206,7 @@ static void check_before_access(struct jit_vcpu *cpu, const struct insn *insn)
     bool waits = insn->fpu == INSN_FPU_MMX || (insn->fpu == INSN_FPU_X87 && !is_no_wait(insn->mnemonic));
     if (waits && x87_exception_pending(cpu))
         vcpu_raise(cpu, VEC_MF, 0);
-    if (insn->mem_align == 1)
-        return;
-    bool based = cpu->mode != MODE_LONG || insn->mem_segment >= SEG_FS;
-    uint64_t linear = interp_offset(cpu, insn) + (based ? cpu->seg[insn->mem_segment].base : 0);
-    if (linear & (insn->mem_align - 1u))
-        vcpu_raise(cpu, VEC_GP, 0);
+    interp_require_alignment(cpu, insn, insn->mem_align);
 }
 
 void interp_plain(struct jit_vcpu *cpu, const struct insn *insn)

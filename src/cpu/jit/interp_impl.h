@@ -41,6 +41,8 @@ void interp_state_changed(struct jit_vcpu *cpu, uint64_t components);
 uint64_t interp_offset(const struct jit_vcpu *cpu, const struct insn *insn);
 /* Linear address of `size` bytes of the memory operand, checked by segment rules. */
 uint64_t interp_linear(struct jit_vcpu *cpu, const struct insn *insn, unsigned size, unsigned access);
+/* Raises #GP unless the memory operand is aligned; comes before segment limits and canonical form. */
+void interp_require_alignment(struct jit_vcpu *cpu, const struct insn *insn, unsigned alignment);
 /* Raises the faults of an access to [linear, linear+size), at most two pages, in address order. */
 void interp_probe(struct jit_vcpu *cpu, uint64_t linear, unsigned size, unsigned access);
 /* The operand of ModRM.rm, memory or register, zero-extended. */

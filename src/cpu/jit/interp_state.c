@@ -30,12 +30,6 @@ static void require_no_ts(struct jit_vcpu *cpu, uint64_t bits)
         vcpu_raise(cpu, VEC_NM, 0);
 }
 
-static void require_alignment(struct jit_vcpu *cpu, uint64_t linear, unsigned alignment)
-{
-    if (linear & (alignment - 1))
-        vcpu_raise(cpu, VEC_GP, 0);
-}
-
 /* The state must have been taken: the CPU then left its mask in the image. */
 static void require_mxcsr(struct jit_vcpu *cpu, uint32_t value)
 {
@@ -89,8 +83,8 @@ static void do_fxsave(struct jit_vcpu *cpu, const struct insn *insn)
 {
     uint8_t image[IMAGE_LEGACY_END];
     require_no_ts(cpu, CR0_EM | CR0_TS);
+    interp_require_alignment(cpu, insn, 16);
     uint64_t linear = interp_linear(cpu, insn, 512, ACCESS_WRITE);
-    require_alignment(cpu, linear, 16);
     interp_probe(cpu, linear, 512, operand_access(insn, ACCESS_WRITE)); /* all of it, though not all is written */
     interp_take_state(cpu);
     copy_general(image, cpu->xsave, sizeof image);
@@ -101,8 +95,8 @@ static void do_fxrstor(struct jit_vcpu *cpu, const struct insn *insn)
 {
     uint8_t image[512];
     require_no_ts(cpu, CR0_EM | CR0_TS);
+    interp_require_alignment(cpu, insn, 16);
     uint64_t linear = interp_linear(cpu, insn, 512, ACCESS_READ);
-    require_alignment(cpu, linear, 16);
     mmu_read(cpu, linear, image, sizeof image, operand_access(insn, ACCESS_READ));
     interp_take_state(cpu);
     require_mxcsr(cpu, load_le32(image + IMAGE_MXCSR));
@@ -156,8 +150,8 @@ static unsigned image_bytes(uint64_t mask)
 static uint64_t read_area(struct jit_vcpu *cpu, const struct insn *insn, uint8_t *image, unsigned bytes)
 {
     unsigned access = operand_access(insn, ACCESS_WRITE);
+    interp_require_alignment(cpu, insn, 64);
     uint64_t linear = interp_linear(cpu, insn, bytes, ACCESS_WRITE);
-    require_alignment(cpu, linear, 64);
     interp_probe(cpu, linear, bytes, access);
     mmu_read(cpu, linear, image, bytes, access & ~ACCESS_WRITE);
     return linear;
@@ -273,8 +267,8 @@ static void do_xrstor(struct jit_vcpu *cpu, const struct insn *insn)
     check_xsave(cpu, insn, supervisor);
     uint64_t mask = requested(cpu);
     unsigned access = operand_access(insn, ACCESS_READ);
+    interp_require_alignment(cpu, insn, 64);
     uint64_t linear = interp_linear(cpu, insn, IMAGE_AVX, ACCESS_READ);
-    require_alignment(cpu, linear, 64);
     mmu_read(cpu, linear, image, IMAGE_AVX, access);
     check_header(cpu, image, supervisor);
     if (mask & load_le64(image + IMAGE_BV) & XCR0_AVX)

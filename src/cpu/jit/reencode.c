@@ -188,7 +188,8 @@ static bool vex_w_is_size(const struct insn *insn)
         return true;
     if (insn->map == 1)
         return insn->opcode == 0x6e || insn->opcode == 0x7e || insn->opcode == 0x2a;
-    return insn->map == 3 && (insn->opcode == 0x22 || insn->opcode == 0x16);
+    bool compare_lengths = insn->opcode == 0x60 || insn->opcode == 0x61; /* vpcmpestrm and vpcmpestri, in rax and rdx */
+    return insn->map == 3 && (insn->opcode == 0x22 || insn->opcode == 0x16 || compare_lengths);
 }
 
 static uint8_t vex_w(const struct insn *insn)
