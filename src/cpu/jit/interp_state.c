@@ -79,12 +79,21 @@ static uint64_t components_in_use(const struct jit_vcpu *cpu)
     return load_le64(cpu->xsave + IMAGE_BV) & FPU_MASK;
 }
 
+/* The operand of a save or restore: its alignment is checked after canonical form, but before a segment limit. */
+static uint64_t area_linear(struct jit_vcpu *cpu, const struct insn *insn, unsigned bytes, unsigned alignment, unsigned access)
+{
+    if (cpu->mode != MODE_LONG)
+        interp_require_alignment(cpu, insn, alignment);
+    uint64_t linear = interp_linear(cpu, insn, bytes, access);
+    interp_require_alignment(cpu, insn, alignment);
+    return linear;
+}
+
 static void do_fxsave(struct jit_vcpu *cpu, const struct insn *insn)
 {
     uint8_t image[IMAGE_LEGACY_END];
     require_no_ts(cpu, CR0_EM | CR0_TS);
-    interp_require_alignment(cpu, insn, 16);
-    uint64_t linear = interp_linear(cpu, insn, 512, ACCESS_WRITE);
+    uint64_t linear = area_linear(cpu, insn, 512, 16, ACCESS_WRITE);
     interp_probe(cpu, linear, 512, operand_access(insn, ACCESS_WRITE)); /* all of it, though not all is written */
     interp_take_state(cpu);
     copy_general(image, cpu->xsave, sizeof image);
@@ -95,8 +104,7 @@ static void do_fxrstor(struct jit_vcpu *cpu, const struct insn *insn)
 {
     uint8_t image[512];
     require_no_ts(cpu, CR0_EM | CR0_TS);
-    interp_require_alignment(cpu, insn, 16);
-    uint64_t linear = interp_linear(cpu, insn, 512, ACCESS_READ);
+    uint64_t linear = area_linear(cpu, insn, 512, 16, ACCESS_READ);
     mmu_read(cpu, linear, image, sizeof image, operand_access(insn, ACCESS_READ));
     interp_take_state(cpu);
     require_mxcsr(cpu, load_le32(image + IMAGE_MXCSR));
@@ -150,8 +158,7 @@ static unsigned image_bytes(uint64_t mask)
 static uint64_t read_area(struct jit_vcpu *cpu, const struct insn *insn, uint8_t *image, unsigned bytes)
 {
     unsigned access = operand_access(insn, ACCESS_WRITE);
-    interp_require_alignment(cpu, insn, 64);
-    uint64_t linear = interp_linear(cpu, insn, bytes, ACCESS_WRITE);
+    uint64_t linear = area_linear(cpu, insn, bytes, 64, ACCESS_WRITE);
     interp_probe(cpu, linear, bytes, access);
     mmu_read(cpu, linear, image, bytes, access & ~ACCESS_WRITE);
     return linear;
@@ -267,8 +274,7 @@ static void do_xrstor(struct jit_vcpu *cpu, const struct insn *insn)
     check_xsave(cpu, insn, supervisor);
     uint64_t mask = requested(cpu);
     unsigned access = operand_access(insn, ACCESS_READ);
-    interp_require_alignment(cpu, insn, 64);
-    uint64_t linear = interp_linear(cpu, insn, IMAGE_AVX, ACCESS_READ);
+    uint64_t linear = area_linear(cpu, insn, IMAGE_AVX, 64, ACCESS_READ);
     mmu_read(cpu, linear, image, IMAGE_AVX, access);
     check_header(cpu, image, supervisor);
     if (mask & load_le64(image + IMAGE_BV) & XCR0_AVX)
