@@ -9,6 +9,7 @@
 #include <time.h>
 #include <x86intrin.h>
 
+#include "base/bytes.h"
 #include "base/log.h"
 #include "cpu/jit/cache.h"
 #include "cpu/jit/cache_impl.h"
@@ -20,6 +21,12 @@
 #include "cpu/jit/vcpu.h"
 
 #define HWCAP2_FSGSBASE_BIT (1u << 1)
+
+/* Offsets in the XSAVE area (SDM 1 table 10-2, 13.4). The x87 pointers hold host addresses. */
+#define XSAVE_X87_POINTERS 6
+#define XSAVE_X87_POINTERS_END 24
+#define XSAVE_MXCSR 24
+#define XSAVE_HEADER 512
 
 static int jit_probe(struct err *err)
 {
@@ -198,6 +205,7 @@ static void jit_get_state(struct vcpu *vcpu, struct x86_state *s)
     s->nmi_blocked = cpu->nmi_blocked;
     s->interrupt_shadow = cpu->interrupt_shadow;
     memcpy(s->xsave, cpu->xsave, sizeof s->xsave);
+    memset(s->xsave + XSAVE_X87_POINTERS, 0, XSAVE_X87_POINTERS_END - XSAVE_X87_POINTERS);
 }
 
 static void load_msr(struct jit_vcpu *cpu, const struct x86_msr *msr)
@@ -206,6 +214,15 @@ static void load_msr(struct jit_vcpu *cpu, const struct x86_msr *msr)
         log_debug("jit: MSR 0x%x cannot be loaded", msr->index);
     else
         system_load_msr(cpu, msr->index, msr->value);
+}
+
+/* What the host's XRSTOR would refuse is cleared: the header's other bits, MXCSR's reserved ones. */
+static void load_xsave(struct jit_vcpu *cpu, const uint8_t *xsave)
+{
+    memcpy(cpu->xsave, xsave, sizeof cpu->xsave);
+    store_le32(cpu->xsave + XSAVE_MXCSR, load_le32(xsave + XSAVE_MXCSR) & 0xffff);
+    memset(cpu->xsave + XSAVE_HEADER, 0, 64);
+    store_le64(cpu->xsave + XSAVE_HEADER, load_le64(xsave + XSAVE_HEADER) & (XCR0_X87 | XCR0_SSE | XCR0_AVX));
 }
 
 static int jit_set_state(struct vcpu *vcpu, const struct x86_state *s, struct err *err)
@@ -243,7 +260,7 @@ static int jit_set_state(struct vcpu *vcpu, const struct x86_state *s, struct er
     cpu->nmi_blocked = s->nmi_blocked;
     cpu->interrupt_shadow = s->interrupt_shadow;
     cpu->shutdown = false;
-    memcpy(cpu->xsave, s->xsave, sizeof s->xsave);
+    load_xsave(cpu, s->xsave);
     mmu_flush_all(cpu);
     return 0;
 }
