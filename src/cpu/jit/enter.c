@@ -104,8 +104,10 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
     bool in_page = !site->other_faults && (linear & PAGE_MASK) + site->size <= MEM_PAGE_SIZE;
     unsigned access = (site->write ? ACCESS_WRITE : 0) | (site->stack ? ACCESS_STACK : 0);
     if (in_page && mmu_tlb_load(cpu, linear + site->first, access) &&
-        (!site->needs_write_entry || tlb_has_write_entry(cpu, linear + site->first)))
+        (!site->needs_write_entry || tlb_has_write_entry(cpu, linear + site->first))) {
+        fpu_load(cpu);
         return site->retry;
+    }
     fpu_save(cpu); /* the decoder is compiled like any other code */
     struct insn insn;
     uint8_t bytes[INSN_MAX_BYTES];
