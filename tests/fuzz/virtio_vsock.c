@@ -1,6 +1,7 @@
 /* Fuzz target: virtio-vsock's packets and connection states, with a host that connects and one that listens. */
 #include <assert.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -27,6 +28,13 @@ static int open_socket(const char *at, bool listening)
     return fd;
 }
 
+static void clean_up(void)
+{
+    char at[80];
+    snprintf(at, sizeof at, "%s_52", path);
+    unlink(at);
+}
+
 /* The host's listener on port 52 lives as long as the process. */
 static int listener(void)
 {
@@ -38,6 +46,7 @@ static int listener(void)
     snprintf(at, sizeof at, "%s_52", path);
     unlink(at);
     fd = open_socket(at, true);
+    atexit(clean_up);
     return fd;
 }
 
