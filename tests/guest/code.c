@@ -167,7 +167,7 @@ static void run_shared(void *arg)
         uint32_t now = generation;
         __asm__ volatile("xor %%eax, %%eax; cpuid" ::: "rax", "rbx", "rcx", "rdx", "memory"); /* serialize */
         uint32_t got = (uint32_t)call((uint64_t)shared);
-        if (got != now && got != generation)
+        if (got - now > 1) /* the code may be seen before the generation that is stored after it */
             wrong++;
         acknowledged = got;
     }

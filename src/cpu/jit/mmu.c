@@ -191,9 +191,11 @@ void mmu_store(struct jit_vcpu *cpu, uint64_t linear, uint64_t value, unsigned s
         return;
     }
     struct place place = resolve(cpu, linear, access | ACCESS_WRITE);
-    if (!place.host || place.has_code)
+    if (!place.host) {
         place_write(cpu, &place, (const uint8_t *)&value, size);
-    else if (size == 8)
+        return;
+    }
+    if (size == 8)
         ((struct unaligned *)place.host)->u64 = value;
     else if (size == 4)
         ((struct unaligned *)place.host)->u32 = (uint32_t)value;
@@ -201,6 +203,8 @@ void mmu_store(struct jit_vcpu *cpu, uint64_t linear, uint64_t value, unsigned s
         ((struct unaligned *)place.host)->u16 = (uint16_t)value;
     else
         *place.host = (uint8_t)value;
+    if (place.has_code)
+        cache_code_written(cpu, place.host, size);
 }
 
 void mmu_operand_map(struct jit_vcpu *cpu, struct mmu_operand *operand, uint64_t linear, uint32_t size, unsigned access)
