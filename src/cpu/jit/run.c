@@ -163,29 +163,29 @@ int run_install_signals(struct err *err)
     return sigaction(TIMER_SIGNAL, &timer, NULL) ? err_set(err, errno, "jit: signal handlers") : 0;
 }
 
-/* Signals must not land on the guest's stack, whatever its rsp looks like. */
-static void set_up_thread(struct jit_vcpu *cpu)
+/* Signals must not land on the guest's stack, whatever its rsp looks like: without a stack for them nothing runs. */
+static bool set_up_thread(struct jit_vcpu *cpu)
 {
     void *stack = mmap(NULL, ALT_STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (stack == MAP_FAILED) {
-        log_error("jit: no memory for a signal stack");
-        return;
-    }
     stack_t alt = {.ss_sp = stack, .ss_size = ALT_STACK_SIZE, .ss_flags = (int)SS_AUTODISARM};
     struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = TIMER_SIGNAL};
     event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
-    if (sigaltstack(&alt, NULL))
+    if (stack == MAP_FAILED || sigaltstack(&alt, NULL)) {
         log_error("jit: signal stack: %s", strerror(errno));
-    if (timer_create(CLOCK_MONOTONIC, &event, &cpu->timer))
+        return false;
+    }
+    if (timer_create(CLOCK_MONOTONIC, &event, &cpu->timer)) {
         log_error("jit: vCPU timer: %s", strerror(errno));
-    else
-        cpu->timer_made = true;
+        return false;
+    }
+    cpu->timer_made = true;
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, TIMER_SIGNAL);
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     vcpu_timer_arm(cpu, cpu->lapic.timer_deadline_tsc);
     this_vcpu = cpu;
+    return true;
 }
 
 /* ---- the loop ---- */
@@ -335,8 +335,8 @@ static enum step run_and_deliver(struct jit_vcpu *cpu)
 enum vcpu_exit run_vcpu(struct vcpu *vcpu)
 {
     struct jit_vcpu *cpu = (struct jit_vcpu *)vcpu;
-    if (this_vcpu != cpu)
-        set_up_thread(cpu);
+    if (this_vcpu != cpu && !set_up_thread(cpu))
+        return VCPU_EXIT_ERROR;
     __asm__ volatile("wrgsbase %0" : : "r"(cpu));
     requests_go_online(cpu);
     vcpu_timer_arm(cpu, cpu->lapic.timer_deadline_tsc);
