@@ -194,7 +194,7 @@ static void emit_save_guest(struct emit *e)
     emit_u8(e, 0x66);
     emit_gs(e, 0, OP_MOV_STORE, RAX, offsetof(struct jit_vcpu, flags_native));
     emit_load_gs(e, RSP, offsetof(struct jit_vcpu, host_rsp));
-    emit_bytes(e, "\xf3\x48\x0f\xae\xcf", 5); /* rdgsbase rdi */
+    emit_load_gs(e, RDI, offsetof(struct jit_vcpu, self));
 }
 
 static void emit_load_guest(struct emit *e)

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <x86intrin.h>
@@ -20,8 +19,6 @@
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
 
-#define HWCAP2_FSGSBASE_BIT (1u << 1)
-
 /* Offsets in the XSAVE area (SDM 1 table 10-2, 13.4). The x87 pointers hold host addresses. */
 #define XSAVE_X87_POINTERS 6
 #define XSAVE_X87_POINTERS_END 24
@@ -33,8 +30,6 @@ static int jit_probe(struct err *err)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi2"))
         return err_say(err, ENOTSUP, "the jit engine needs a CPU with AVX2 and BMI2 (x86-64-v3)");
-    if (!(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE_BIT))
-        return err_say(err, ENOTSUP, "the jit engine needs FSGSBASE: a kernel of 5.9 or newer on a CPU that has it");
     return 0;
 }
 
@@ -151,6 +146,7 @@ static int jit_vcpu_create(struct engine *base, unsigned index, struct vcpu **re
         return err_set(err, ENOMEM, "vCPU %u", index);
     cpu->base.engine = base;
     cpu->base.index = index;
+    cpu->self = cpu;
     cpu->engine = engine;
     cpu->mem = engine->mem;
     engine->vcpus[index] = cpu;

@@ -2,6 +2,7 @@
  * Compiled without vector registers; the guest's may be live all through (fpu.h). */
 #include "cpu/jit/run.h"
 
+#include <asm/prctl.h>
 #include <errno.h>
 #include <linux/futex.h>
 #include <signal.h>
@@ -337,7 +338,10 @@ enum vcpu_exit run_vcpu(struct vcpu *vcpu)
     struct jit_vcpu *cpu = (struct jit_vcpu *)vcpu;
     if (this_vcpu != cpu && !set_up_thread(cpu))
         return VCPU_EXIT_ERROR;
-    __asm__ volatile("wrgsbase %0" : : "r"(cpu));
+    if (syscall(SYS_arch_prctl, ARCH_SET_GS, cpu)) { /* not wrgsbase: kernels may have it off, and lose the base then */
+        log_error("jit: GS base: %s", strerror(errno));
+        return VCPU_EXIT_ERROR;
+    }
     requests_go_online(cpu);
     vcpu_timer_arm(cpu, cpu->lapic.timer_deadline_tsc);
     __atomic_store_n(&cpu->poll, 1, __ATOMIC_SEQ_CST);

@@ -43,6 +43,7 @@ enum vcpu_mode { MODE_REAL, MODE_PROTECTED, MODE_COMPAT, MODE_LONG };
 
 struct jit_vcpu {
     struct vcpu base;
+    struct jit_vcpu *self; /* for gs: */
     uint64_t gpr[GPR_COUNT];
     uint64_t rip, rflags;
     uint32_t poll;           /* from other threads: nonzero makes translated code leave at the next block; futex word */
