@@ -1,10 +1,12 @@
 /* The bare CPU's side: a child process that maps code and data at the guest's linear addresses, loads the whole register state, jumps, and
  * takes the state at the fault that ends every sequence from the signal frame. */
 #include <asm/ldt.h>
+#include <asm/prctl.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -39,6 +41,7 @@ struct native_run {
     uint32_t far_offset; /* of the first instruction, with its code segment */
     uint16_t far_selector;
     uint16_t data_selector, stack_selector;
+    uint32_t fsgsbase; /* the kernel keeps bases that instructions set; else only those of arch_prctl */
 };
 extern struct native_run native_run;
 struct native_run native_run __attribute__((used));
@@ -57,11 +60,15 @@ __asm__(".text\n"
         "mov 184(%rbx), %rcx\n"
         "mov $7, %eax\n xor %edx, %edx\n"
         "xrstor64 (%rcx)\n"
-        "push 136(%rbx)\n popfq\n"
         "movzwl 206(%rbx), %eax\n mov %eax, %ds\n mov %eax, %es\n mov %eax, %fs\n mov %eax, %gs\n"
         "movzwl 208(%rbx), %eax\n mov %eax, %ss\n"
+        "cmpl $0, 212(%rbx)\n je 1f\n"
         "mov 144(%rbx), %rax\n wrfsbase %rax\n"
         "mov 152(%rbx), %rax\n wrgsbase %rax\n"
+        "jmp 2f\n"
+        "1: mov $158, %eax\n mov $0x1002, %edi\n mov 144(%rbx), %rsi\n syscall\n" /* arch_prctl(ARCH_SET_FS) */
+        "mov $158, %eax\n mov $0x1001, %edi\n mov 152(%rbx), %rsi\n syscall\n"    /* arch_prctl(ARCH_SET_GS) */
+        "2: push 136(%rbx)\n popfq\n"
         "mov 0(%rbx), %rax\n mov 8(%rbx), %rcx\n mov 16(%rbx), %rdx\n mov 32(%rbx), %rsp\n"
         "mov 40(%rbx), %rbp\n mov 48(%rbx), %rsi\n mov 56(%rbx), %rdi\n mov 64(%rbx), %r8\n"
         "mov 72(%rbx), %r9\n mov 80(%rbx), %r10\n mov 88(%rbx), %r11\n mov 96(%rbx), %r12\n"
@@ -89,17 +96,45 @@ static void take_result(const mcontext_t *context)
     memcpy(result->state.xsave, context->fpregs, DIFF_XSAVE);
 }
 
+/* FS and GS bases. No library call: TLS may be anywhere. */
+static long arch_prctl(int code, uint64_t argument)
+{
+    long result;
+    __asm__ volatile("syscall" : "=a"(result) : "0"(SYS_arch_prctl), "D"(code), "S"(argument) : "rcx", "r11", "memory");
+    return result;
+}
+
+static uint64_t get_base(int code)
+{
+    uint64_t base = 0;
+    if (native_run.fsgsbase)
+        return code == ARCH_GET_FS ? _readfsbase_u64() : _readgsbase_u64();
+    arch_prctl(code, (uint64_t)(uintptr_t)&base);
+    return base;
+}
+
+static void set_base(int code, uint64_t base)
+{
+    if (!native_run.fsgsbase)
+        arch_prctl(code, base);
+    else if (code == ARCH_SET_FS)
+        _writefsbase_u64(base);
+    else
+        _writegsbase_u64(base);
+}
+
 static void on_signal(int signal, siginfo_t *info, void *ucontext)
 {
     (void)signal, (void)info;
-    uint64_t fs = _readfsbase_u64(), gs = _readgsbase_u64();
-    _writefsbase_u64(native_run.host_fs);
-    _writegsbase_u64(native_run.host_gs);
+    uint64_t fs = get_base(ARCH_GET_FS), gs = get_base(ARCH_GET_GS);
+    set_base(ARCH_SET_FS, native_run.host_fs);
+    set_base(ARCH_SET_GS, native_run.host_gs);
     mcontext_t *context = &((ucontext_t *)ucontext)->uc_mcontext;
     take_result(context);
     native_run.result->state.fs_base = fs;
     native_run.result->state.gs_base = gs;
     context->gregs[REG_RIP] = (greg_t)(uintptr_t)native_resume;
+    context->gregs[REG_RSP] = (greg_t)native_run.host_rsp; /* a kernel may refuse to return to one that is not canonical */
     context->gregs[REG_EFL] = 0x202;
     context->gregs[REG_CSGSFS] = (context->gregs[REG_CSGSFS] & INT64_C(0x0000ffffffff0000)) | USER_CODE64 |
                                  (greg_t)USER_DATA << 48;
@@ -199,8 +234,9 @@ static _Noreturn void child_main(struct diff_batch *batch, int in, int out)
     child_map();
     child_segments();
     child_signals();
-    native_run.host_fs = _readfsbase_u64();
-    native_run.host_gs = _readgsbase_u64();
+    native_run.fsgsbase = getauxval(AT_HWCAP2) >> 1 & 1;
+    native_run.host_fs = get_base(ARCH_GET_FS);
+    native_run.host_gs = get_base(ARCH_GET_GS);
     while (read(in, &byte, 1) == 1) {
         alarm(20);
         child_run_batch(batch);

@@ -197,6 +197,12 @@ static void emit_save_guest(struct emit *e)
     emit_load_gs(e, RDI, offsetof(struct jit_vcpu, self));
 }
 
+static void emit_jmp_resume(struct emit *e)
+{
+    emit_bytes(e, "\x65\xff\x24\x25", 4); /* jmp gs:[resume] */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, resume));
+}
+
 static void emit_load_guest(struct emit *e)
 {
     emit_u8(e, 0x66);
@@ -206,8 +212,7 @@ static void emit_load_guest(struct emit *e)
         if (!in_r14_r15(r))
             emit_load_gs(e, r, GPR_OFFSET(r));
     emit_load_gs(e, R15, offsetof(struct jit_vcpu, site_linear));
-    emit_bytes(e, "\x65\xff\x24\x25", 4); /* jmp gs:[resume] */
-    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, resume));
+    emit_jmp_resume(e);
 }
 
 /* tlb.stack does not hold the page at r15: takes it from the table of write translations and tries the site again. An access
@@ -295,6 +300,9 @@ void enter_make_trampolines(struct translator *tr)
     tr->to.dead = emit_way_out(&e, handle_dead, leave);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.stack[pool] = emit_stack_refill(&e, tr, pool, tr->to.miss);
+    tr->to.load_rsp = e.at;
+    emit_load_gs(&e, RSP, GPR_OFFSET(RSP));
+    emit_jmp_resume(&e);
     tr->hot_start = tr->hot = e.at;
 }
 
@@ -330,6 +338,23 @@ static const struct insn_map *find_insn(const struct translator *tr, const struc
     return &map[i];
 }
 
+/* Some kernels (seen: PVM's) cannot return from an interrupt to a stack pointer that is not canonical and send SIGSEGV instead.
+ * Goes on at the same place by a stub that loads it; a second fault there is the instruction's own. */
+static bool return_with_odd_rsp(struct jit_vcpu *cpu, greg_t *regs)
+{
+    const struct translator *tr = cpu->translator;
+    uint64_t pc = (uint64_t)regs[REG_RIP];
+    if (regs[REG_TRAPNO] != VEC_GP || is_canonical((uint64_t)regs[REG_RSP]) || cpu->odd_rsp_pc == pc) {
+        cpu->odd_rsp_pc = 0;
+        return false;
+    }
+    cpu->odd_rsp_pc = cpu->resume = pc;
+    cpu->gpr[RSP] = (uint64_t)regs[REG_RSP];
+    regs[REG_RSP] = (greg_t)cpu->host_rsp;
+    regs[REG_RIP] = (greg_t)(uintptr_t)mcode_executable(&tr->mcode, tr->to.load_rsp);
+    return true;
+}
+
 bool enter_handle_signal(struct jit_vcpu *cpu, void *context)
 {
     ucontext_t *uc = context;
@@ -342,6 +367,8 @@ bool enter_handle_signal(struct jit_vcpu *cpu, void *context)
         return false;
     if (!is_guest_vector(regs[REG_TRAPNO]))
         return false;
+    if (return_with_odd_rsp(cpu, regs))
+        return true;
     struct block *block = cache_find_host(cpu, pc);
     if (!block)
         return false;

@@ -80,6 +80,7 @@ struct insn_map {
 struct trampolines {
     const uint8_t *enter;                                 /* executable view: void (*)(void) */
     const uint8_t *miss, *interp, *link, *jump, *poll, *dead; /* writable view, for emission */
+    const uint8_t *load_rsp;         /* loads rsp from cpu->gpr and jumps to cpu->resume */
     const uint8_t *stack[TLB_POOLS]; /* a stack check failed: puts another page into tlb.stack, or goes to miss */
 };
 
