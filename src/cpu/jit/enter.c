@@ -338,17 +338,19 @@ static const struct insn_map *find_insn(const struct translator *tr, const struc
     return &map[i];
 }
 
-/* Some kernels (seen: PVM's) cannot return from an interrupt to a stack pointer that is not canonical and send SIGSEGV instead.
- * Goes on at the same place by a stub that loads it; a second fault there is the instruction's own. */
-static bool return_with_odd_rsp(struct jit_vcpu *cpu, greg_t *regs)
+/* Below a paravirtual kernel (seen: PVM) a host exception may be none of the code's: #GP because the kernel cannot return from an
+ * interrupt to a stack pointer that is not canonical, #UD because the hypervisor failed to emulate an access to a page it
+ * watches. Goes on at the same place by a stub that loads rsp; a second exception there in a row is the instruction's own. */
+static bool try_again(struct jit_vcpu *cpu, greg_t *regs)
 {
     const struct translator *tr = cpu->translator;
     uint64_t pc = (uint64_t)regs[REG_RIP];
-    if (regs[REG_TRAPNO] != VEC_GP || is_canonical((uint64_t)regs[REG_RSP]) || cpu->odd_rsp_pc == pc) {
-        cpu->odd_rsp_pc = 0;
+    bool suspicious = regs[REG_TRAPNO] == VEC_UD || (regs[REG_TRAPNO] == VEC_GP && !is_canonical((uint64_t)regs[REG_RSP]));
+    if (!suspicious || cpu->tried_again_pc == pc) {
+        cpu->tried_again_pc = 0;
         return false;
     }
-    cpu->odd_rsp_pc = cpu->resume = pc;
+    cpu->tried_again_pc = cpu->resume = pc;
     cpu->gpr[RSP] = (uint64_t)regs[REG_RSP];
     regs[REG_RSP] = (greg_t)cpu->host_rsp;
     regs[REG_RIP] = (greg_t)(uintptr_t)mcode_executable(&tr->mcode, tr->to.load_rsp);
@@ -365,10 +367,10 @@ bool enter_handle_signal(struct jit_vcpu *cpu, void *context)
     struct translator *tr = cpu->translator;
     if (!tr || pc < tr->mcode.exec || pc >= tr->mcode.exec + tr->mcode.size)
         return false;
+    if (try_again(cpu, regs))
+        return true;
     if (!is_guest_vector(regs[REG_TRAPNO]))
         return false;
-    if (return_with_odd_rsp(cpu, regs))
-        return true;
     struct block *block = cache_find_host(cpu, pc);
     if (!block)
         return false;

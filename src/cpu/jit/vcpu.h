@@ -96,7 +96,7 @@ struct jit_vcpu {
     uint64_t scratch[2];
     uint64_t code_page;       /* linear address of the page that position-independent code runs from: translate.h */
     uint64_t host_rsp, resume; /* host stack of the run loop; where translated code goes on */
-    uint64_t odd_rsp_pc;         /* where translated code was last taken back with a stack pointer that is not canonical */
+    uint64_t tried_again_pc;     /* host address of the last exception that was not taken for the code's own: enter.c */
     uint64_t flush_epoch;     /* counts mmu_flush_*: a changed value means fetch translations may have changed */
     uint64_t jump_mask;       /* pext mask that makes a jump-cache index from a target */
     struct tlb tlb;
