@@ -1,21 +1,16 @@
 #include "mem/mem.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/memfd.h>
+#include <linux/mman.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
-
-#include "base/own.h"
 
 #define HUGE_SIZE (UINT64_C(2) << 20)
 
 struct mem {
     uint64_t size;
     uint8_t *base;
-    int fd;
     unsigned slot_count;
     struct mem_slot slots[2];
     uint64_t *dirty[2]; /* NULL while the log is off */
@@ -35,18 +30,32 @@ static void mem_lay_out(struct mem *mem)
     }
 }
 
+/* Anonymous memory that starts on a huge page, so that the host can use transparent ones all through. */
+static uint8_t *map_ordinary(uint64_t bytes)
+{
+    uint8_t *range = mmap(NULL, bytes + HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (range == MAP_FAILED)
+        return MAP_FAILED;
+    size_t before = -(uintptr_t)range & (HUGE_SIZE - 1);
+    if (before)
+        munmap(range, before);
+    munmap(range + before + bytes, HUGE_SIZE - before);
+    madvise(range + before, bytes, MADV_HUGEPAGE); /* a wish: not all kernels have them */
+    return range + before;
+}
+
+static uint8_t *map_huge(uint64_t bytes)
+{
+    return mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB, -1, 0);
+}
+
 int mem_create(uint64_t bytes, bool hugepages, struct mem **ret_mem, struct err *err)
 {
     uint64_t page = hugepages ? HUGE_SIZE : MEM_PAGE_SIZE;
     if (!bytes || bytes > UINT64_C(1) << 46)
         return err_say(err, EINVAL, "guest memory of %llu bytes is not possible", (unsigned long long)bytes);
     bytes = (bytes + page - 1) & ~(page - 1);
-    own_fd int fd = memfd_create("polder-guest-ram", MFD_CLOEXEC | (hugepages ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
-    if (fd < 0)
-        return err_set(err, errno, "guest memory: memfd");
-    if (ftruncate(fd, (off_t)bytes) < 0)
-        return err_set(err, errno, "guest memory of %llu MiB", (unsigned long long)bytes >> 20);
-    uint8_t *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    uint8_t *base = hugepages ? map_huge(bytes) : map_ordinary(bytes);
     if (base == MAP_FAILED)
         return err_set(err, errno, hugepages ? "guest memory of %llu MiB in huge pages (see vm.nr_hugepages)"
                                              : "guest memory of %llu MiB", (unsigned long long)bytes >> 20);
@@ -56,7 +65,7 @@ int mem_create(uint64_t bytes, bool hugepages, struct mem **ret_mem, struct err 
         munmap(base, bytes);
         return err_set(err, ENOMEM, "guest memory");
     }
-    *mem = (struct mem){.size = bytes, .base = base, .fd = TAKE_FD(fd)};
+    *mem = (struct mem){.size = bytes, .base = base};
     mem_lay_out(mem);
     *ret_mem = mem;
     return 0;
@@ -68,7 +77,6 @@ void mem_free(struct mem *mem)
         return;
     mem_dirty_stop(mem);
     munmap(mem->base, mem->size);
-    close(mem->fd);
     free(mem);
 }
 
@@ -85,11 +93,6 @@ const struct mem_slot *mem_slot(const struct mem *mem, unsigned index)
 uint64_t mem_size(const struct mem *mem)
 {
     return mem->size;
-}
-
-int mem_fd(const struct mem *mem)
-{
-    return mem->fd;
 }
 
 void *mem_ptr(const struct mem *mem, uint64_t gpa, uint64_t len)
@@ -195,7 +198,7 @@ int mem_discard(struct mem *mem, uint64_t gpa, uint64_t len)
     uint8_t *hva = mem_ptr(mem, start, end - start);
     if (!hva)
         return -EFAULT;
-    if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, hva - mem->base, (off_t)(end - start)) < 0)
+    if (madvise(hva, end - start, MADV_DONTNEED) < 0)
         return -errno;
     mem_mark_dirty(mem, start, end - start);
     return 0;

@@ -1,5 +1,7 @@
-/* Guest physical memory: one memfd, mapped once, contiguous in the host; RAM below 3 GiB and the rest from 4 GiB.
+/* Guest physical memory: one mapping, contiguous in the host; RAM below 3 GiB and the rest from 4 GiB.
  *
+ * It is anonymous, because there the host has transparent huge pages: one host fault for 2 MiB instead of 512 (shared memory has
+ * them only where the administrator said so, and a fault costs several microseconds on virtual hosts).
  * Every access from the host side is checked here. The guest can change any byte at any time: read once, then
  * validate the copy. Whoever writes guest memory through a pointer calls mem_mark_dirty() afterwards; the functions
  * below that write do so themselves. Thread-safe after creation. */
@@ -16,7 +18,7 @@
 
 struct mem;
 
-/* A run of guest RAM: `gpa` .. `gpa + len`, at host address `hva`, at `offset` in the memfd. */
+/* A run of guest RAM: `gpa` .. `gpa + len`, at host address `hva`, at `offset` in the mapping. */
 struct mem_slot {
     uint64_t gpa, len, offset;
     uint8_t *hva;
@@ -25,14 +27,13 @@ struct mem_slot {
 /* Called after the host side (devices, loaders) wrote guest memory; from any thread. */
 typedef void mem_write_fn(void *arg, uint64_t gpa, uint64_t len);
 
-/* `bytes` is rounded up to whole pages. With `hugepages`, 2 MiB pages from hugetlbfs; otherwise transparent ones. */
+/* `bytes` is rounded up to whole pages. With `hugepages`, 2 MiB pages that the administrator set aside; otherwise transparent ones. */
 must_check int mem_create(uint64_t bytes, bool hugepages, struct mem **ret_mem, struct err *err);
 void mem_free(struct mem *mem);
 
 unsigned mem_slot_count(const struct mem *mem);
 const struct mem_slot *mem_slot(const struct mem *mem, unsigned index);
 uint64_t mem_size(const struct mem *mem);
-int mem_fd(const struct mem *mem);
 
 /* Host address of guest RAM [gpa, gpa+len), or NULL when any byte lies outside of one slot. */
 void *mem_ptr(const struct mem *mem, uint64_t gpa, uint64_t len);

@@ -119,12 +119,7 @@ EXPECTED = {
 }
 
 
-idle_guest = pytest.mark.skip(reason="as process 1, the script leaves the guest idle before its end: not yet understood")
-
-
-@idle_guest
 @pytest.mark.parametrize("load", LOAD)
-@idle_guest
 def test_load(engine, tmp, load):
     import json
     expected = EXPECTED[load] or "python " + hashlib.md5(json.dumps(list(range(10000))).encode()).hexdigest()
@@ -133,7 +128,6 @@ def test_load(engine, tmp, load):
 
 
 @pytest.mark.not_nested
-@idle_guest
 def test_sha256_of_1_gib_against_the_host(engine, tmp):
     stream = "openssl enc -aes-128-ctr -K 000102030405060708090a0b0c0d0e0f -iv 0 -in /dev/zero 2>/dev/null | head -c 1G | sha256sum"
     with debian(engine, tmp, name="debian-full", script=f"{stream} | sed 's/^/SUM /'") as vmm:
@@ -141,7 +135,6 @@ def test_sha256_of_1_gib_against_the_host(engine, tmp):
         assert f"SUM {mine}" in finish(vmm, 300)
 
 
-@idle_guest
 def test_openssl_known_answers(engine, tmp):
     """Digests and ciphers that use the CPU's vector and crypto instructions give the host's values."""
     script = "\n".join(f"head -c 1M /dev/zero | openssl dgst -{d} | sed 's/.*= /{d} /'" for d in ("sha1", "sha256", "sha512", "sha3-256", "blake2b512"))

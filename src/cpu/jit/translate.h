@@ -98,7 +98,7 @@ struct translator {
     struct insn_map *maps;
     uint32_t map_count, map_capacity;
     uint32_t *hash;       /* heads of block chains by source address */
-    uint32_t *page_heads; /* first block of each guest page, by page number in the memfd */
+    uint32_t *page_heads; /* first block of each guest page, by its number in guest RAM */
     uint32_t pages;
     uint8_t *ram;         /* host address of guest RAM */
     uint32_t generation;  /* counts cache resets */

@@ -144,7 +144,7 @@ struct jit_engine {
     struct jit_vcpu *vcpus[32];
     struct cpuid_config cpuid;
     struct jit_options options;
-    /* For each page of guest RAM (by offset in the memfd), a bit a vCPU, atomically: */
+    /* For each page of guest RAM (by offset in its mapping), a bit a vCPU, atomically: */
     uint32_t *code_pages;  /* holds translations of code in this page */
     uint32_t *write_pages; /* may have a TLB write entry for this page */
 };
