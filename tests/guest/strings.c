@@ -196,6 +196,24 @@ static void test_interrupted(void)
     check(ticks >= 5, "interrupts between: %u", ticks);
 }
 
+/* Pages whose numbers agree in all bits that a translation cache of up to 2^24 entries can index by, all first touched here. */
+static void test_same_index(void)
+{
+    uint8_t *from = (uint8_t *)VA, *to = (uint8_t *)(VA + (1ul << 36));
+    map_page((uint64_t)from, (uint64_t)source, 1, RW);
+    map_page((uint64_t)to, (uint64_t)target, 1, RW);
+    fill();
+    run(rep_movsb, 100, from + 8, to + 16, 0, 0);
+    check(!memcmp(source + 8, target + 16, 100), "movs between pages of one index");
+    run(movsb, 0, from, to, 0, 0);
+    check(target[0] == source[0], "one movs between pages of one index");
+    struct registers r = run(repe_cmpsb, 100, from + 8, to + 16, 0, 0);
+    check(r.rcx == 0 && (r.rflags & FLAG_ZF), "cmps between pages of one index");
+    uint64_t value = 0x1234;
+    __asm__ volatile("push %2; pop %1; mov %1, %0" : "=r"(value), "+m"(*(uint64_t *)to) : "m"(*(uint64_t *)from) : "memory");
+    check(!memcmp(to, from, 8), "push and pop between pages of one index");
+}
+
 static void test_ports(void)
 {
     /* COM1's scratch register takes each byte; the last stays. */
@@ -220,6 +238,7 @@ void guest_main(void)
     test_stores();
     test_compare();
     test_faults();
+    test_same_index();
     test_ports();
     test_interrupted();
 }

@@ -15,6 +15,7 @@
 #define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
 #define HASH_BITS 17
 #define ROOM_PER_BLOCK ((size_t)32 << 10)
+#define SITES_PER_INSN 6u /* rep movs */
 
 static uint32_t page_number(const struct translator *tr, const uint8_t *host)
 {
@@ -107,8 +108,8 @@ static void make_room(struct jit_vcpu *cpu)
 {
     struct translator *tr = cpu->translator;
     if ((size_t)(tr->hot_end - tr->hot) < ROOM_PER_BLOCK || (size_t)(tr->cold_end - tr->cold) < ROOM_PER_BLOCK ||
-        tr->block_count + 1 >= tr->block_capacity || tr->site_count + 3 * BLOCK_MAX_INSNS >= tr->site_capacity ||
-        tr->insn_count + BLOCK_MAX_INSNS >= tr->insn_capacity || tr->map_count + BLOCK_MAX_INSNS >= tr->map_capacity)
+        tr->block_count + 1 >= tr->block_capacity || tr->site_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= tr->site_capacity ||
+        tr->insn_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= tr->insn_capacity || tr->map_count + BLOCK_MAX_INSNS >= tr->map_capacity)
         cache_reset(cpu);
 }
 

@@ -31,8 +31,8 @@ void tlb_init(struct jit_vcpu *cpu)
 {
     for (unsigned i = 0; i < FLAT_ENTRIES; i++)
         flat(&cpu->tlb)[i] = empty;
-    for (unsigned i = 0; i < TLB_POOLS * JUMP_ENTRIES; i++)
-        (&cpu->jump_cache.negated_rip[0][0])[i] = empty_tag(i);
+    for (unsigned i = 0; i < TLB_POOLS * JUMP_WAYS * JUMP_ENTRIES; i++)
+        (&cpu->jump_cache.negated_rip[0][0][0])[i] = empty_tag(i);
     forget_stacks(&cpu->tlb);
     cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 2;
     cpu->flush_epoch = 1;
@@ -108,7 +108,7 @@ static void clear_list(struct tlb *tlb, const uint32_t *list, uint32_t *count)
 static void clear_jumps(struct jump_cache *jumps, const uint32_t *list, uint32_t *count)
 {
     for (uint32_t i = 0; i < *count; i++)
-        (&jumps->negated_rip[0][0])[list[i]] = empty_tag(list[i]);
+        (&jumps->negated_rip[0][0][0])[list[i]] = empty_tag(list[i]);
     *count = 0;
 }
 
@@ -121,24 +121,38 @@ static unsigned jump_index(const struct jit_vcpu *cpu, uint64_t rip)
 
 const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip)
 {
+    const struct jump_cache *jumps = &cpu->jump_cache;
     unsigned index = jump_index(cpu, rip);
-    return cpu->jump_cache.negated_rip[pool][index] == -rip ? cpu->jump_cache.entry[pool][index] : NULL;
+    for (unsigned way = 0; way < JUMP_WAYS; way++)
+        if (jumps->negated_rip[pool][way][index] == -rip)
+            return jumps->entry[pool][way][index];
+    return NULL;
+}
+
+static void set_jump(struct jump_cache *jumps, unsigned flat, uint64_t tag, const uint8_t *entry, bool global)
+{
+    (&jumps->negated_rip[0][0][0])[flat] = tag;
+    (&jumps->entry[0][0][0])[flat] = entry;
+    uint64_t bit = UINT64_C(1) << (flat % 64), *word = &jumps->is_global[flat / 64];
+    *word = global ? *word | bit : *word & ~bit;
+    if (global)
+        list_add(jumps->global, &jumps->global_count, flat);
+    else
+        list_add(jumps->local, &jumps->local_count, flat);
 }
 
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)
 {
     struct jump_cache *jumps = &cpu->jump_cache;
-    unsigned index = pool * JUMP_ENTRIES + jump_index(cpu, rip);
-    if (jumps->local_count == TLB_POOLS * JUMP_ENTRIES || jumps->global_count == TLB_POOLS * JUMP_ENTRIES)
+    unsigned index = jump_index(cpu, rip), first = pool * JUMP_WAYS * JUMP_ENTRIES + index;
+    if (jumps->local_count + 2 > JUMP_LISTED || jumps->global_count + 2 > JUMP_LISTED)
         jump_cache_flush(cpu);
-    (&jumps->negated_rip[0][0])[index] = -rip;
-    (&jumps->entry[0][0])[index] = entry;
+    uint64_t old = jumps->negated_rip[pool][0][index];
+    if (old != -rip && old != empty_tag(index))
+        set_jump(jumps, first + JUMP_ENTRIES, old, jumps->entry[pool][0][index], jumps->is_global[first / 64] >> (first % 64) & 1);
+    set_jump(jumps, first, -rip, entry, global);
     unsigned page = (unsigned)(rip / MEM_PAGE_SIZE) % 4096;
     jumps->pages[rip >> 63][page / 64] |= UINT64_C(1) << (page % 64);
-    if (global)
-        list_add(jumps->global, &jumps->global_count, index);
-    else
-        list_add(jumps->local, &jumps->local_count, index);
 }
 
 void jump_cache_flush(struct jit_vcpu *cpu)

@@ -49,15 +49,20 @@ struct fetch_entry {
     bool global;
 };
 
-#define JUMP_BITS 15
+#define JUMP_BITS 14
 #define JUMP_ENTRIES (1u << JUMP_BITS)
+#define JUMP_WAYS 2u
+#define JUMP_LISTED 16384u
 
+/* Two ways: translated code looks into the first, and one shared piece of code into the second, where the first's entry goes when
+ * another takes its place. */
 struct jump_cache {
-    uint64_t negated_rip[TLB_POOLS][JUMP_ENTRIES]; /* -rip, so that a hit is found without touching flags; when
-                                                      empty, a value that no rip of this slot has */
-    const uint8_t *entry[TLB_POOLS][JUMP_ENTRIES];
+    uint64_t negated_rip[TLB_POOLS][JUMP_WAYS][JUMP_ENTRIES]; /* -rip, so that a hit is found without touching flags; when
+                                                                 empty, a value that no rip of this slot has */
+    const uint8_t *entry[TLB_POOLS][JUMP_WAYS][JUMP_ENTRIES];
+    uint64_t is_global[TLB_POOLS * JUMP_WAYS * JUMP_ENTRIES / 64];
     uint32_t local_count, global_count;
-    uint32_t local[TLB_POOLS * JUMP_ENTRIES], global[TLB_POOLS * JUMP_ENTRIES];
+    uint32_t local[JUMP_LISTED], global[JUMP_LISTED]; /* indexes into the flat arrays */
     uint64_t pages[2][64]; /* which pages (by number mod 4096) have entries; lower and upper half of the address space */
 };
 

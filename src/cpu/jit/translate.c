@@ -141,6 +141,8 @@ static void emit_insn(struct translation *t)
         inlined = translate_stack(t) || translate_system(t);
     else if (insn->kind == INSN_SYSTEM)
         inlined = translate_system(t);
+    else if (insn->kind == INSN_STRING)
+        inlined = translate_string(t);
     else if (insn->kind == INSN_BRANCH)
         inlined = translate_branch(t);
     if (inlined)

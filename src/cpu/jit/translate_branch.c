@@ -11,27 +11,38 @@
 
 static size_t jump_entries(const struct translation *t)
 {
-    return offsetof(struct jit_vcpu, jump_cache.entry) + sizeof(uint64_t) * JUMP_ENTRIES * t->key.pool;
+    return offsetof(struct jit_vcpu, jump_cache.entry) + sizeof(uint64_t) * JUMP_WAYS * JUMP_ENTRIES * t->key.pool;
 }
 
 static size_t jump_tags(const struct translation *t)
 {
-    return offsetof(struct jit_vcpu, jump_cache.negated_rip) + sizeof(uint64_t) * JUMP_ENTRIES * t->key.pool;
+    return offsetof(struct jit_vcpu, jump_cache.negated_rip) + sizeof(uint64_t) * JUMP_WAYS * JUMP_ENTRIES * t->key.pool;
+}
+
+void emit_pext_jump(struct emit *e, unsigned to, unsigned from)
+{
+    emit_u8(e, 0x65); /* pext to, from, gs:[jump_mask] */
+    emit_u8(e, 0xc4);
+    emit_u8(e, (to < 8 ? 0x80 : 0) | 0x62);
+    emit_u8(e, 0x82 | (~from & 0xf) << 3);
+    emit_u8(e, 0xf5);
+    emit_u8(e, 0x04 | (to & 7) << 3);
+    emit_u8(e, 0x25);
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, jump_mask));
 }
 
 /* Target rip in r15: looks it up in the jump cache; rcx is borrowed for pext and jrcxz, which spare the flags. */
 void translate_exit_to_r15(struct translation *t, struct emit *e, uint32_t site)
 {
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
-    emit_bytes(e, "\x65\xc4\xe2\x82\xf5\x0c\x25", 7); /* pext rcx, r15, gs:[jump_mask] */
-    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, jump_mask));
+    emit_pext_jump(e, RCX, ADDR);
     emit_gs_scaled(e, OP_MOV_LOAD, TMP, RCX, jump_entries(t));
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, jump_tags(t));
     emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 0);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_mov_imm(e, TMP, site);
-    emit_jmp(e, t->tr->to.jump);
+    emit_jmp(e, t->tr->to.jump[t->key.pool]);
     emit_bind_short(e, hit);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */
@@ -63,7 +74,7 @@ void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t r
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_mov_imm(e, TMP, NO_SITE);
-    emit_jmp(e, t->tr->to.jump);
+    emit_jmp(e, t->tr->to.jump[t->key.pool]);
     emit_bind_short(e, hit);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_u8(e, 0x65);
