@@ -58,6 +58,7 @@ int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
     tr->page_heads = table(tr->pages, sizeof *tr->page_heads);
     if (!tr->blocks || !tr->sites || !tr->insns || !tr->maps || !tr->hash || !tr->page_heads)
         return err_set(err, ENOMEM, "translator tables");
+    mcode_touch(&tr->mcode, tr->mcode.write, ROOM_PER_BLOCK);
     enter_make_trampolines(tr);
     tr->hot_end = tr->mcode.write + code_bytes * 11 / 16;
     tr->cold_start = tr->cold = tr->hot_end;
@@ -111,6 +112,8 @@ static void make_room(struct jit_vcpu *cpu)
         tr->block_count + 1 >= tr->block_capacity || tr->site_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= tr->site_capacity ||
         tr->insn_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= tr->insn_capacity || tr->map_count + BLOCK_MAX_INSNS >= tr->map_capacity)
         cache_reset(cpu);
+    mcode_touch(&tr->mcode, tr->hot, ROOM_PER_BLOCK);
+    mcode_touch(&tr->mcode, tr->cold, ROOM_PER_BLOCK);
 }
 
 struct block *cache_new_block(struct jit_vcpu *cpu)

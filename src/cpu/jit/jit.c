@@ -15,6 +15,7 @@
 #include "cpu/jit/interp.h"
 #include "cpu/jit/kvmclock.h"
 #include "cpu/jit/mmu.h"
+#include "cpu/jit/perf_map.h"
 #include "cpu/jit/run.h"
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
@@ -89,6 +90,8 @@ static int jit_create(const struct engine_config *config, struct engine **ret_en
         return err_set(err, ENOMEM, "jit engine");
     engine->base.class = &engine_jit;
     engine->options = options;
+    if (options.perf_map)
+        perf_map_open();
     engine->mem = config->mem;
     engine->machine = config->machine;
     engine->vcpu_count = config->vcpus;

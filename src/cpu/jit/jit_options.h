@@ -8,6 +8,7 @@
 
 struct jit_options {
     bool interpret;       /* interpret=on: no translation */
+    bool perf_map;        /* perf-map=on: names of translated code for perf */
     uint64_t cache_bytes; /* cache=SIZE: translated code of one vCPU */
 };
 

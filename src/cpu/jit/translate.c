@@ -8,6 +8,7 @@
 #include "cpu/jit/cache.h"
 #include "cpu/jit/cache_impl.h"
 #include "cpu/jit/mmu.h"
+#include "cpu/jit/perf_map.h"
 #include "cpu/jit/vcpu.h"
 
 #define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
@@ -258,6 +259,7 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
     tr->cold = t.cold.at;
     tr->stat_blocks++;
     tr->stat_insns += count;
+    perf_map_add(block->entry, (size_t)(block->end - block->entry), cpu->rip);
     cache_add_block(cpu, block);
     return block;
 }
