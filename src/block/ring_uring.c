@@ -52,7 +52,7 @@ static int uring_create(struct block_ring **ret_ring, struct err *err)
     }
     if (r < 0) {
         free(u);
-        return err_set(err, -r, "io_uring");
+        return err_set(err, -r, "io_uring (the I/O engine 'sync' works on every host)");
     }
     io_list_init(&u->backlog);
     io_list_init(&u->quick);

@@ -72,6 +72,7 @@ static int check_disk(struct vm_config *config, const char *id, const json_t *bo
 static int disk_fill(struct vm_disk *disk, const char *id, const json_t *body, struct err *err)
 {
     const char *cache = api_string(body, "cache_type");
+    const char *engine = api_string(body, "io_engine");
     int ret = vm_config_set(&disk->id, id, err);
     if (ret == 0)
         ret = vm_config_set(&disk->path, api_string(body, "path_on_host"), err);
@@ -82,6 +83,7 @@ static int disk_fill(struct vm_disk *disk, const char *id, const json_t *body, s
     disk->writeback = cache && !strcmp(cache, "Writeback");
     disk->direct = api_bool(body, "direct", false);
     disk->queues = (unsigned)api_integer(body, "queues", 0);
+    disk->io_engine = !engine ? VM_IO_ANY : !strcmp(engine, "Sync") ? VM_IO_SYNC : VM_IO_ASYNC;
     api_rate_limit_update(&disk->limit, json_object_get(body, "rate_limiter"));
     return ret;
 }

@@ -155,7 +155,8 @@ static const struct api_object drive = {
         {.name = "cache_type", .type = API_STRING, .values = (const char *const[]){"Unsafe", "Writeback", NULL},
          .text = "Writeback makes the guest's flushes reach the disk; Unsafe (default) acknowledges them at once."},
         {.name = "io_engine", .type = API_STRING, .values = (const char *const[]){"Sync", "Async", NULL},
-         .text = "Taken for compatibility; requests always run through io_uring."},
+         .text = "Sync: one request after the other. Async: io_uring, an error where the host forbids it. "
+                 "Absent: io_uring where it is allowed."},
         {.name = "rate_limiter", .type = API_OBJECT, .object = &rate_limiter, .text = "Limits."},
         {.name = "socket", .type = API_STRING, .max = 107, .text = "vhost-user back end; not there yet."},
         {.name = "direct", .type = API_BOOL, .text = "Polder: bypass the host's page cache (O_DIRECT)."},

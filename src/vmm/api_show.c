@@ -82,6 +82,9 @@ static json_t *disk_json(const struct vm_disk *disk)
     set_string(root, "partuuid", disk->partuuid);
     set_bool(root, "is_read_only", disk->read_only);
     set_string(root, "cache_type", disk->writeback ? "Writeback" : "Unsafe");
+    set_string(root, "io_engine", disk->io_engine == VM_IO_ANY    ? NULL
+                                  : disk->io_engine == VM_IO_SYNC ? "Sync"
+                                                                  : "Async");
     json_object_set_new(root, "rate_limiter", limit_json(&disk->limit));
     set_bool(root, "direct", disk->direct);
     set_integer(root, "queues", disk->queues);

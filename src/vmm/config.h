@@ -22,6 +22,8 @@ struct vm_rate_limit {
     struct vm_rate_bucket ops;
 };
 
+enum vm_io_engine { VM_IO_ANY, VM_IO_SYNC, VM_IO_ASYNC };
+
 struct vm_disk {
     char *id, *path;
     bool read_only;
@@ -30,6 +32,7 @@ struct vm_disk {
     bool root;        /* root device: adds root= to the command line when it has none */
     char *partuuid;   /* of the root device, NULL for none */
     unsigned queues;  /* 0: one a vCPU */
+    enum vm_io_engine io_engine; /* ANY: io_uring where the host allows it; ASYNC: io_uring or an error */
     struct vm_rate_limit limit;
 };
 

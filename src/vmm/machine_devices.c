@@ -30,6 +30,11 @@ struct limiter_config machine_limiter(const struct vm_rate_limit *limit)
     return (struct limiter_config){.bandwidth = bucket(&limit->bandwidth), .ops = bucket(&limit->ops)};
 }
 
+static const char *ring_of(enum vm_io_engine engine)
+{
+    return engine == VM_IO_SYNC ? "sync" : engine == VM_IO_ASYNC ? "io_uring" : NULL;
+}
+
 static int add_disk(struct machine *machine, unsigned index, struct err *err)
 {
     const struct vm_disk *disk = &machine->config->disks[index];
@@ -44,6 +49,7 @@ static int add_disk(struct machine *machine, unsigned index, struct err *err)
         .node = node,
         .queues = disk->queues ? disk->queues : machine->config->cpus,
         .unsafe = !disk->writeback,
+        .io_engine = ring_of(disk->io_engine),
         .limiter = machine_limiter(&disk->limit),
     };
     r = virtio_blk_create(&config, &host, &machine->devices.disks[index], err);

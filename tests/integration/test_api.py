@@ -306,6 +306,48 @@ def test_drive_update(machine, tmp):
     assert machine.get("/vm/config")["drives"][0]["path_on_host"] == str(other)
 
 
+FORBID_IO_URING = """
+import ctypes, os, struct, sys
+RET, ALLOW, ERRNO_EPERM, IO_URING_SETUP = 6, 0x7fff0000, 0x00050001, 425
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, IO_URING_SETUP), (RET, 0, 0, ERRNO_EPERM), (RET, 0, 0, ALLOW)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+filter = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(program)))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter, 0, 0):
+    sys.exit(f"seccomp: {os.strerror(ctypes.get_errno())}")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def has_io_uring(pid):
+    return any("io_uring" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.mark.parametrize("io_engine, forbidden, expected", [("Sync", False, "sync"), ("Async", False, "io_uring"),
+                         (None, False, "io_uring"), (None, True, "sync"), ("Async", True, None)])
+def test_io_engine(tmp, io_engine, forbidden, expected):
+    disk = tmp / "disk"
+    disk.write_bytes(b"first".ljust(1 << 20, b"\0"))
+    with Vmm("--api-sock", tmp / "api.sock", "--console", "stdio", "--engine", "jit",
+             prefix=("python3", "-c", FORBID_IO_URING) if forbidden else ()) as vmm:
+        client = Client(tmp / "api.sock")
+        client.vmm = vmm
+        client.put("/machine-config", vcpu_count=1, mem_size_mib=256)
+        drive = {"drive_id": "rootfs", "path_on_host": str(disk), "is_root_device": True, "io_engine": io_engine}
+        client.put("/drives/rootfs", **drive)
+        assert client.get("/vm/config")["drives"][0]["io_engine"] == io_engine
+        script = "head -c 5 /dev/vda; echo; echo again >/dev/vda; sync; echo WRITTEN; read -r go"
+        if not expected:
+            with pytest.raises(AssertionError, match="rootfs.*io_uring.*'sync' works"):
+                start(client, tmp, script)
+            client.put("/drives/rootfs", **{**drive, "io_engine": "Sync"})
+        start(client, tmp, script) if expected else client.put("/actions", action_type="InstanceStart")
+        vmm.wait_for("^first$", 120)
+        vmm.wait_for("^WRITTEN$", 30)
+        assert has_io_uring(vmm.pid) == (expected == "io_uring")
+    assert disk.read_bytes().startswith(b"again")
+
+
 def test_metrics(machine, tmp):
     start(machine, tmp, mode="boot")
     machine.refused("PUT", "/metrics", {"metrics_path": str(tmp / "other")}, AFTER)

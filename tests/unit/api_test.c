@@ -272,6 +272,7 @@ static void test_drives(void **state)
          "{\"drive_id\": \"a\", \"is_root_device\": false, \"path_on_host\": \"@\", \"io_engine\": \"Async\"}", 204, NULL},
         {"PUT", "/drives/rootfs",
          "{\"drive_id\": \"rootfs\", \"is_root_device\": true, \"path_on_host\": \"@\", \"cache_type\": \"Writeback\","
+         "\"io_engine\": \"Sync\","
          "\"rate_limiter\": {\"bandwidth\": {\"size\": 10, \"refill_time\": 20, \"one_time_burst\": null}, \"ops\": null}}",
          204, NULL},
         {"PUT", "/drives/a", "{\"drive_id\": \"a\", \"is_root_device\": true, \"path_on_host\": \"@\"}", 400,
@@ -282,6 +283,8 @@ static void test_drives(void **state)
     run_cases(f, cases);
     assert_int_equal(f->config->disk_count, 2);
     assert_string_equal(f->config->disks[0].id, "rootfs");
+    assert_int_equal(f->config->disks[0].io_engine, VM_IO_SYNC);
+    assert_int_equal(f->config->disks[1].io_engine, VM_IO_ANY); /* replaced as a whole */
     assert_true(f->config->disks[0].writeback);
     assert_int_equal(f->config->disks[0].limit.bandwidth.size, 10);
     assert_int_equal(f->config->disks[0].limit.bandwidth.refill_ms, 20);
