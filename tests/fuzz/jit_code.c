@@ -3,6 +3,7 @@
  * crash the engine. The first bytes choose the mode and seed the registers. */
 #include <setjmp.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -56,19 +57,25 @@ static void no_eoi(void *arg, uint8_t vector)
     (void)arg, (void)vector;
 }
 
+static _Noreturn void give_up(const struct err *err)
+{
+    fprintf(stderr, "jit_code: %s\n", err->message);
+    abort();
+}
+
 static void make_machine(void)
 {
     struct engine_config config = {
         .machine = {NULL, no_port_read, no_port_write, no_read, no_write, no_eoi}, .vcpus = 1, .cpu_model = "host"};
     struct engine *engine;
     struct vcpu *vcpu;
-    struct err err;
+    struct err err = {0};
     if (mem_create(MEMORY, false, &mem, &err))
-        abort();
+        give_up(&err);
     config.mem = mem;
     config.options = "cache=1M";
     if (engine_jit.create(&config, &engine, &err) || engine_jit.vcpu_create(engine, 0, &vcpu, &err))
-        abort();
+        give_up(&err);
     cpu = (struct jit_vcpu *)vcpu;
 }
 
