@@ -227,7 +227,7 @@ static void take_init_and_sipi(struct jit_vcpu *cpu)
         system_reset(cpu, false);
     }
     if (take(&cpu->sipi_pending) && cpu->run_state == X86_WAIT_FOR_SIPI)
-        system_start_ap(cpu, cpu->sipi_vector);
+        system_start_ap(cpu, __atomic_load_n(&cpu->sipi_vector, __ATOMIC_RELAXED));
 }
 
 /* True when an interrupt was delivered. */
