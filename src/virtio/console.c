@@ -31,7 +31,8 @@
 #define MESSAGES_MAX 64u
 #define NAME_MAX_LEN 40u
 #define INPUT_MAX 4096u
-#define WRITE_MAX 4096u /* a terminal that said it is writable takes about this much without blocking */
+#define PIECES_AT_ONCE 16u /* of one chain, which may be of 4 GiB; then the loop's other work has its turn */
+#define WRITE_MAX 4096u    /* a terminal that said it is writable takes about this much without blocking */
 
 enum control {
     DEVICE_READY,
@@ -283,12 +284,17 @@ static ssize_t write_some(struct port *port, const struct iovec *iov, unsigned c
     return n < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : n;
 }
 
-/* A chain that is only partly written stays in the queue; `out_done` says how far it got. */
+/* A chain that is only partly written goes back into the queue; `out_done` says how far it got. */
 static bool take_output(struct virtio_device *dev, unsigned index, struct virtq_chain *chain)
 {
     struct virtio_console *con = (struct virtio_console *)dev;
     struct port *port = port_of(con, index);
-    while (port->out_fd >= 0 && port->out_done < chain->out_len) {
+    for (unsigned pieces = 0; port->out_fd >= 0 && port->out_done < chain->out_len; pieces++) {
+        if (pieces == PIECES_AT_ONCE) {
+            virtq_unpop(&dev->queues[index], 1);
+            virtio_kick(dev, index);
+            return false;
+        }
         ssize_t n = write_some(port, chain->out, chain->out_count, port->out_done);
         if (n < 0) {
             stat_add(&con->tx_dropped_bytes, chain->out_len - port->out_done);

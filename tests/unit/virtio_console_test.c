@@ -220,12 +220,65 @@ static void test_host_hangs_up(void **state)
     stop();
 }
 
+static uint64_t tx_bytes(void)
+{
+    const struct virtio_stat *stat = virtio_console.stats;
+    while (strcmp(stat->name, "tx_bytes") != 0)
+        stat++;
+    return virtio_stat_value(dev, stat);
+}
+
+/* What the loop's other work sees of the output between its turns, from the first byte on. */
+static uint64_t seen_between;
+
+static void look(void *arg)
+{
+    uint64_t bytes = tx_bytes();
+    if (bytes)
+        __atomic_store_n(&seen_between, bytes, __ATOMIC_RELEASE);
+    else
+        loop_call(g.host.loop, look, arg);
+}
+
+/* One chain of 128 MiB, all of the same page over and over, to a file that takes it at once. */
+static void test_endless_chain_leaves_turns(void **state)
+{
+    (void)state;
+    enum { PARTS = 128, PART = 1 << 20 };
+    struct err err = {0};
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    struct virtio_console_port port = {.in_fd = -1, .out_fd = null, .console = true};
+    struct virtio_console_config config = {.ports = &port, .port_count = 1};
+    guest_create(&g, 4 << 20, true);
+    if (virtio_console_create(&config, &g.host, &dev, &err) < 0)
+        fail_msg("%s", err.message);
+    guest_run(&g);
+    guest_start_device(&g, dev, 0, q);
+    gpa = guest_alloc(&g, PART);
+    struct guest_buf bufs[PARTS];
+    for (unsigned i = 0; i < PARTS; i++)
+        bufs[i] = (struct guest_buf){gpa, PART, false};
+    seen_between = 0;
+    loop_call(g.host.loop, look, NULL);
+    guest_add(&q[1], bufs, PARTS, false);
+    guest_kick(&q[1]);
+    assert_true(guest_used(&q[1], NULL, NULL, 60000));
+    assert_int_equal(tx_bytes(), (uint64_t)PARTS * PART);
+    guest_until(__atomic_load_n(&seen_between, __ATOMIC_ACQUIRE));
+    assert_in_range(seen_between, 1, PARTS * PART - 1);
+    guest_halt(&g);
+    virtio_free(dev);
+    guest_free(&g);
+    close(null);
+}
+
 int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_single_port), cmocka_unit_test(test_multiport),
         cmocka_unit_test(test_output_blocks), cmocka_unit_test(test_host_hangs_up),
+        cmocka_unit_test(test_endless_chain_leaves_turns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
