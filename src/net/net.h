@@ -38,12 +38,15 @@ struct net_class {
     int (*open)(const struct net_options *options, struct net_backend **ret_backend, struct err *err);
     void (*close)(struct net_backend *backend);
     /* One frame into iov: its length with header, -EAGAIN when there is none, -EMSGSIZE when it was too long and is
-     * dropped, -EPIPE when the backend is gone for good, other -errno. */
+     * dropped, -EPIPE when the backend is gone (see reopen), other -errno. */
     ssize_t (*receive)(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count);
     /* One frame from iov (header first): 0, -EAGAIN when full (wait for EPOLLOUT), other -errno when it was dropped. */
     int (*send)(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count);
     /* The fd of `queue` is writable again: flush what the backend holds back. NULL when it never does. */
     void (*writable)(struct net_backend *backend, unsigned queue);
+    /* After -EPIPE: starts the backend again; all fds are new then, and the old ones closed. What was on its way is lost.
+     * NULL or -ENOTSUP when there is no way back. */
+    int (*reopen)(struct net_backend *backend, struct err *err);
     /* Which offloads frames for the guest may use from now on. May be NULL. */
     int (*set_offloads)(struct net_backend *backend, unsigned offloads);
 };

@@ -1,5 +1,6 @@
 /* `user`: networking without privileges, by a passt process of our own that speaks frames with a 32-bit big-endian
  * length in front over a unix stream socket. It ends when the socket closes; we reap it.
+ * One that ends before is started again by reopen.
  * A frame from the guest goes out whole or, when the socket is full, its rest waits in `rest` and more is refused. */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,9 +32,10 @@ extern char **environ;
 
 struct passt {
     struct net_backend backend; /* first */
-    pid_t pid;                  /* 0: not ours */
+    pid_t pid;                  /* 0: none */
     int log_fd;                 /* what passt says, for the line when it fails */
-    bool gone;
+    char *forward;              /* as in net_options */
+    bool ours, gone;            /* ours: started here, not a socket that was given */
     uint8_t *stream; /* bytes received, [start, end) */
     size_t start, end;
     uint64_t skip; /* bytes of an oversized frame still to drop */
@@ -43,12 +45,12 @@ struct passt {
 
 /* ---- the process ---- */
 
-static int spawn_with(const struct net_options *options, posix_spawn_file_actions_t *actions, pid_t *ret_pid)
+static int spawn_with(const struct passt *p, posix_spawn_file_actions_t *actions, pid_t *ret_pid)
 {
     char *argv[] = {"passt", "--foreground", "--quiet", "--fd", "3", NULL, NULL, NULL};
-    if (options->forward) {
+    if (p->forward) {
         argv[5] = "--tcp-ports";
-        argv[6] = (char *)(uintptr_t)options->forward;
+        argv[6] = p->forward;
     }
     posix_spawnattr_t attr;
     sigset_t none;
@@ -62,7 +64,7 @@ static int spawn_with(const struct net_options *options, posix_spawn_file_action
     return -r;
 }
 
-static int spawn(struct passt *p, const struct net_options *options, int child_fd, struct err *err)
+static int spawn(struct passt *p, int child_fd, struct err *err)
 {
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
@@ -70,7 +72,7 @@ static int spawn(struct passt *p, const struct net_options *options, int child_f
     posix_spawn_file_actions_adddup2(&actions, p->log_fd, STDOUT_FILENO);
     posix_spawn_file_actions_adddup2(&actions, p->log_fd, STDERR_FILENO);
     posix_spawn_file_actions_adddup2(&actions, child_fd, CHILD_FD);
-    int r = spawn_with(options, &actions, &p->pid);
+    int r = spawn_with(p, &actions, &p->pid);
     posix_spawn_file_actions_destroy(&actions);
     if (r == 0)
         return 0;
@@ -245,20 +247,28 @@ static int passt_send(struct net_backend *backend, unsigned queue, const struct 
 
 /* ---- open and close ---- */
 
-static void passt_close(struct net_backend *backend)
+static void end(struct passt *p)
 {
-    struct passt *p = (struct passt *)backend;
     if (p->backend.fd[0] >= 0)
         close(p->backend.fd[0]);
+    p->backend.fd[0] = -1;
     reap(p);
     if (p->log_fd >= 0)
         close(p->log_fd);
+    p->log_fd = -1;
+}
+
+static void passt_close(struct net_backend *backend)
+{
+    struct passt *p = (struct passt *)backend;
+    end(p);
+    free(p->forward);
     free(p->stream);
     free(p->rest);
     free(p);
 }
 
-static int start(struct passt *p, const struct net_options *options, struct err *err)
+static int start(struct passt *p, struct err *err)
 {
     int pair[2];
     p->log_fd = memfd_create("passt-log", MFD_CLOEXEC);
@@ -269,7 +279,22 @@ static int start(struct passt *p, const struct net_options *options, struct err 
     int size = 4 << 20; /* as far as the host's limits allow */
     setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     setsockopt(child_fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    return spawn(p, options, child_fd, err);
+    return spawn(p, child_fd, err);
+}
+
+/* A process of ours that has ended is started again with an empty stream on both sides. */
+static int passt_reopen(struct net_backend *backend, struct err *err)
+{
+    struct passt *p = (struct passt *)backend;
+    if (!p->ours)
+        return err_say(err, ENOTSUP, "net 'user': the socket was given, there is no process to start again");
+    end(p);
+    p->start = p->end = p->rest_len = 0;
+    p->skip = 0;
+    p->backend.backlog = false;
+    int r = start(p, err);
+    p->gone = r < 0;
+    return r;
 }
 
 static int passt_open(const struct net_options *options, struct net_backend **ret_backend, struct err *err)
@@ -277,14 +302,15 @@ static int passt_open(const struct net_options *options, struct net_backend **re
     struct passt *p = calloc(1, sizeof *p);
     if (!p)
         return err_set(err, ENOMEM, "net 'user'");
-    *p = (struct passt){.backend = {.class = &net_user, .queues = 1, .fd = {-1}}, .log_fd = -1};
+    *p = (struct passt){.backend = {.class = &net_user, .queues = 1, .fd = {-1}}, .log_fd = -1, .ours = options->fd < 0};
+    p->forward = options->forward ? strdup(options->forward) : NULL;
     p->stream = malloc(STREAM_SIZE);
     p->rest = malloc(LENGTH_SIZE + FRAME_MAX);
     int r = 0;
-    if (!p->stream || !p->rest)
+    if (!p->stream || !p->rest || (options->forward && !p->forward))
         r = err_set(err, ENOMEM, "net 'user'");
-    else if (options->fd < 0)
-        r = start(p, options, err);
+    else if (p->ours)
+        r = start(p, err);
     else
         p->backend.fd[0] = options->fd;
     if (r < 0) {
@@ -302,4 +328,5 @@ const struct net_class net_user = {
     .receive = passt_receive,
     .send = passt_send,
     .writable = passt_writable,
+    .reopen = passt_reopen,
 };

@@ -1,4 +1,4 @@
-/* The device: features, configuration, life cycle. Frames are in net_data.c, the control queue in net_ctrl.c.
+/* The device: features, configuration, life cycle. Frames are in net_data.c, the control queue in net_ctrl.c, the link in net_link.c.
  * Queues: receive and send alternating for each pair, then control. All run in the loop's thread. */
 #include "virtio/net.h"
 
@@ -11,11 +11,9 @@
 #include "base/bytes.h"
 #include "virtio/net_impl.h"
 
-#define C_STATUS 6
 #define C_MAX_PAIRS 8
 #define C_MTU 10
 #define CONFIG_LEN 12
-#define STATUS_LINK_UP 1
 
 static unsigned ctrl_index(const struct virtio_net *net)
 {
@@ -41,7 +39,7 @@ static void net_kicked(struct virtio_device *dev, unsigned index)
         serve_rx(net, index / 2);
 }
 
-static void on_backend(void *arg, int fd, uint32_t events)
+void net_on_backend(void *arg, int fd, uint32_t events)
 {
     (void)fd;
     struct net_port *port = arg;
@@ -73,6 +71,12 @@ static void kick_all(struct virtio_net *net, unsigned first)
 {
     for (unsigned i = 0; i < net->pairs; i++)
         virtio_kick(&net->dev, 2 * i + first);
+}
+
+void net_kick_all(struct virtio_net *net)
+{
+    kick_all(net, 0);
+    kick_all(net, 1);
 }
 
 static void on_rx_timer(void *arg)
@@ -114,6 +118,7 @@ static void net_free(struct virtio_device *dev)
     }
     loop_remove(net->rx_timer);
     loop_remove(net->tx_timer);
+    loop_remove(net->retry_timer);
     net_close(net->backend);
     virtio_release(dev);
     free(net);
@@ -184,7 +189,6 @@ static int fill_config(struct virtio_net *net, const struct virtio_net_config *c
             return -EIO;
         c[0] = (uint8_t)((c[0] & 0xfc) | 0x02); /* unicast, locally administered */
     }
-    store_le16(c + C_STATUS, STATUS_LINK_UP);
     store_le16(c + C_MAX_PAIRS, (uint16_t)net->pairs);
     store_le16(c + C_MTU, config->mtu);
     return 0;
@@ -199,7 +203,7 @@ static int open_port(struct virtio_net *net, unsigned index)
         return -ENOMEM;
     if (fd < 0)
         return 0;
-    port->source = loop_add_fd(net->dev.host.loop, fd, 0, on_backend, port); /* polled once the driver is there */
+    port->source = loop_add_fd(net->dev.host.loop, fd, 0, net_on_backend, port); /* polled once the driver is there */
     return port->source ? 0 : -ENOMEM;
 }
 
@@ -207,6 +211,8 @@ static int build(struct virtio_net *net, const struct virtio_net_config *config,
 {
     struct loop *loop = net->dev.host.loop;
     int r = fill_config(net, config);
+    if (r == 0)
+        r = net_link_init(net, config->retry_ms);
     for (unsigned i = 0; r == 0 && i < net->backend->queues; i++)
         r = open_port(net, i);
     net->rx_timer = loop_add_timer(loop, on_rx_timer, net);
@@ -243,7 +249,6 @@ int virtio_net_create(const struct virtio_net_config *config, const struct virti
     net->backend = config->backend;
     net->pairs = config->backend->queues;
     net->active_pairs = 1;
-    net->link_up = true;
     r = build(net, config, err);
     if (r < 0) {
         net->backend = NULL; /* stays the caller's */
@@ -266,18 +271,5 @@ void virtio_net_set_limiters(struct virtio_device *dev, const struct limiter_con
     if (tx)
         limiter_init(&net->tx, tx, limiter_now());
     pthread_mutex_unlock(&dev->lock);
-    kick_all(net, 0);
-    kick_all(net, 1);
-}
-
-void virtio_net_set_link(struct virtio_device *dev, bool up)
-{
-    struct virtio_net *net = (struct virtio_net *)dev;
-    pthread_mutex_lock(&dev->lock);
-    if (net->link_up != up && !net->backend_gone) {
-        net->link_up = up;
-        store_le16(dev->config + C_STATUS, up ? STATUS_LINK_UP : 0);
-        virtio_config_changed(dev);
-    }
-    pthread_mutex_unlock(&dev->lock);
+    net_kick_all(net);
 }

@@ -14,6 +14,7 @@ struct virtio_net_config {
     bool has_mac;                /* else one is made up at random, locally administered */
     uint8_t mac[6];
     uint16_t mtu; /* 0: not advertised */
+    unsigned retry_ms; /* before a backend that ended is opened again; twice that the next time. 0: 100 */
     struct limiter_config rx, tx;
 };
 

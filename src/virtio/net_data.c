@@ -96,21 +96,6 @@ static bool rx_allowed(struct virtio_net *net, size_t len)
     return false;
 }
 
-void net_backend_lost(struct net_port *port)
-{
-    struct virtio_net *net = port->net;
-    loop_remove(port->source);
-    port->source = NULL;
-    if (net->backend_gone)
-        return;
-    net->backend_gone = true;
-    if (net->link_up) { /* the guest sees the cable pulled */
-        net->link_up = false;
-        store_le16(net->dev.config + 6, 0);
-        virtio_config_changed(&net->dev);
-    }
-}
-
 /* The next frame into port->frame; false when there is none. */
 static bool fetch(struct net_port *port)
 {

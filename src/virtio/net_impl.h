@@ -52,7 +52,10 @@ struct virtio_net {
     struct virtio_device dev; /* first */
     struct net_backend *backend;
     unsigned pairs, active_pairs;
-    bool link_up, backend_gone;
+    bool link_up, backend_gone; /* as the user set it; what makes it down all the same */
+    unsigned retry_ms, retries;
+    uint64_t opened_ns; /* when the backend was opened last */
+    struct loop_source *retry_timer;
     uint8_t mac[6]; /* the current one; config space keeps the first */
     struct net_filter filter;
     struct limiter rx, tx;
@@ -66,11 +69,18 @@ struct virtio_net {
 
 /* net_data.c */
 void net_rx(struct net_port *port);
-/* The backend has ended for good: no more polling, link down. */
-void net_backend_lost(struct net_port *port);
 void net_serve_tx(struct virtio_net *net, unsigned index);
 /* Which of EPOLLIN and EPOLLOUT the port waits for; loop thread. */
 void net_port_wait(struct net_port *port, uint32_t events);
+
+/* net.c */
+loop_fd_fn net_on_backend;
+void net_kick_all(struct virtio_net *net);
+
+/* net_link.c */
+must_check int net_link_init(struct virtio_net *net, unsigned retry_ms);
+/* The backend has ended: no more polling, link down; it may be opened again later. Lock held. */
+void net_backend_lost(struct net_port *port);
 
 /* net_ctrl.c */
 void net_serve_ctrl(struct virtio_net *net, unsigned index);

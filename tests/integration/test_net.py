@@ -1,7 +1,9 @@
 """virtio-net through a tap in a network namespace of the test's own, and through passt."""
 import hashlib
 import os
+import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from guests import busybox, finish
-from vmm import BINARY
+from vmm import BINARY, SCALE
 
 HOST, GUEST = "10.213.0.1", "10.213.0.2"
 BODY = b"0123456789abcdef" * 65536  # 1 MiB
@@ -61,8 +63,22 @@ class Namespace:
 
     def processes(self):
         """Names of the processes in the namespace, other than the web server."""
+        return sorted(map(self.name_of, self.pids()))
+
+    def pids(self):
         pids = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split()
-        return sorted(Path(f"/proc/{p}/comm").read_text().strip() for p in pids if int(p) != self.server.pid)
+        return [int(p) for p in pids if int(p) != self.server.pid]
+
+    @staticmethod
+    def name_of(pid):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def wait_until(condition, timeout=20):
+    deadline = time.monotonic() + timeout * SCALE
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
 
 
 def tap_namespace(tmp):
@@ -133,6 +149,44 @@ def test_passt_http_from_the_host(engine, tmp):
             vmm.send("done\n")
             finish(vmm)
     assert fetched.returncode == 0 and (tmp / "zeros").read_bytes() == bytes(1 << 20)
+
+
+def test_passt_that_dies_is_started_again(engine, tmp):
+    script = f"""
+        fetch() {{ for i in 1 2 3 4 5; do timeout 10 wget -q -O - http://$gw:8000/body | {SUM_SCRIPT} | grep {body_sum()[-64:]} && break; sleep 1; done; }}
+        {GATEWAY}; fetch; echo FETCHED; read -r go
+        until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.2; done
+        fetch
+        echo "changes $(cat /sys/class/net/eth0/carrier_changes)"
+    """
+    with passt_namespace(tmp) as ns:
+        with busybox(engine, tmp, "--net", "user", cmdline="polder.net=dhcp", script=script, prefix=ns.prefix) as vmm:
+            before = vmm.wait_for("^FETCHED$", 180).start()
+            [pid] = [p for p in ns.pids() if ns.name_of(p).startswith("passt")]
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: "was started again" in vmm.errors)
+            vmm.send("go\n")
+            text = finish(vmm)
+        wait_until(lambda: not ns.processes())
+    assert body_sum() in text[:before] and body_sum() in text[before:], text
+    assert int(re.search(r"^changes (\d+)", text, re.M)[1]) >= 3, text
+    assert vmm.errors.count("passt has ended") == 1, vmm.errors
+
+
+def test_passt_that_keeps_dying_is_given_up(tmp):
+    """Each start is a line of the file; the pause doubles."""
+    starts = tmp / "starts"
+    fake = tmp / "bin" / "passt"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\ndate +%s%N >>{starts}\necho 'out of luck' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    with busybox("jit", tmp, "--net", "user", mode="idle", env={"PATH": f"{fake.parent}:{os.environ['PATH']}"}) as vmm:
+        vmm.wait_for("^POLDER-READY", 120)
+        wait_until(lambda: len(starts.read_text().splitlines()) >= 5)
+        times = [int(t) for t in starts.read_text().splitlines()[:5]]
+        gaps = [(b - a) / 1e9 for a, b in zip(times, times[1:])]
+        assert all(gap >= 0.1 * 2 ** i for i, gap in enumerate(gaps)), gaps
+        assert "passt has ended: out of luck" in vmm.errors
 
 
 def test_no_network(engine, tmp):

@@ -1,6 +1,7 @@
 /* virtio-net over the stream protocol of the `user` backend on a socketpair: the test is both guest and network. */
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -417,6 +418,111 @@ static void test_pause_and_reset(void **state)
     stop();
 }
 
+/* A backend that ends when the far end of its socket closes, and can be opened again as often as `reopens_allowed` says. */
+static struct {
+    struct net_backend backend; /* first */
+    int far, reopens, reopens_allowed;
+} flaky;
+
+static void flaky_connect(void)
+{
+    int pair[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+    flaky.backend.fd[0] = pair[0];
+    __atomic_store_n(&flaky.far, pair[1], __ATOMIC_RELEASE);
+}
+
+/* The loop's thread connects, the test's hangs up: TSan does not see that the close comes before. */
+static int flaky_far(void)
+{
+    return __atomic_load_n(&flaky.far, __ATOMIC_ACQUIRE);
+}
+
+static int flaky_reopen(struct net_backend *backend, struct err *err)
+{
+    close(backend->fd[0]);
+    backend->fd[0] = -1;
+    if (__atomic_add_fetch(&flaky.reopens, 1, __ATOMIC_ACQ_REL) > flaky.reopens_allowed)
+        return err_say(err, EIO, "flaky: no more");
+    flaky_connect();
+    return 0;
+}
+
+static ssize_t flaky_receive(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count)
+{
+    ssize_t n = readv(backend->fd[queue], iov, (int)count);
+    return n > 0 ? n : n < 0 && errno == EAGAIN ? -EAGAIN : -EPIPE;
+}
+
+static int flaky_send(struct net_backend *backend, unsigned queue, const struct iovec *iov, unsigned count)
+{
+    return writev(backend->fd[queue], iov, (int)count) < 0 ? -errno : 0;
+}
+
+static void flaky_close(struct net_backend *backend)
+{
+    if (backend->fd[0] >= 0)
+        close(backend->fd[0]);
+}
+
+static uint16_t link_status(void)
+{
+    pthread_mutex_lock(&dev->lock);
+    uint16_t status = load_le16(dev->config + 6);
+    pthread_mutex_unlock(&dev->lock);
+    return status;
+}
+
+static bool link_becomes(uint16_t status)
+{
+    for (unsigned waited = 0; link_status() != status && waited < 5000; waited++)
+        poll(NULL, 0, 1);
+    return link_status() == status;
+}
+
+static void test_backend_is_opened_again(void **state)
+{
+    (void)state;
+    static const struct net_class class = {.name = "flaky", .close = flaky_close, .receive = flaky_receive, .send = flaky_send,
+                                           .reopen = flaky_reopen};
+    struct err err = {0};
+    flaky.backend = (struct net_backend){.class = &class, .queues = 1};
+    flaky.reopens = 0;
+    flaky.reopens_allowed = 1;
+    flaky_connect();
+    struct virtio_net_config config = {.id = "eth0", .backend = &flaky.backend, .retry_ms = 1};
+    guest_create(&g, 32 << 20, true);
+    if (virtio_net_create(&config, &g.host, &dev, &err) < 0)
+        fail_msg("%s", err.message);
+    guest_run(&g);
+    guest_start_device(&g, dev, VIRTIO_FEATURE(F_STATUS) | VIRTIO_FEATURE(F_MRG_RXBUF), q);
+    slot_size = 2048;
+    rx_gpa = guest_alloc(&g, (uint64_t)SLOTS * slot_size);
+    give_rx(4);
+    assert_int_equal(link_status(), 1);
+    close(flaky_far());
+    while (__atomic_load_n(&flaky.reopens, __ATOMIC_ACQUIRE) < 1)
+        poll(NULL, 0, 1);
+    assert_true(link_becomes(1));
+    assert_int_equal(guest_config_interrupts(), 2); /* down and up */
+    uint8_t frame[HEADER + 60] = {0}, got[60];
+    make_frame(frame + HEADER, 60, 7);
+    assert_int_equal(send(flaky_far(), frame, sizeof frame, 0), sizeof frame);
+    assert_int_equal(receive(got, NULL), 60);
+    assert_memory_equal(got, frame + HEADER, 60);
+    close(flaky_far()); /* now for good: ten tries in a row, two of them used */
+    assert_true(link_becomes(0));
+    for (unsigned waited = 0; __atomic_load_n(&flaky.reopens, __ATOMIC_ACQUIRE) < 10 && waited < 10000; waited++)
+        poll(NULL, 0, 1);
+    poll(NULL, 0, 1100); /* as long as another pause would be */
+    assert_int_equal(__atomic_load_n(&flaky.reopens, __ATOMIC_ACQUIRE), 10);
+    virtio_net_set_link(dev, true);
+    assert_int_equal(link_status(), 0);
+    guest_halt(&g);
+    virtio_free(dev);
+    guest_free(&g);
+}
+
 int main(void)
 {
     log_threshold = LOG_ERROR;
@@ -426,6 +532,7 @@ int main(void)
         cmocka_unit_test(test_send_blocked),    cmocka_unit_test(test_receive_filter),
         cmocka_unit_test(test_rate_limits),     cmocka_unit_test(test_link_and_loss),
         cmocka_unit_test(test_oversized_from_the_network), cmocka_unit_test(test_pause_and_reset),
+        cmocka_unit_test(test_backend_is_opened_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
