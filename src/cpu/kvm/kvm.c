@@ -223,6 +223,9 @@ static void route_level(struct kvm_engine *engine, struct msi msi)
     pthread_mutex_unlock(&engine->routes_lock);
 }
 
+/* No irqfd: a device thread of this process pays one system call either way. The write to an irqfd would go through a
+ * wait queue to the same injection, and each change of an MSI-X entry would need a new routing table,
+ * which waits for RCU. It pays when the sender is not this process: vhost, vhost-user, VFIO. */
 static void kvm_send_msi(struct engine *base, struct msi msi)
 {
     struct kvm_engine *engine = (struct kvm_engine *)base;
