@@ -44,6 +44,7 @@ static uint8_t *map_ordinary(uint64_t bytes)
     return range + before;
 }
 
+/* Reserved at once: a missing one would show as SIGBUS when the guest touches it. */
 static uint8_t *map_huge(uint64_t bytes)
 {
     return mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB, -1, 0);
@@ -56,9 +57,11 @@ int mem_create(uint64_t bytes, bool hugepages, struct mem **ret_mem, struct err 
         return err_say(err, EINVAL, "guest memory of %llu bytes is not possible", (unsigned long long)bytes);
     bytes = (bytes + page - 1) & ~(page - 1);
     uint8_t *base = hugepages ? map_huge(bytes) : map_ordinary(bytes);
+    if (base == MAP_FAILED && hugepages)
+        return err_say(err, errno, "guest memory of %llu MiB: too few huge pages are free; as root: sysctl vm.nr_hugepages=%llu or more",
+                       (unsigned long long)bytes >> 20, (unsigned long long)(bytes / HUGE_SIZE));
     if (base == MAP_FAILED)
-        return err_set(err, errno, hugepages ? "guest memory of %llu MiB in huge pages (see vm.nr_hugepages)"
-                                             : "guest memory of %llu MiB", (unsigned long long)bytes >> 20);
+        return err_set(err, errno, "guest memory of %llu MiB", (unsigned long long)bytes >> 20);
     madvise(base, bytes, MADV_DONTDUMP);
     struct mem *mem = calloc(1, sizeof *mem);
     if (!mem) {

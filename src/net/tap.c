@@ -39,7 +39,7 @@ static int explain(const char *name, int code, struct err *err)
     if (code == EBUSY)
         return err_say(err, code, "tap '%s' is in use by another machine", name);
     if (code == EINVAL)
-        return err_say(err, code, "'%s' is not a tap interface", name);
+        return err_say(err, code, "'%s' is not a tap interface; make one as root: ip tuntap add dev NAME mode tap", name);
     return err_set(err, code, "tap '%s'", name);
 }
 

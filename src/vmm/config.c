@@ -106,15 +106,16 @@ int vm_config_add_net(struct vm_config *config, const char *id, struct vm_net **
     return 0;
 }
 
+/* Before anything is opened: opening a named pipe waits for its other end. */
 static int check_file(const char *what, const char *path, struct err *err)
 {
     struct stat st;
-    if (stat(path, &st) < 0)
-        return err_set(err, errno, "%s '%s'", what, path);
+    if (stat(path, &st) < 0 || access(path, R_OK) < 0)
+        return err_say(err, errno, "%s '%s': %s; give a file that this user may read with --%s", what, path, strerror(errno), what);
     if (S_ISDIR(st.st_mode))
         return err_say(err, EISDIR, "%s '%s': is a directory, give a file", what, path);
-    if (access(path, R_OK) < 0)
-        return err_set(err, errno, "%s '%s'", what, path);
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return err_say(err, EINVAL, "%s '%s': is a pipe or device, give a regular file", what, path);
     return 0;
 }
 

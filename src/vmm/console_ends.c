@@ -25,11 +25,15 @@ static int open_pty(struct console_ends *ends, struct err *err)
     return 0;
 }
 
+/* Opening a named pipe does not wait for its reader, in which no signal could end us. */
 static int open_file(struct console_ends *ends, const char *path, struct err *err)
 {
-    ends->out_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0600);
+    ends->out_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
+    if (ends->out_fd < 0 && errno == ENXIO)
+        return err_say(err, ENXIO, "console file '%s': nobody reads this pipe, start its reader first", path);
     if (ends->out_fd < 0)
         return err_set(err, errno, "console file '%s'", path);
+    fcntl(ends->out_fd, F_SETFL, fcntl(ends->out_fd, F_GETFL) & ~O_NONBLOCK);
     ends->own = true;
     return 0;
 }

@@ -114,8 +114,10 @@ static int set_up_api(struct program *program, struct err *err)
     if (!config->api_sock && !config->config_file && !config->metrics_path)
         return 0;
     int r = api_create(config, &api_machine_ops, program->binding, &program->api, err);
-    if (r == 0 && config->metrics_path)
+    if (r == 0 && config->metrics_path) {
+        program->new_metrics = access(config->metrics_path, F_OK) < 0;
         r = api_open_metrics(program->api, config->metrics_path, err);
+    }
     if (r == 0 && config->config_file)
         r = api_load_config_file(program->api, config->config_file, err);
     return r;
@@ -170,6 +172,8 @@ int program_run(struct program *program, struct err *err)
         r = start(program, err);
     if (r == 0)
         loop_run(program->loop);
+    else if (program->new_metrics)
+        unlink(program->options.config->metrics_path);
     return r;
 }
 

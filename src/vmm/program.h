@@ -12,6 +12,7 @@ struct program {
     struct api *api;
     int status; /* enum vmm_status, or 128 + signal */
     int signal_fd;
+    bool new_metrics; /* the metrics file was not there: it goes again when nothing has run */
 };
 
 /* Runs until the end and leaves the status in program->status; on error nothing has run. */

@@ -35,7 +35,7 @@ def refused(tmp, status, *names, args=(), **kw):
 
 
 def test_missing_kernel(tmp):
-    refused(tmp, 1, tmp / "no-kernel", args=["--kernel", tmp / "no-kernel"])
+    refused(tmp, 1, tmp / "no-kernel", "--kernel", args=["--kernel", tmp / "no-kernel"])
 
 
 def test_no_kernel_given(tmp):
@@ -54,6 +54,29 @@ def test_damaged_kernel(tmp, damage):
     path = tmp / "broken-kernel"
     path.write_bytes(broken)
     refused(tmp, 1, path, args=["--kernel", path, "--memory", "256M"])
+
+
+@pytest.mark.parametrize("option", ["--kernel", "--initrd", "--disk"])
+def test_named_pipe(tmp, option):
+    """Opening one would wait for its writer."""
+    path = tmp / "pipe"
+    os.mkfifo(path)
+    refused(tmp, 1, path, "regular file", args=["--kernel", kernel(), option, path], timeout=20)
+
+
+def test_console_pipe_without_a_reader(tmp):
+    path = tmp / "pipe"
+    os.mkfifo(path)
+    refused(tmp, 1, path, "reader", args=["--kernel", kernel(), "--memory", "256M", "--console", f"file={path}"], timeout=20)
+
+
+def test_kernel_that_may_not_be_read(tmp):
+    path = tmp / "secret"
+    shutil.copy(kernel(), path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("root may read all files")
+    refused(tmp, 1, path, "--kernel", args=["--kernel", path])
 
 
 def test_missing_initrd(tmp):
@@ -86,6 +109,31 @@ def test_usage(tmp, args):
 
 def test_memory_beyond_the_host(tmp):
     refused(tmp, 1, "memory", args=["--kernel", kernel(), "--memory", "64T"])
+
+
+def test_huge_pages_that_are_not_there(tmp):
+    with open("/proc/meminfo") as file:
+        free = next(int(line.split()[1]) for line in file if line.startswith("HugePages_Free:"))
+    if os.path.exists("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages"):
+        with open("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages") as file:
+            free += int(file.read())
+    size = 2 * (free + 64)
+    refused(tmp, 1, "huge pages", "vm.nr_hugepages", args=["--kernel", kernel(), "--memory", f"{size}M", "--hugepages"])
+
+
+@pytest.mark.parametrize("option", ["metrics", "api-sock", "console"])
+def test_nothing_half_made(tmp, option):
+    """What a machine would have written to, when the last thing that is looked at is wrong."""
+    path = f"file={tmp / 'new'}" if option == "console" else tmp / "new"
+    refused(tmp, 1, "polder-none", args=["--kernel", kernel(), "--memory", "256M", f"--{option}", path, "--net", "tap=polder-none",
+                                         "--vsock", f"cid=3,path={tmp / 'v.sock'}"])
+
+
+def test_metrics_of_someone_else_stay(tmp):
+    path = tmp / "metrics"
+    path.write_text("earlier\n")
+    refused(tmp, 1, tmp / "no-kernel", args=["--kernel", tmp / "no-kernel", "--metrics", path])
+    assert path.read_text().startswith("earlier\n")
 
 
 def test_engine_kvm_without_dev_kvm(tmp):

@@ -31,7 +31,7 @@ static int file_size(int fd, const char *what, const char *name, uint64_t *ret_s
     if (fstat(fd, &st) < 0)
         return err_set(err, errno, "%s '%s'", what, name);
     if (!S_ISREG(st.st_mode) || !st.st_size)
-        return err_say(err, ENOEXEC, "%s '%s': empty or not a regular file", what, name);
+        return err_say(err, ENOEXEC, "%s '%s': empty or not a regular file, give another one", what, name);
     *ret_size = (uint64_t)st.st_size;
     return 0;
 }
