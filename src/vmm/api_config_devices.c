@@ -154,10 +154,9 @@ static int net_fill(struct vm_net *net, const char *id, const json_t *body, stru
         return err_say(err, EINVAL, "missing field `host_dev_name`");
     if (mac && !mac_parse(mac, net->mac))
         return err_say(err, EINVAL, "guest_mac '%s' is no MAC address; it looks like 06:00:ac:10:00:02", mac);
-    if (api_has(body, "mtu"))
-        return err_say(err, ENOTSUP, "mtu is not there yet");
     net->has_mac = mac != NULL;
     net->backend = user ? VM_NET_USER : VM_NET_TAP;
+    net->mtu = (uint16_t)api_integer(body, "mtu", 0);
     net->queues = (unsigned)api_integer(body, "queues", 0);
     api_rate_limit_update(&net->rx_limit, json_object_get(body, "rx_rate_limiter"));
     api_rate_limit_update(&net->tx_limit, json_object_get(body, "tx_rate_limiter"));

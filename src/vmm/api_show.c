@@ -100,6 +100,8 @@ static json_t *net_json(const struct vm_net *net)
     snprintf(mac, sizeof mac, "%02x:%02x:%02x:%02x:%02x:%02x", net->mac[0], net->mac[1], net->mac[2],
              net->mac[3], net->mac[4], net->mac[5]);
     set_string(root, "guest_mac", net->has_mac ? mac : NULL);
+    if (net->mtu)
+        set_integer(root, "mtu", net->mtu);
     json_object_set_new(root, "rx_rate_limiter", limit_json(&net->rx_limit));
     json_object_set_new(root, "tx_rate_limiter", limit_json(&net->tx_limit));
     set_string(root, "backend", net->backend == VM_NET_TAP ? "tap" : "user");

@@ -45,6 +45,7 @@ struct vm_net {
     char *forward;    /* VM_NET_USER: TCP ports of the host that lead into the guest, "9080:8080,..." */
     bool has_mac;     /* otherwise one is made from the VM's and the interface's id */
     uint8_t mac[6];
+    uint16_t mtu;     /* that the guest is told; 0: none */
     unsigned queues;  /* 0: one pair a vCPU (tap), one pair (user) */
     struct vm_rate_limit rx_limit, tx_limit;
 };

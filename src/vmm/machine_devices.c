@@ -91,6 +91,7 @@ static int add_net(struct machine *machine, unsigned index, struct err *err)
         .id = net->id,
         .backend = backend,
         .has_mac = net->has_mac,
+        .mtu = net->mtu,
         .rx = machine_limiter(&net->rx_limit),
         .tx = machine_limiter(&net->tx_limit),
     };

@@ -348,6 +348,12 @@ def test_io_engine(tmp, io_engine, forbidden, expected):
     assert disk.read_bytes().startswith(b"again")
 
 
+def test_mtu(machine, tmp):
+    machine.put("/network-interfaces/eth0", iface_id="eth0", backend="user", mtu=1400)
+    start(machine, tmp, 'echo "MTU $(cat /sys/class/net/eth0/mtu)"')
+    machine.vmm.wait_for("^MTU 1400$", 120)
+
+
 def test_metrics(machine, tmp):
     start(machine, tmp, mode="boot")
     machine.refused("PUT", "/metrics", {"metrics_path": str(tmp / "other")}, AFTER)

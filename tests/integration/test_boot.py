@@ -15,6 +15,13 @@ def test_boots_to_init(engine, tmp, cpus):
         assert vmm.wait(30) == 0
 
 
+@pytest.mark.not_nested
+def test_boots_with_as_many_vcpus_as_there_may_be(engine, tmp):
+    with busybox(engine, tmp, mode="boot", cpus=32, memory="512M") as vmm:
+        assert int(vmm.wait_for(r"^POLDER-INIT uptime=\S+ cpus=(\d+)$", 180)[1]) == 32
+        assert vmm.wait(60) == 0
+
+
 def test_script_output_and_status(engine, tmp):
     with busybox(engine, tmp, script="uname -r; echo args $((6 * 7)); exit 5") as vmm:
         assert vmm.wait(120) == 0

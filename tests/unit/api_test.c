@@ -314,7 +314,9 @@ static void test_interfaces(void **state)
          "The MAC address is already in use: 06:00:00:00:00:ab"},
         {"PUT", "/network-interfaces/eth1", "{\"iface_id\": \"eth1\", \"host_dev_name\": \"tap0\"}", 400,
          "Could not create the network device"},
-        {"PUT", "/network-interfaces/eth1", "{\"iface_id\": \"eth1\", \"backend\": \"user\"}", 204, NULL},
+        {"PUT", "/network-interfaces/eth1", "{\"iface_id\": \"eth1\", \"backend\": \"user\", \"mtu\": 67}", 400, "mtu"},
+        {"PUT", "/network-interfaces/eth1", "{\"iface_id\": \"eth1\", \"backend\": \"user\", \"mtu\": 9000}", 204, NULL},
+        {"GET", "/vm/config", NULL, 200, "\"mtu\":9000"},
         {"PUT", "/network-interfaces/eth0", "{\"iface_id\": \"eth0\", \"host_dev_name\": \"tap2\"}", 204, NULL},
         {"GET", "/vm/config", NULL, 200, "\"host_dev_name\":\"tap2\",\"guest_mac\":null"},
         {0}};
