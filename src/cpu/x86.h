@@ -37,6 +37,8 @@ enum x86_segment { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_COUNT };
 #define CR0_CD (1u << 30)
 #define CR0_PG (1u << 31)
 
+#define DR7_ENABLED 0xffu /* any of L0-L3, G0-G3 */
+
 #define CR4_VME (1u << 0)
 #define CR4_PVI (1u << 1)
 #define CR4_TSD (1u << 2)

@@ -36,6 +36,7 @@ static void flags_from_ax(struct jit_vcpu *cpu, bool parked)
 static const uint8_t *resume_at(struct jit_vcpu *cpu, const uint8_t *host)
 {
     cpu->flags_native = cpu->flags_saved = to_ax(cpu->rflags);
+    cpu->rflags &= ~(uint64_t)FLAG_RF; /* the first instruction uses it up */
     fpu_load(cpu);
     return host;
 }
@@ -62,7 +63,7 @@ static const uint8_t *resume_at_rip(struct jit_vcpu *cpu)
 static bool wants_run_loop(const struct jit_vcpu *cpu)
 {
     return cpu->halted || cpu->shutdown || cpu->interrupt_shadow || cpu->mode != MODE_LONG ||
-           (cpu->rflags & FLAG_TF) || __atomic_load_n(&cpu->poll, __ATOMIC_ACQUIRE);
+           vcpu_must_interpret(cpu) || __atomic_load_n(&cpu->poll, __ATOMIC_ACQUIRE);
 }
 
 /* Runs one instruction in C, then goes on after it, or wherever it went. */

@@ -18,6 +18,7 @@
 #define ERROR_EXT 1u
 #define ERROR_IDT 2u
 #define DR6_FIXED UINT64_C(0xffff0ff0)
+#define DR6_BREAKPOINTS UINT64_C(15)
 #define DR7_GD (1u << 13)
 
 struct gate {
@@ -185,7 +186,8 @@ static void record(struct jit_vcpu *cpu, const struct jit_exception *exception)
     if (exception->vector == VEC_PF)
         cpu->cr2 = exception->cr2;
     if (exception->vector == VEC_DB) {
-        cpu->dr6 |= exception->dr6 | DR6_FIXED;
+        uint64_t replaced = exception->dr6 ? DR6_BREAKPOINTS : 0;
+        cpu->dr6 = (cpu->dr6 & ~replaced) | exception->dr6 | DR6_FIXED;
         cpu->dr7 &= ~(uint64_t)DR7_GD;
     }
 }
@@ -232,7 +234,7 @@ static void deliver(struct jit_vcpu *cpu, const struct jit_exception *exception,
     struct jit_exception current = *exception;
     current.has_error = !external && !current.software && vector_in(error_vectors, current.vector);
     cpu->halted = false;
-    cpu->interrupt_shadow = false;
+    cpu->interrupt_shadow = cpu->debug_shadow = false;
     if (!external)
         record(cpu, &current);
     /* Ends: each round either delivers, shuts down, or moves towards #DF: benign, then contributory or #PF, then #DF. */

@@ -11,6 +11,7 @@
 #include "cpu/jit/exec.h"
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/interp_impl.h"
+#include "cpu/jit/watch.h"
 
 #define CACHE_BITS 11
 #define CACHE_SIZE (1u << CACHE_BITS)
@@ -79,6 +80,7 @@ void interp_require_alignment(struct jit_vcpu *cpu, const struct insn *insn, uns
 void interp_probe(struct jit_vcpu *cpu, uint64_t linear, unsigned size, unsigned access)
 {
     uint64_t last = linear + size - 1;
+    watch_alignment(cpu, linear, watch_natural(size), access);
     mmu_page_ptr(cpu, linear, access);
     if ((linear ^ last) & ~PAGE_OFFSET)
         mmu_page_ptr(cpu, last & ~PAGE_OFFSET, access);
@@ -236,6 +238,18 @@ static void execute_nop(struct jit_vcpu *cpu, const struct insn *insn)
     interp_retire(cpu, insn);
 }
 
+static bool loads_resume_flag(const struct insn *insn)
+{
+    return insn->mnemonic == ZYDIS_MNEMONIC_IRET || insn->mnemonic == ZYDIS_MNEMONIC_IRETD ||
+           insn->mnemonic == ZYDIS_MNEMONIC_IRETQ;
+}
+
+/* A step over a system call ends with SYSRET, as if SYSCALL had just retired: these go by the TF that they leave (AMD APM 3). */
+static bool steps_by_new_flags(const struct insn *insn)
+{
+    return insn->mnemonic == ZYDIS_MNEMONIC_SYSCALL || insn->mnemonic == ZYDIS_MNEMONIC_SYSRET;
+}
+
 void interp_execute(struct jit_vcpu *cpu, const struct insn *insn)
 {
     static interp_fn *const by_kind[] = {
@@ -244,15 +258,18 @@ void interp_execute(struct jit_vcpu *cpu, const struct insn *insn)
         [INSN_ILLEGAL] = execute_illegal,
     };
     bool shadow = cpu->interrupt_shadow;
-    cpu->interrupt_shadow = false;
-    uint64_t resume = cpu->rflags & FLAG_RF;
+    cpu->interrupt_shadow = cpu->debug_shadow = false;
+    uint64_t before = cpu->rflags, rip = cpu->rip;
     by_kind[insn->mem_bit_string ? INSN_PLAIN : insn->kind](cpu, insn);
     /* A shadow covers one instruction, and does not start anew within one; RF likewise. */
     if (shadow)
-        cpu->interrupt_shadow = false;
-    if (resume && insn->mnemonic != ZYDIS_MNEMONIC_IRET && insn->mnemonic != ZYDIS_MNEMONIC_IRETD &&
-        insn->mnemonic != ZYDIS_MNEMONIC_IRETQ)
+        cpu->interrupt_shadow = cpu->debug_shadow = false;
+    if (insn->kind == INSN_STRING && cpu->rip == rip)
+        cpu->rflags |= vcpu_must_interpret(cpu) ? FLAG_RF : 0; /* goes on past a breakpoint on it */
+    else if ((before & FLAG_RF) && !loads_resume_flag(insn))
         cpu->rflags &= ~(uint64_t)FLAG_RF;
+    if ((steps_by_new_flags(insn) ? cpu->rflags : before) & FLAG_TF)
+        cpu->debug_pending |= WATCH_STEP;
 }
 
 /* Do the cached bytes stand at `host`, with `room` bytes to the end of the page? */

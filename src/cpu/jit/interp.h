@@ -7,7 +7,7 @@ struct insn;
 
 /* Fetches, decodes (through a small cache by guest physical address, checked against the bytes) and executes the instruction at
  * rip. Raises exceptions by unwinding. A rep string operation may retire in part with rip unchanged; interrupts are taken
- * between. Single-step traps and breakpoints are the run loop's. */
+ * between. Notes in cpu->debug_pending what the run loop has to raise as #DB. */
 void interp_step(struct jit_vcpu *cpu);
 /* Executes `insn`, which was decoded from rip in the current mode, and moves rip on. */
 void interp_execute(struct jit_vcpu *cpu, const struct insn *insn);

@@ -1,6 +1,7 @@
 /* Instructions on selectors and descriptor tables, and far jumps and calls: operands are read here, the rules are segment.c's.
  * Source: Intel SDM 2. */
 #include "cpu/jit/interp_impl.h"
+#include "cpu/jit/watch.h"
 
 static unsigned operand_bytes(const struct insn *insn)
 {
@@ -30,7 +31,7 @@ void interp_mov_segment(struct jit_vcpu *cpu, const struct insn *insn)
     }
     segment_load(cpu, segment, (uint16_t)interp_read_rm(cpu, insn, 2));
     if (segment == SEG_SS)
-        cpu->interrupt_shadow = true;
+        cpu->interrupt_shadow = cpu->debug_shadow = true;
 }
 
 /* 06, 0e, 16, 1e and 07, 17, 1f; 0f a0, a1 (FS), a8, a9 (GS). */
@@ -56,7 +57,7 @@ static void pop_segment(struct jit_vcpu *cpu, const struct insn *insn)
     segment_load(cpu, segment, selector);
     stack_commit(cpu, &stack);
     if (segment == SEG_SS)
-        cpu->interrupt_shadow = true;
+        cpu->interrupt_shadow = cpu->debug_shadow = true;
 }
 
 struct far_pointer {
@@ -126,8 +127,9 @@ static void store_table(struct jit_vcpu *cpu, const struct insn *insn)
     unsigned bytes = cpu->mode == MODE_LONG ? 10 : 6;
     copy_general(image, &table->limit, 2);
     copy_general(image + 2, &table->base, 8);
-    mmu_write(cpu, interp_linear(cpu, insn, bytes, ACCESS_WRITE), image, bytes,
-              ACCESS_WRITE | stack_access(insn->mem_segment));
+    uint64_t linear = interp_linear(cpu, insn, bytes, ACCESS_WRITE);
+    watch_alignment(cpu, linear + 2, bytes - 2, ACCESS_WRITE); /* of the base; so is the limit then */
+    mmu_write(cpu, linear, image, bytes, ACCESS_WRITE | ACCESS_UNALIGNED | stack_access(insn->mem_segment));
 }
 
 static void require_protected(struct jit_vcpu *cpu)

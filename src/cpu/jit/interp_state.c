@@ -7,6 +7,7 @@
 #include "base/bytes.h"
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/interp_impl.h"
+#include "cpu/jit/watch.h"
 
 #define IMAGE_MXCSR 24
 #define IMAGE_MXCSR_MASK 28
@@ -85,6 +86,8 @@ static uint64_t area_linear(struct jit_vcpu *cpu, const struct insn *insn, unsig
     if (cpu->mode != MODE_LONG)
         interp_require_alignment(cpu, insn, alignment);
     uint64_t linear = interp_linear(cpu, insn, bytes, access);
+    if (alignment == 16) /* fxsave: words that are not aligned come first when alignment is checked */
+        watch_alignment(cpu, linear, 4, access);
     interp_require_alignment(cpu, insn, alignment);
     return linear;
 }

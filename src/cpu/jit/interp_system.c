@@ -3,6 +3,7 @@
 #include "cpu/jit/exec.h"
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/interp_impl.h"
+#include "cpu/jit/watch.h"
 
 static void do_cpuid(struct jit_vcpu *cpu, const struct insn *insn)
 {
@@ -185,6 +186,7 @@ static void do_in(struct jit_vcpu *cpu, const struct insn *insn)
     unsigned size = io_size(insn);
     uint16_t port = io_port(cpu, insn);
     system_check_io(cpu, port, size);
+    watch_port(cpu, port, size);
     fpu_save(cpu);
     uint64_t value = cpu->engine->machine.port_read(cpu->engine->machine.arg, port, size);
     write_gpr(cpu, RAX, value, size * 8);
@@ -195,6 +197,7 @@ static void do_out(struct jit_vcpu *cpu, const struct insn *insn)
     unsigned size = io_size(insn);
     uint16_t port = io_port(cpu, insn);
     system_check_io(cpu, port, size);
+    watch_port(cpu, port, size);
     fpu_save(cpu);
     cpu->engine->machine.port_write(cpu->engine->machine.arg, port, truncate_to(cpu->gpr[RAX], size * 8), size);
 }

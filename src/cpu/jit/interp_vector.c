@@ -4,6 +4,7 @@
 #include "base/bytes.h"
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/interp_impl.h"
+#include "cpu/jit/watch.h"
 
 #define IMAGE_ST 32
 #define IMAGE_XMM 160
@@ -89,7 +90,7 @@ static void set_element(struct vector *v, unsigned element, unsigned size, uint6
 static void store_selected(struct jit_vcpu *cpu, const struct insn *insn, uint64_t offset, const struct vector *data,
                            const struct vector *mask, unsigned bytes, unsigned size)
 {
-    unsigned access = ACCESS_WRITE | stack_access(insn->mem_segment);
+    unsigned access = ACCESS_WRITE | ACCESS_UNALIGNED | stack_access(insn->mem_segment);
     uint64_t linear[32] = {0};
     for (unsigned i = 0; i < bytes / size; i++) {
         if (!element_selected(mask, i, size))
@@ -110,7 +111,7 @@ static void load_selected(struct jit_vcpu *cpu, const struct insn *insn, struct 
                           unsigned bytes, unsigned size)
 {
     uint64_t offset = interp_offset(cpu, insn);
-    unsigned access = ACCESS_READ | stack_access(insn->mem_segment);
+    unsigned access = ACCESS_READ | ACCESS_UNALIGNED | stack_access(insn->mem_segment);
     zero_general(data, sizeof *data);
     for (unsigned i = 0; i < bytes / size; i++) {
         if (!element_selected(mask, i, size))
@@ -144,7 +145,8 @@ static void check_store(struct jit_vcpu *cpu, const struct insn *insn, uint64_t 
 {
     unsigned access = ACCESS_WRITE | stack_access(insn->mem_segment);
     uint64_t linear = segment_linear(cpu, insn->mem_segment, offset, bytes, ACCESS_WRITE);
-    interp_probe(cpu, linear, bytes, access);
+    watch_alignment(cpu, linear, 8, access);
+    interp_probe(cpu, linear, bytes, access | ACCESS_UNALIGNED);
 }
 
 /* What every MMX instruction does first: pending x87 exceptions, all registers valid, TOP 0 (so that the image holds mm0-mm7 in
@@ -215,7 +217,8 @@ static void gather_element(struct jit_vcpu *cpu, const struct insn *insn, const 
     if (element_selected(&mask, element, g->data_bytes)) {
         struct vector index = read_vector(cpu, g->index), data = read_vector(cpu, g->dest);
         uint64_t linear = gather_linear(cpu, insn, g, &index, element);
-        uint64_t value = mmu_load(cpu, linear, g->data_bytes, ACCESS_READ | stack_access(insn->mem_segment));
+        uint64_t value = mmu_load(cpu, linear, g->data_bytes,
+                                  ACCESS_READ | ACCESS_UNALIGNED | stack_access(insn->mem_segment));
         interp_take_state(cpu); /* a device may have been asked */
         set_element(&data, element, g->data_bytes, value);
         write_vector(cpu, g->dest, &data, 32);

@@ -258,6 +258,8 @@ static int jit_set_state(struct vcpu *vcpu, const struct x86_state *s, struct er
     cpu->nmi_pending = s->nmi_pending;
     cpu->nmi_blocked = s->nmi_blocked;
     cpu->interrupt_shadow = s->interrupt_shadow;
+    cpu->debug_shadow = false;
+    cpu->debug_pending = 0;
     cpu->shutdown = false;
     load_xsave(cpu, s->xsave);
     mmu_flush_all(cpu);

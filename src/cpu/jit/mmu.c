@@ -8,6 +8,7 @@
 #include "cpu/jit/lapic.h"
 #include "cpu/jit/vcpu.h"
 #include "cpu/jit/walk.h"
+#include "cpu/jit/watch.h"
 
 #define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
 
@@ -116,6 +117,13 @@ static void place_write(struct jit_vcpu *cpu, const struct place *place, const u
     }
 }
 
+/* Alignment checks and breakpoints, which come behind canonical form and before page faults. */
+static void watch(struct jit_vcpu *cpu, uint64_t linear, uint64_t size, unsigned access)
+{
+    if (vcpu_watched(cpu))
+        watch_access(cpu, check_linear(cpu, linear, access), size, access);
+}
+
 static size_t bytes_in_page(uint64_t linear, size_t len)
 {
     size_t room = MEM_PAGE_SIZE - (linear & PAGE_MASK);
@@ -125,6 +133,7 @@ static size_t bytes_in_page(uint64_t linear, size_t len)
 void mmu_read(struct jit_vcpu *cpu, uint64_t linear, void *data, size_t len, unsigned access)
 {
     uint8_t *to = data;
+    watch(cpu, linear, len, access & ~ACCESS_WRITE);
     while (len) {
         size_t piece = bytes_in_page(linear, len);
         struct place place = resolve(cpu, linear, access & ~ACCESS_WRITE);
@@ -139,6 +148,7 @@ void mmu_write(struct jit_vcpu *cpu, uint64_t linear, const void *data, size_t l
 {
     const uint8_t *from = data;
     access |= ACCESS_WRITE;
+    watch(cpu, linear, len, access);
     if (bytes_in_page(linear, len) < len) { /* fault before the first byte changes, in address order */
         resolve(cpu, linear, access);
         for (size_t at = bytes_in_page(linear, len); at < len; at += MEM_PAGE_SIZE)
@@ -166,6 +176,7 @@ struct unaligned {
 uint64_t mmu_load(struct jit_vcpu *cpu, uint64_t linear, unsigned size, unsigned access)
 {
     uint64_t value = 0;
+    watch(cpu, linear, size, access & ~ACCESS_WRITE);
     if (bytes_in_page(linear, size) < size) {
         mmu_read(cpu, linear, &value, size, access);
         return value;
@@ -186,6 +197,7 @@ uint64_t mmu_load(struct jit_vcpu *cpu, uint64_t linear, unsigned size, unsigned
 
 void mmu_store(struct jit_vcpu *cpu, uint64_t linear, uint64_t value, unsigned size, unsigned access)
 {
+    watch(cpu, linear, size, access | ACCESS_WRITE);
     if (bytes_in_page(linear, size) < size) {
         mmu_write(cpu, linear, &value, size, access);
         return;
@@ -212,6 +224,7 @@ void mmu_operand_map(struct jit_vcpu *cpu, struct mmu_operand *operand, uint64_t
     operand->linear = linear;
     operand->size = size;
     operand->access = access;
+    watch(cpu, linear, size, access);
     struct place place = resolve(cpu, linear, access);
     if (place.host && bytes_in_page(linear, size) == size) {
         operand->host = place.host;

@@ -16,6 +16,7 @@ struct jit_vcpu;
 #define ACCESS_FETCH 2u
 #define ACCESS_SYSTEM 4u /* implicit supervisor access whatever the CPL: descriptor tables, TSS, IDT, exception frames */
 #define ACCESS_STACK 8u  /* non-canonical gives #SS */
+#define ACCESS_UNALIGNED 32u /* no alignment check: elements of masked and gathered vectors, images that have their own */
 
 /* Linear accesses of any size and alignment, MMIO included. Writes that cross pages are checked in full before a byte changes. */
 void mmu_read(struct jit_vcpu *cpu, uint64_t linear, void *data, size_t len, unsigned access);

@@ -7,6 +7,7 @@
  * Compiled for general registers only. Source: Intel SDM 2 (REP, MOVS, ...). */
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/interp_impl.h"
+#include "cpu/jit/watch.h"
 
 #define PAGE_OFFSET ((uint64_t)MEM_PAGE_SIZE - 1)
 #define BYTES_PER_CALL (64u << 10)
@@ -299,10 +300,26 @@ static bool comparison_ends(const struct jit_vcpu *cpu, const struct string *s)
     return s->compares && s->repeat && ((cpu->rflags & FLAG_ZF) != 0) != s->repeat_while_equal;
 }
 
+/* While each access is looked at: faults of one side come before those of the other. */
+static void run_watched(struct jit_vcpu *cpu, const struct string *s, struct side *source, struct side *destination)
+{
+    struct side *sides[] = {source, destination};
+    for (unsigned i = 0; i < 2; i++)
+        if (sides[i]->used)
+            sides[i]->linear = segment_linear(cpu, sides[i]->segment, read_address_gpr(cpu, sides[i]->gpr, s->insn), s->size,
+                                              sides[i]->access);
+    run_element(cpu, s, source, destination);
+    advance(cpu, s, 1);
+}
+
 /* One chunk, or one element; returns how many bytes' worth of budget it took. */
 static uint64_t run_some(struct jit_vcpu *cpu, const struct string *s, uint64_t elements)
 {
     struct side source = source_side(s), destination = destination_side(s);
+    if (vcpu_watched(cpu)) {
+        run_watched(cpu, s, &source, &destination);
+        return BYTES_PER_CALL;
+    }
     /* Comparisons read their destination first, as CPUs do. */
     uint64_t chunk = map_side(cpu, s, s->compares ? &destination : &source, elements);
     uint64_t other = map_side(cpu, s, s->compares ? &source : &destination, elements);
@@ -319,19 +336,26 @@ static uint64_t run_some(struct jit_vcpu *cpu, const struct string *s, uint64_t 
     return done * s->size;
 }
 
+static void check_port(struct jit_vcpu *cpu, const struct string *s)
+{
+    system_check_io(cpu, port_of(cpu), s->size);
+    if (count_left(cpu, s))
+        watch_port(cpu, port_of(cpu), s->size);
+}
+
 void interp_string(struct jit_vcpu *cpu, const struct insn *insn)
 {
     struct string s = string_of(cpu, insn);
     uint64_t budget = BYTES_PER_CALL;
     if (s.op == OP_INS || s.op == OP_OUTS)
-        system_check_io(cpu, port_of(cpu), s.size);
+        check_port(cpu, &s);
     if (!s.repeat) {
         run_some(cpu, &s, 1);
         interp_retire(cpu, insn);
         return;
     }
-    /* A single step ends after each iteration. */
-    uint64_t most = cpu->rflags & FLAG_TF ? 1 : UINT64_MAX;
+    /* A single step ends after each iteration, and a breakpoint may. */
+    uint64_t most = vcpu_must_interpret(cpu) ? 1 : UINT64_MAX;
     for (uint64_t left = count_left(cpu, &s); left; left = count_left(cpu, &s)) {
         uint64_t used = run_some(cpu, &s, left < most ? left : most);
         if (comparison_ends(cpu, &s))

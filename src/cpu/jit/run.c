@@ -22,6 +22,7 @@
 #include "cpu/jit/interp.h"
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
+#include "cpu/jit/watch.h"
 
 #define ALT_STACK_SIZE ((size_t)64 << 10)
 #define TIMER_SIGNAL SIGRTMIN
@@ -234,8 +235,11 @@ static void take_init_and_sipi(struct jit_vcpu *cpu)
 static bool take_interrupt(struct jit_vcpu *cpu)
 {
     cpu->interrupt_waiting = lapic_pending_vector(cpu) >= 0;
-    if (cpu->interrupt_shadow)
+    if (cpu->interrupt_shadow || cpu->debug_pending) { /* look again after the next instruction */
+        if (cpu->interrupt_waiting || __atomic_load_n(&cpu->nmi_pending, __ATOMIC_RELAXED))
+            __atomic_store_n(&cpu->poll, 1, __ATOMIC_RELAXED);
         return false;
+    }
     if (!cpu->nmi_blocked && take(&cpu->nmi_pending)) {
         cpu->halted = false;
         cpu->nmi_blocked = true;
@@ -256,15 +260,14 @@ static bool take_interrupt(struct jit_vcpu *cpu)
 
 static void interpret_one(struct jit_vcpu *cpu)
 {
-    bool trap = cpu->rflags & FLAG_TF;
+    watch_fetch(cpu, cpu->mode == MODE_LONG ? cpu->rip : (uint32_t)(cpu->seg[SEG_CS].base + cpu->rip));
     interp_step(cpu);
-    if (trap && !cpu->interrupt_shadow)
-        vcpu_raise_exception(cpu, (struct jit_exception){.vector = VEC_DB, .dr6 = 1u << 14});
+    watch_retired(cpu);
 }
 
 static bool translatable(const struct jit_vcpu *cpu)
 {
-    return cpu->mode == MODE_LONG && !cpu->interrupt_shadow && !(cpu->rflags & FLAG_TF) && !cpu->interpret_only;
+    return cpu->mode == MODE_LONG && !cpu->interrupt_shadow && !cpu->interpret_only && !vcpu_must_interpret(cpu);
 }
 
 /* Runs until the state of events has to be looked at again. Raised exceptions unwind past it. */
@@ -324,6 +327,8 @@ static enum step run_and_deliver(struct jit_vcpu *cpu)
 {
     for (;;) {
         if (_setjmp(cpu->unwind)) {
+            if (!cpu->exception.software) /* what the instruction met counts only if it retires */
+                cpu->debug_pending = 0;
             excp_deliver(cpu, &cpu->exception);
             continue;
         }

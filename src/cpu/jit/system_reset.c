@@ -85,7 +85,8 @@ void system_reset(struct jit_vcpu *cpu, bool power_on)
     } else {
         lapic_init(cpu);
     }
-    cpu->halted = cpu->interrupt_shadow = cpu->nmi_blocked = cpu->shutdown = false;
+    cpu->halted = cpu->interrupt_shadow = cpu->debug_shadow = cpu->nmi_blocked = cpu->shutdown = false;
+    cpu->debug_pending = 0;
     __atomic_store_n(&cpu->nmi_pending, 0, __ATOMIC_RELAXED);
     cpu->run_state = boots ? X86_RUNNABLE : X86_WAIT_FOR_SIPI;
     mmu_flush_all(cpu);

@@ -51,6 +51,8 @@ struct jit_vcpu {
     uint8_t mode;            /* enum vcpu_mode; follows CR0.PE, EFER.LMA and CS.L (vcpu_update_mode) */
     bool halted;             /* HLT executed: run loop waits for an interrupt */
     bool interrupt_shadow;   /* after STI, MOV SS, POP SS: no interrupt before the next instruction has retired */
+    bool debug_shadow;       /* with it, after MOV SS and POP SS only: no #DB either */
+    uint16_t debug_pending;  /* DR6 bits of a #DB trap that is due before the next instruction */
     bool interrupt_waiting;  /* an interrupt or a notice may be pending while IF is clear: STI must look */
     bool nmi_blocked;
     struct x86_segment_state seg[SEG_COUNT];
@@ -116,6 +118,19 @@ void vcpu_update_mode(struct jit_vcpu *cpu);
 static inline bool vcpu_long_mode(const struct jit_vcpu *cpu)
 {
     return cpu->mode == MODE_LONG;
+}
+
+/* Each data access has to be looked at (watch.h): breakpoints are enabled, or accesses of user code must be aligned. */
+static inline bool vcpu_watched(const struct jit_vcpu *cpu)
+{
+    _Static_assert(CR0_AM == FLAG_AC, "one bit in both");
+    return (cpu->dr7 & DR7_ENABLED) || ((cpu->cr0 & cpu->rflags & FLAG_AC) && cpu->cpl == 3);
+}
+
+/* Translated code knows nothing of these: whoever lets it change TF, AC, CPL, CR0 or DR7 must look, and leave. */
+static inline bool vcpu_must_interpret(const struct jit_vcpu *cpu)
+{
+    return (cpu->rflags & FLAG_TF) || cpu->debug_pending || vcpu_watched(cpu);
 }
 
 /* Default operand and stack sizes in bits outside of long mode. */
