@@ -62,6 +62,8 @@ struct diff_batch {
 /* diff_gen.c */
 void diff_generate_init(void);
 void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot, unsigned bits);
+/* One instruction of 64-bit code under alignment checks. */
+void diff_generate_aligned(struct diff_case *c, uint64_t seed, unsigned slot);
 void diff_generate_data(uint8_t data[DIFF_DATA_PAGES][DIFF_PAGE], uint64_t seed);
 uint64_t diff_random(uint64_t *state);
 

@@ -441,6 +441,46 @@ static bool next_insn(struct insn *insn, unsigned bits, uint64_t *rng)
     return undefined && insn->length && chance(rng, 5);
 }
 
+/* With EFLAGS.AC set: one instruction that accesses memory, after which AC is cleared. Nothing else is to happen with it: some
+ * kernels, those of paravirtual guests, run into alignment checks of their own then. */
+static void append_alignment_end(struct diff_case *c)
+{
+    append(c, (const uint8_t[]){0x9c}, 1, ZYDIS_MNEMONIC_PUSHFQ);
+    append(c, (const uint8_t[]){0x81, 0x24, 0x24, 0xff, 0xff, 0xfb, 0xff}, 7, ZYDIS_MNEMONIC_AND);
+    append(c, (const uint8_t[]){0x9d}, 1, ZYDIS_MNEMONIC_POPFQ);
+}
+
+static bool accesses_memory(const struct insn *insn)
+{
+    return (insn->has_mem && !insn->mem_is_agen && insn->kind != INSN_BRANCH) || insn->kind == INSN_STRING;
+}
+
+void diff_generate_aligned(struct diff_case *c, uint64_t seed, unsigned slot)
+{
+    uint64_t rng = seed;
+    memset(c, 0, sizeof *c);
+    c->seed = seed;
+    c->bits = 64;
+    generate_state(&c->state, &rng, slot);
+    c->state.rflags |= FLAG_AC;
+    c->state.gpr[RSP] = DIFF_DATA + DIFF_PAGE - 64;
+    store_le16(c->state.xsave + 2, load_le16(c->state.xsave + 2) & 0x7f00); /* no x87 exception is pending */
+    store_le16(c->state.xsave, 0x37f);
+    store_le32(c->state.xsave + 24, 0x1f80);
+    struct insn insn;
+    do {
+        while (!next_insn(&insn, 64, &rng) || insn.kind == INSN_ILLEGAL)
+            ;
+    } while (!accesses_memory(&insn) || ((insn.gpr_read | insn.gpr_write) >> RSP & 1));
+    if (insn.kind == INSN_STRING)
+        append_string_setup(c, &rng);
+    aim(&insn, &c->state, c->state.rip + c->length, &rng);
+    append(c, insn.bytes, insn.length, insn.mnemonic);
+    append_alignment_end(c);
+    c->code[c->length] = 0x0f;
+    c->code[c->length + 1] = 0x0b;
+}
+
 void diff_generate(struct diff_case *c, uint64_t seed, unsigned slot, unsigned bits)
 {
     uint64_t rng = seed;

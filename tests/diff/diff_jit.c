@@ -124,7 +124,7 @@ static int boot(struct err *err)
     struct x86_state state;
     memset(&state, 0, sizeof state);
     x86_state_reset(&state, 0);
-    state.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
+    state.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
     state.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE;
     state.efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
     state.cr3 = GPA_PML4;

@@ -1,5 +1,5 @@
 /* Compares the engine with the bare CPU over generated cases and reports differences and coverage. See diff.h.
- *     jit_diff [--runner interp|jit] [--bits 64|32|16] [--cases N] [--seed S] [--failures N] [--coverage]
+ *     jit_diff [--runner interp|jit] [--bits 64|32|16] [--aligned] [--cases N] [--seed S] [--failures N] [--coverage]
  * A difference prints the seed of its case; --seed with --cases 1 runs just that one. */
 #include <getopt.h>
 #include <stdio.h>
@@ -23,7 +23,7 @@ struct options {
     const struct diff_runner *runner;
     uint64_t cases, seed;
     unsigned failures, bits;
-    bool coverage;
+    bool coverage, aligned;
 };
 
 static uint64_t covered[ZYDIS_MNEMONIC_MAX_VALUE + 1], vectors[256], dead;
@@ -117,7 +117,7 @@ static unsigned mnemonic_at(const struct diff_case *c, uint64_t rip)
 
 static bool is_memory_fault(const struct diff_result *result)
 {
-    return result->vector == VEC_PF || result->vector == VEC_GP;
+    return result->vector == VEC_PF || result->vector == VEC_GP || result->vector == VEC_AC;
 }
 
 /* Which of its two operands faults first differs between CPUs. */
@@ -331,12 +331,17 @@ static void print_coverage(bool all)
             printf("%s %lu\n", ZydisMnemonicGetString((ZydisMnemonic)i), covered[i]);
 }
 
-static void generate_batch(struct diff_batch *batch, uint64_t first, unsigned count, unsigned bits)
+static void generate_batch(const struct options *options, struct diff_batch *batch, uint64_t first, unsigned count)
 {
     batch->count = count;
     diff_generate_data(batch->data, 0); /* the same for all, so that a seed says everything */
-    for (unsigned i = 0; i < count; i++)
-        diff_generate(&batch->cases[i], first + i, (unsigned)((first + i) % DIFF_BATCH), bits);
+    for (unsigned i = 0; i < count; i++) {
+        unsigned slot = (unsigned)((first + i) % DIFF_BATCH);
+        if (options->aligned)
+            diff_generate_aligned(&batch->cases[i], first + i, slot);
+        else
+            diff_generate(&batch->cases[i], first + i, slot, options->bits);
+    }
 }
 
 /* Some virtual hosts now and then give user code an exception out of nothing: what differs is asked again. */
@@ -369,10 +374,11 @@ static unsigned run_batch(const struct options *options, struct diff_native *nat
 }
 
 /* Some kernels run 64-bit code only: a lone ud2 tells. */
-static bool cpu_runs(struct diff_native *native, struct diff_batch *batch, unsigned bits)
+static bool cpu_runs(const struct options *options, struct diff_native *native, struct diff_batch *batch)
 {
     unsigned at;
-    generate_batch(batch, 0, 1, bits);
+    generate_batch(options, batch, 0, 1);
+    batch->cases[0].state.rflags &= ~(uint64_t)FLAG_AC;
     batch->cases[0].count = batch->cases[0].length = 0;
     memcpy(batch->cases[0].code, "\x0f\x0b", 2);
     return diff_native_run(native, &at) == 0 && batch->results[0].vector == VEC_UD;
@@ -387,14 +393,14 @@ static int run_all(const struct options *options)
     diff_generate_init();
     if (!native || options->runner->create(options->runner))
         return 2;
-    if (!cpu_runs(native, batch, options->bits)) {
+    if (!cpu_runs(options, native, batch)) {
         printf("SKIP: this host's kernel runs no %u-bit code\n", options->bits);
         diff_native_stop(native);
         return 77;
     }
     while (done < options->cases && failures < options->failures) {
         unsigned count = options->cases - done < DIFF_BATCH ? (unsigned)(options->cases - done) : DIFF_BATCH, at;
-        generate_batch(batch, options->seed + done, count, options->bits);
+        generate_batch(options, batch, options->seed + done, count);
         done += count;
         if (diff_native_run(native, &at) < 0) {
             printf("the child died in seed %lu:\n", batch->cases[at].seed);
@@ -415,7 +421,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
 {
     static const struct option names[] = {{"runner", 1, NULL, 'r'},   {"cases", 1, NULL, 'n'},
                                           {"seed", 1, NULL, 's'},     {"bits", 1, NULL, 'b'},       {"failures", 1, NULL, 'f'},
-                                          {"coverage", 0, NULL, 'c'}, {0}};
+                                          {"coverage", 0, NULL, 'c'}, {"aligned", 0, NULL, 'a'},   {0}};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         switch (option) {
         case 'r': options->runner = strcmp(optarg, "jit") ? &diff_runner_interp : &diff_runner_jit; break;
@@ -424,6 +430,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
         case 'f': options->failures = (unsigned)strtoul(optarg, NULL, 0); break;
         case 'b': options->bits = (unsigned)strtoul(optarg, NULL, 0); break;
         case 'c': options->coverage = true; break;
+        case 'a': options->aligned = true; break;
         default: return false;
         }
     }
@@ -436,7 +443,8 @@ int main(int argc, char **argv)
                               .seed = (uint64_t)time(NULL) << 20};
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (!parse_options(argc, argv, &options)) {
-        fprintf(stderr, "usage: jit_diff [--runner interp|jit] [--bits 64|32|16] [--cases N] [--seed S] [--failures N] [--coverage]\n");
+        fprintf(stderr, "usage: jit_diff [--runner interp|jit] [--bits 64|32|16] [--aligned] [--cases N] [--seed S] [--failures N] "
+                        "[--coverage]\n");
         return 2;
     }
     return run_all(&options);

@@ -126,6 +126,8 @@ static void set_base(int code, uint64_t base)
 static void on_signal(int signal, siginfo_t *info, void *ucontext)
 {
     (void)signal, (void)info;
+    /* The kernel leaves AC as it was. */
+    __asm__ volatile("sub $128, %%rsp\n pushfq\n andl %0, (%%rsp)\n popfq\n add $128, %%rsp" : : "i"(~FLAG_AC) : "memory", "cc");
     uint64_t fs = get_base(ARCH_GET_FS), gs = get_base(ARCH_GET_GS);
     set_base(ARCH_SET_FS, native_run.host_fs);
     set_base(ARCH_SET_GS, native_run.host_gs);
