@@ -156,6 +156,31 @@ static void test_data_beside_code(void)
     check_equal(sum, 2000 * 9 + 2000 * 1999 / 2, "sum over code and data of one page");
 }
 
+/* Code ahead is patched from an instruction that overwrites the flags to one that reads them: the code before it, which was
+ * translated while they were dead there, must deliver them from then on. */
+static void test_flags_ahead(void)
+{
+    /* cmp rdi, rdi or rdi, rsi; mov rcx, [rdx]; jmp ahead;   ahead: xor eax, eax; nop...; ret */
+    static const uint8_t before[] = {0x48, 0x39, 0xf7, 0x48, 0x8b, 0x0a, 0xeb, 0x22};
+    static const uint8_t kills[] = {0x31, 0xc0, 0x90, 0x90, 0x90, 0x90, 0xc3};
+    static const uint8_t reads[] = {0x0f, 0x94, 0xc0, 0x0f, 0xb6, 0xc0, 0xc3}; /* sete al; movzx eax, al; ret */
+    uint8_t *page = alloc_pages(1);
+    uint64_t (*fn)(uint64_t a, uint64_t b, uint64_t *p) = (void *)page;
+    uint64_t word = 0;
+    for (unsigned jump = 0; jump < 2; jump++) { /* or falls into it, behind the most instructions that a block has */
+        memset(page, 0x90, PAGE);
+        memcpy(page, before, jump ? sizeof before : sizeof before - 2);
+        uint8_t *ahead = page + (jump ? sizeof before + 0x22 : 200);
+        memcpy(ahead, kills, sizeof kills);
+        for (unsigned i = 0; i < 3; i++)
+            check_equal(fn(1, 1, &word), 0, "code that overwrites the flags");
+        memcpy(ahead, reads, sizeof reads);
+        check_equal(fn(1, 1, &word), 1, "flags for the code patched in: equal");
+        check_equal(fn(1, 2, &word), 0, "flags for the code patched in: not equal");
+        check_equal(fn(1, 1, &word), 1, "flags for the code patched in: equal again");
+    }
+}
+
 static uint8_t *shared;
 static volatile uint32_t generation, acknowledged, wrong;
 static volatile bool stop;
@@ -204,5 +229,6 @@ void guest_main(void)
     test_crossing();
     test_remap();
     test_data_beside_code();
+    test_flags_ahead();
     test_cross_modifying();
 }

@@ -290,6 +290,9 @@ static bool overlaps(const struct block *block, const uint8_t *page, uint64_t st
 {
     if (block->page[0] == page && block->offset < end && block->offset + (uint64_t)block->length > start)
         return true;
+    for (unsigned i = 0; i < 2; i++)
+        if (block->page[0] == page && block->ahead[i].start < end && block->ahead[i].end > start)
+            return true;
     return block->page[1] == page && block->offset + (uint64_t)block->length - MEM_PAGE_SIZE > start;
 }
 

@@ -34,9 +34,17 @@ uint16_t liveness_reads(const struct insn *insn)
     return insn->flags_read & (uint16_t)~insn->flags_undefined & FLAGS_ARITHMETIC;
 }
 
-uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page)
+static void widen(struct code_span *span, unsigned start, unsigned end)
+{
+    bool empty = span->start == span->end;
+    span->start = (uint16_t)(empty || start < span->start ? start : span->start);
+    span->end = (uint16_t)(empty || end > span->end ? end : span->end);
+}
+
+uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span)
 {
     uint16_t killed = 0, live = 0;
+    *ret_span = (struct code_span){0};
     for (unsigned i = 0; i < LOOK_AHEAD; i++) {
         struct insn insn;
         unsigned offset = (unsigned)(rip & PAGE_MASK), room = 4096 - offset;
@@ -44,6 +52,7 @@ uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page)
             break;
         if (insn_decode(page + offset, room < INSN_MAX_BYTES ? room : INSN_MAX_BYTES, 64, &insn) != INSN_OK)
             break;
+        widen(ret_span, offset, offset + insn.length);
         live |= liveness_reads(&insn) & (uint16_t)~killed;
         killed |= liveness_kills(&insn);
         if ((killed | live) == FLAGS_ARITHMETIC)

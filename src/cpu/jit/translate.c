@@ -79,7 +79,7 @@ static unsigned decode_block(struct jit_vcpu *cpu, const uint8_t *page, struct i
 
 /* live[i]: flags that are needed before instruction i; live[count]: after the last. */
 static void find_live_flags(const struct jit_vcpu *cpu, const uint8_t *page, const struct insn *insns, unsigned count,
-                            uint16_t *live)
+                            uint16_t *live, struct code_span ret_ahead[2])
 {
     uint64_t rip = cpu->rip;
     for (unsigned i = 0; i < count; i++)
@@ -88,12 +88,12 @@ static void find_live_flags(const struct jit_vcpu *cpu, const uint8_t *page, con
     uint16_t after = FLAGS_ARITHMETIC;
     bool relative = last->kind == INSN_BRANCH && last->branch_relative;
     if (relative) {
-        after = liveness_at(rip + (uint64_t)last->imm, cpu->rip, page);
+        after = liveness_at(rip + (uint64_t)last->imm, cpu->rip, page, &ret_ahead[0]);
         bool conditional = !(last->map == 0 && (last->opcode == 0xe8 || last->opcode == 0xe9 || last->opcode == 0xeb));
         if (conditional)
-            after |= liveness_at(rip, cpu->rip, page);
+            after |= liveness_at(rip, cpu->rip, page, &ret_ahead[1]);
     } else if (!ends_block(last)) {
-        after = liveness_at(rip, cpu->rip, page);
+        after = liveness_at(rip, cpu->rip, page, &ret_ahead[0]);
     }
     live[count] = after;
     for (unsigned i = count; i-- > 0;)
@@ -229,7 +229,8 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
         if (insn_decode(bytes, got, 64, &insns[0]) != INSN_OK)
             return NULL;
     }
-    find_live_flags(cpu, page, insns, count, live);
+    struct code_span ahead[2] = {{0}};
+    find_live_flags(cpu, page, insns, count, live, ahead);
     struct block *block = cache_new_block(cpu);
     struct translator *tr = cpu->translator;
     bool pic = key.pool == TLB_USER;
@@ -238,6 +239,7 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
                             .page = {page, second},
                             .offset = (uint16_t)(cpu->rip & PAGE_MASK),
                             .key = key,
+                            .ahead = {ahead[0], ahead[1]},
                             .entry = mcode_executable(&tr->mcode, tr->hot),
                             .first_map = tr->map_count,
                             .incoming = NO_BLOCK,

@@ -35,6 +35,11 @@ struct link {
     uint32_t next;        /* next link into the same target: block * 2 + which, or NO_BLOCK */
 };
 
+/* Bytes [start, end) of a page; none when they are equal. */
+struct code_span {
+    uint16_t start, end;
+};
+
 /* Code of user mode is position-independent (`pic`): shared libraries lie at other addresses in each process. Its rip is relative
  * to the page it starts in, whose linear address is in cpu->code_page while it runs. Whoever comes through the jump cache
  * brings the rip in r15 to `entry`, which sets code_page; links within the page and C code go to `inner`. */
@@ -47,6 +52,7 @@ struct block {
     struct block_key key;
     bool dead, pic;
     uint16_t offset, length; /* source bytes from page[0] */
+    struct code_span ahead[2]; /* of page[0]: code behind both exits that says which flags this block need not leave */
 
     const uint8_t *end;
     uint32_t first_map, map_count; /* host code to guest instruction: translator.maps */
@@ -183,8 +189,9 @@ void emit_pext_jump(struct emit *e, unsigned to, unsigned from);
 /* liveness.c */
 uint16_t liveness_kills(const struct insn *insn);
 uint16_t liveness_reads(const struct insn *insn);
-/* Arithmetic flags that code at `rip` (same page as `page_rip`, bytes at `page`) may read before it writes them. */
-uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page);
+/* Arithmetic flags that code at `rip` (same page as `page_rip`, bytes at `page`) may read before it writes them. The answer
+ * holds as long as the bytes of *ret_span do. */
+uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span);
 
 /* enter.c */
 void enter_make_trampolines(struct translator *tr);
