@@ -1,4 +1,10 @@
-/* Which arithmetic flags an instruction needs, and which code ahead needs. Decides where inline checks must keep flags. */
+/* Which arithmetic flags an instruction needs, and which code ahead needs. Decides where inline checks must keep flags.
+ *
+ * A flag is dead where all code ahead writes it before reading it, and a check may then leave anything in it. The frames of faults
+ * and interrupts show that; what returns by such a frame cannot, and so breakpoints (int3 reads all flags), single steps
+ * (interpreted) and a state that is saved and goes on elsewhere are exact. Keeping flags for the eye of a handler was
+ * measured: at every access that may fault, loops with memory operands took 1.6 to 9 times as long, calls 1.3 times, the
+ * boot of a Linux kernel 1.45 times; at block entries alone, for interrupts, the boot took 1.1 times. */
 #include "cpu/jit/translate.h"
 
 #define LOOK_AHEAD 10
