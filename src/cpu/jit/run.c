@@ -15,6 +15,7 @@
 
 #include "base/log.h"
 #include "cpu/jit/cache_impl.h"
+#include "cpu/jit/crash.h"
 #include "cpu/jit/enter.h"
 #include "cpu/jit/excp.h"
 #include "cpu/jit/exec.h"
@@ -142,6 +143,7 @@ static void on_fault(int signal, siginfo_t *info, void *context)
 {
     if ((this_vcpu && enter_handle_signal(this_vcpu, context)) || exec_handle_signal(info, context))
         return;
+    crash_report(this_vcpu, signal, info, context);
     for (unsigned i = 0; i < FAULT_SIGNALS; i++)
         if (fault_signals[i] == signal)
             sigaction(signal, &before[i], NULL);
