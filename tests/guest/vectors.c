@@ -248,9 +248,71 @@ static void vectors_on_cpu(void *arg)
     check(good, "vectors on the other CPU");
 }
 
+/* One instruction of each extension that CPUID can show: it runs when it is shown, and else raises #UD at most. */
+#define EXTENSION(name, text)                                                                                \
+    static void name(void *arg)                                                                              \
+    {                                                                                                        \
+        __asm__ volatile(text : : "b"(arg) : "rax", "rcx", "rdx", "memory", "cc");                           \
+    }
+EXTENSION(use_ssse3, "pabsb %%xmm0, %%xmm0")
+EXTENSION(use_sse42, "crc32b %%al, %%ecx")
+EXTENSION(use_popcnt, "popcnt %%eax, %%ecx")
+EXTENSION(use_movbe, "movbe (%%rbx), %%ecx")
+EXTENSION(use_aes, "aesenc (%%rbx), %%xmm0")
+EXTENSION(use_pclmul, "pclmulqdq $0, (%%rbx), %%xmm0")
+EXTENSION(use_rdrand, "rdrand %%eax")
+EXTENSION(use_fma, "vfmadd132ps (%%rbx), %%ymm1, %%ymm0")
+EXTENSION(use_f16c, "vcvtph2ps (%%rbx), %%ymm0")
+EXTENSION(use_bmi1, "andn (%%rbx), %%rax, %%rcx")
+EXTENSION(use_avx2, "vpaddd (%%rbx), %%ymm1, %%ymm0")
+EXTENSION(use_bmi2, "pdep (%%rbx), %%rax, %%rcx")
+EXTENSION(use_rdseed, "rdseed %%eax")
+EXTENSION(use_adx, "adcx (%%rbx), %%rax; adox (%%rbx), %%rax")
+EXTENSION(use_clflushopt, "clflushopt (%%rbx)")
+EXTENSION(use_clwb, "clwb (%%rbx)")
+EXTENSION(use_sha, "sha256rnds2 %%xmm0, (%%rbx), %%xmm1; sha1msg1 (%%rbx), %%xmm0")
+EXTENSION(use_gfni, "gf2p8mulb (%%rbx), %%xmm0; gf2p8affineqb $1, %%xmm1, %%xmm0")
+EXTENSION(use_gfni_avx, "vgf2p8mulb (%%rbx), %%ymm1, %%ymm0; vgf2p8affineinvqb $1, %%ymm1, %%ymm0, %%ymm0")
+EXTENSION(use_vaes, "vaesenc (%%rbx), %%ymm1, %%ymm0")
+EXTENSION(use_vpclmul, "vpclmulqdq $0, (%%rbx), %%ymm1, %%ymm0")
+EXTENSION(use_rdpid, "rdpid %%rax")
+EXTENSION(use_vnni, "%{vex%} vpdpbusd (%%rbx), %%ymm1, %%ymm0; %{vex%} vpdpwssds %%xmm2, %%xmm1, %%xmm0")
+EXTENSION(use_lzcnt, "lzcnt %%eax, %%ecx")
+EXTENSION(use_xsavec, "mov $7, %%eax; xor %%edx, %%edx; xsavec (%%rbx)")
+
+static void test_extensions(void)
+{
+    static const struct {
+        uint32_t leaf, subleaf, word, bit;
+        void (*use)(void *arg);
+        const char *name;
+    } cases[] = {
+        {1, 0, 2, 9, use_ssse3, "SSSE3"},      {1, 0, 2, 20, use_sse42, "SSE4.2"},     {1, 0, 2, 23, use_popcnt, "POPCNT"},
+        {1, 0, 2, 22, use_movbe, "MOVBE"},     {1, 0, 2, 25, use_aes, "AES"},          {1, 0, 2, 1, use_pclmul, "PCLMULQDQ"},
+        {1, 0, 2, 30, use_rdrand, "RDRAND"},   {1, 0, 2, 12, use_fma, "FMA"},          {1, 0, 2, 29, use_f16c, "F16C"},
+        {7, 0, 1, 3, use_bmi1, "BMI1"},        {7, 0, 1, 5, use_avx2, "AVX2"},         {7, 0, 1, 8, use_bmi2, "BMI2"},
+        {7, 0, 1, 18, use_rdseed, "RDSEED"},   {7, 0, 1, 19, use_adx, "ADX"},          {7, 0, 1, 23, use_clflushopt, "CLFLUSHOPT"},
+        {7, 0, 1, 24, use_clwb, "CLWB"},       {7, 0, 1, 29, use_sha, "SHA"},          {7, 0, 2, 8, use_gfni, "GFNI"},
+        {7, 0, 2, 9, use_vaes, "VAES"},        {7, 0, 2, 10, use_vpclmul, "VPCLMULQDQ"}, {7, 0, 2, 22, use_rdpid, "RDPID"},
+        {7, 1, 0, 4, use_vnni, "AVX-VNNI"},    {0xd, 1, 0, 1, use_xsavec, "XSAVEC"},   {0x80000001, 0, 2, 5, use_lzcnt, "LZCNT"},
+        {7, 0, 2, 8, use_gfni_avx, "GFNI with AVX"},
+    };
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct cpuid leaf = cpuid(cases[i].leaf, cases[i].subleaf);
+        const uint32_t words[] = {leaf.eax, leaf.ebx, leaf.ecx, leaf.edx};
+        bool shown = words[cases[i].word] >> cases[i].bit & 1;
+        struct trap trap = catch_trap(cases[i].use, area);
+        if (shown)
+            check(!trap.hit, "%s is shown and raises vector %lu", cases[i].name, trap.frame.vector);
+        else
+            check(!trap.hit || trap.frame.vector == UD, "%s is not shown and raises vector %lu", cases[i].name, trap.frame.vector);
+    }
+}
+
 void guest_main(void)
 {
     set_up_xsave();
+    test_extensions();
     test_untouched();
     test_fxsave();
     test_xsave();

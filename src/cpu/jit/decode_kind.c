@@ -12,6 +12,7 @@ static bool extension_supported(ZydisISAExt ext)
     case ZYDIS_ISA_EXT_AVX2:
     case ZYDIS_ISA_EXT_AVX2GATHER:
     case ZYDIS_ISA_EXT_AVXAES:
+    case ZYDIS_ISA_EXT_AVX_VNNI:
     case ZYDIS_ISA_EXT_BASE:
     case ZYDIS_ISA_EXT_BMI1:
     case ZYDIS_ISA_EXT_BMI2:
@@ -20,6 +21,7 @@ static bool extension_supported(ZydisISAExt ext)
     case ZYDIS_ISA_EXT_CLWB:
     case ZYDIS_ISA_EXT_F16C:
     case ZYDIS_ISA_EXT_FMA:
+    case ZYDIS_ISA_EXT_GFNI:
     case ZYDIS_ISA_EXT_INVPCID:
     case ZYDIS_ISA_EXT_LONGMODE:
     case ZYDIS_ISA_EXT_LZCNT:
