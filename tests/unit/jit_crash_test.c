@@ -1,5 +1,6 @@
-/* A host fault in translated code that no guest can be the cause of: the process ends by that signal and says so in one line; nothing of
- * it reaches the guest. The fault is made by an entry of the soft TLB that points to no memory. */
+/* Host faults in translated code. Those that no guest can be the cause of end the process, which says so in one line: they are made
+ * by an entry of the soft TLB that points to no memory. An instruction that the host's CPU does not know is the guest's
+ * #UD: one is put into translated code. */
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -8,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +17,7 @@
 
 #include "base/bytes.h"
 #include "cpu/engine.h"
+#include "cpu/jit/translate.h"
 #include "cpu/jit/vcpu.h"
 #include "mem/mem.h"
 
@@ -78,6 +81,59 @@ static _Noreturn void run_with_bad_entry(int to, uint8_t *host)
     _exit(3);
 }
 
+static void on_alarm(int signal_number)
+{
+    (void)signal_number;
+    engine_jit.vcpu_kick(vcpu);
+}
+
+/* Runs the loop for a moment, so that it is translated. */
+static enum vcpu_exit run_for_a_moment(void)
+{
+    struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_ONSTACK};
+    struct itimerval moment = {.it_value = {.tv_usec = 50000}};
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &moment, NULL);
+    return engine_jit.vcpu_run(vcpu);
+}
+
+/* mov rax, [r15], which the guest's load became, turns into ud2; how many there were. */
+static unsigned replace_loads(struct translator *tr)
+{
+    unsigned count = 0;
+    for (uint8_t *at = tr->hot_start; at + 3 <= tr->hot; at++)
+        if (!memcmp(at, "\x49\x8b\x07", 3)) {
+            memcpy(at, "\x0f\x0b\x90", 3);
+            count++;
+        }
+    return count;
+}
+
+/* There is no IDT: #UD becomes a triple fault, at the instruction. */
+static _Noreturn void run_unknown_instruction(void)
+{
+    signal(SIGILL, SIG_DFL);
+    if (boot() || run_for_a_moment() != VCPU_EXIT_KICKED)
+        _exit(2);
+    struct jit_vcpu *cpu = (struct jit_vcpu *)vcpu;
+    if (replace_loads(cpu->translator) != 1)
+        _exit(3);
+    enum vcpu_exit exit = run_for_a_moment();
+    _exit(exit == VCPU_EXIT_TRIPLE_FAULT && cpu->rip == GPA_CODE ? 0 : 4);
+}
+
+static void test_unknown_instruction(void **state)
+{
+    (void)state;
+    int status = 0;
+    pid_t child = fork();
+    if (child == 0)
+        run_unknown_instruction();
+    waitpid(child, &status, 0);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 static int crash(uint8_t *host, char *ret_words, size_t size)
 {
     int ends[2], status = 0;
@@ -125,6 +181,7 @@ static void test_lost_memory(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_memory), cmocka_unit_test(test_lost_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_memory), cmocka_unit_test(test_lost_memory),
+                                       cmocka_unit_test(test_unknown_instruction)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

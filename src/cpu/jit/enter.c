@@ -344,10 +344,11 @@ static void raise_host_fault(struct jit_vcpu *cpu)
     vcpu_raise(cpu, exception.vector, 0);
 }
 
-/* Host exceptions that are the guest's own: division, x87, SSE, and the general protection of misaligned SSE operands. */
+/* Host exceptions that are the guest's own: division, x87, SSE, the general protection of misaligned SSE operands, and instructions
+ * that the decoder knows and this host's CPU does not. */
 static bool is_guest_vector(greg_t trap)
 {
-    return trap == VEC_DE || trap == VEC_GP || trap == VEC_MF || trap == VEC_XM;
+    return trap == VEC_DE || trap == VEC_UD || trap == VEC_GP || trap == VEC_MF || trap == VEC_XM;
 }
 
 /* Finds the guest instruction; entries of a block's map ascend. */
