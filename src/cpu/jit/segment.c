@@ -119,6 +119,8 @@ static bool segment_permits(const struct x86_segment_state *segment, unsigned ac
     return !(attributes & SEG_TYPE_CODE) || (attributes & SEG_TYPE_READABLE);
 }
 
+/* Canonical form is the sum's, as the manuals have it. Some CPUs (seen: Zen) refuse an offset that is not canonical too, though the
+ * sum with the base is; translated code could not tell without another check on each access. */
 static uint64_t segment_linear_long(struct jit_vcpu *cpu, enum x86_segment segment, uint64_t offset, unsigned size)
 {
     uint64_t linear = offset;
