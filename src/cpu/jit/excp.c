@@ -198,6 +198,8 @@ static bool attempt(struct jit_vcpu *cpu, const struct jit_exception *exception,
     if (setjmp(cpu->unwind))
         return false;
     uint64_t saved_flags = cpu->rflags | (is_fault(exception, external) ? FLAG_RF : 0);
+    if (exception->software) /* the instruction cleared it (SDM 3B 17.3.1.1) */
+        saved_flags &= ~(uint64_t)FLAG_RF;
     if (cpu->mode == MODE_REAL)
         deliver_real(cpu, exception->vector);
     else if (vcpu_lma(cpu))
