@@ -244,7 +244,7 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
         link->target = (uint32_t)(to - tr->blocks);
         link->next = to->incoming;
         to->incoming = id;
-        point(link, mcode_writable(&tr->mcode, to->inner));
+        point(link, mcode_writable(&tr->mcode, link->rip > from->rip ? to->forward : to->inner));
         tr->stat_links++;
     }
     return to->inner;

@@ -157,7 +157,7 @@ static const uint8_t *handle_jump(struct jit_vcpu *cpu)
 {
     if (cpu->site != NO_SITE && !is_canonical(cpu->site_linear))
         raise_at_branch(cpu);
-    flags_from_ax(cpu, false);
+    flags_from_ax(cpu, cpu->flags_parked);
     cpu->rip = cpu->site_linear;
     cpu->translator->stat_jumps++;
     return resume_by_lookup(cpu);
@@ -174,7 +174,7 @@ static const uint8_t *handle_poll(struct jit_vcpu *cpu)
 static const uint8_t *handle_dead(struct jit_vcpu *cpu)
 {
     const struct block *block = &cpu->translator->blocks[cpu->site];
-    flags_from_ax(cpu, false);
+    flags_from_ax(cpu, cpu->flags_parked);
     cpu->rip = block->pic ? cpu->site_linear : block->rip;
     return resume_by_lookup(cpu);
 }

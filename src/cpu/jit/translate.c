@@ -169,14 +169,31 @@ static void bind_sites(struct translation *t)
         t->tr->sites[t->pending_sites++].next = mcode_executable(&t->tr->mcode, t->hot.at);
 }
 
+/* The way in through the jump cache. */
+static void emit_entry(struct translation *t, bool flags_live)
+{
+    struct emit *e = &t->hot;
+    if (t->block->pic) {
+        emit_mem(e, OP_LEA, R15, R15, INSN_NO_REG, 1, -(int32_t)t->block->rip);
+        emit_store_gs(e, R15, offsetof(struct jit_vcpu, code_page));
+    }
+    if (!flags_live)
+        return;
+    emit_mov(e, R15, RCX);
+    emit_bytes(e, "\x65\x0f\xb6\x0c\x25", 5); /* movzx ecx, byte gs:[flags_parked] */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, flags_parked));
+    uint8_t *native = emit_short(e, OP_JRCXZ);
+    translate_load_flags(e);
+    emit_bind_short(e, native);
+    emit_mov(e, RCX, R15);
+}
+
 static void emit_block(struct translation *t, const struct insn *insns, unsigned count, const uint16_t *live)
 {
-    if (t->block->pic) {
-        emit_mem(&t->hot, OP_LEA, R15, R15, INSN_NO_REG, 1, -(int32_t)t->block->rip);
-        emit_store_gs(&t->hot, R15, offsetof(struct jit_vcpu, code_page));
-    }
+    emit_entry(t, live[0] != 0);
     t->block->inner = mcode_executable(&t->tr->mcode, t->hot.at);
     emit_poll(t, live[0] != 0);
+    t->block->forward = mcode_executable(&t->tr->mcode, t->hot.at);
     for (unsigned i = 0; i < count; i++) {
         t->insn = &insns[i];
         t->next_rip = t->rip + insns[i].length;
@@ -200,10 +217,8 @@ static void emit_block(struct translation *t, const struct insn *insns, unsigned
         }
         t->rip = t->next_rip;
     }
-    if (!ends_block(&insns[count - 1])) {
-        translate_unpark_flags(t);
+    if (!ends_block(&insns[count - 1]))
         translate_exit(t, &t->hot, t->rip);
-    }
 }
 
 struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct block_key key)

@@ -3,8 +3,8 @@
  * Conventions of translated code (enter.c has the ways in and out):
  *  - guest GPRs are in the host registers of the same name, but r14 and r15, which live in cpu->gpr and serve as scratch;
  *    x87/SSE/AVX state is live; gs points to the struct jit_vcpu.
- *  - arithmetic flags are native at block entries and exits. Inside a block they may be parked in cpu->flags_saved
- *    (`FLAGS_PARKED`) while inline checks use the native ones.
+ *  - arithmetic flags are native at links. Inside a block they may be parked in cpu->flags_saved while inline checks use the
+ *    native ones; so they may be on the way through the jump cache, where cpu->flags_parked says it.
  *  - every guest instruction boundary is a point to leave at and to resume at.
  *  - rip is not kept: each way out names a site, a block or a link, from which C code knows it. */
 #pragma once
@@ -42,12 +42,13 @@ struct code_span {
 
 /* Code of user mode is position-independent (`pic`): shared libraries lie at other addresses in each process. Its rip is relative
  * to the page it starts in, whose linear address is in cpu->code_page while it runs. Whoever comes through the jump cache
- * brings the rip in r15 to `entry`, which sets code_page; links within the page and C code go to `inner`. */
+ * brings the rip in r15 to `entry`, which sets code_page and makes flags native that are read; links within the page and C code
+ * go to `inner`, which polls. Links to a higher address go to `forward`, behind the poll: every loop has another way in it. */
 struct block {
     /* What a lookup needs comes first: one cache line. */
     uint64_t rip; /* of the first instruction; when pic, its offset in the page */
     const uint8_t *page[2]; /* host addresses of the guest pages it was made from; [1] NULL when it lies in one */
-    const uint8_t *entry, *inner; /* executable view */
+    const uint8_t *entry, *inner, *forward; /* executable view */
     uint32_t hash_next;
     struct block_key key;
     bool dead, pic;
@@ -138,14 +139,25 @@ struct translation {
 /* translate_mem.c */
 /* Address of the instruction's memory operand to r15 (uses r14). False: no inline form. */
 bool translate_address(struct translation *t);
-/* Linear address in r15 to host address in r15 after the TLB check; r14 is free afterwards. `retry` is where the address
- * computation started. */
-void translate_check(struct translation *t, const uint8_t *retry, unsigned size, bool write, bool stack);
-/* The same for an address relative to rsp, checked against the stack's page; `first` as in struct site. */
-void translate_stack_check(struct translation *t, const uint8_t *retry, unsigned size, bool write, unsigned first);
+/* Where a check leaves the host address: in r15, or as the sum of r14 and r15, which is there a little earlier. */
+enum check_form { CHECK_WHOLE, CHECK_PARTS };
+
+struct check {
+    unsigned size; /* bytes */
+    bool write, stack;
+    unsigned first; /* as in struct site */
+    enum check_form form;
+};
+
+/* Linear address in r15 to host address, after the TLB check. `retry` is where the address computation started. */
+void translate_check(struct translation *t, const uint8_t *retry, const struct check *check);
+/* The same for an address relative to rsp, checked against the stack's page. */
+void translate_stack_check(struct translation *t, const uint8_t *retry, const struct check *check);
 /* Parks live flags before an inline check. */
 void translate_park_flags(struct translation *t);
 void translate_unpark_flags(struct translation *t);
+/* From cpu->flags_saved; r14 is lost. */
+void translate_load_flags(struct emit *e);
 /* An instruction that works on registers and at most one memory operand; false: no inline form. */
 bool translate_plain(struct translation *t);
 bool translate_stack(struct translation *t);
@@ -159,7 +171,8 @@ uint32_t translate_new_site(struct translation *t);
 
 /* translate_branch.c */
 bool translate_branch(struct translation *t);
-/* Leaves to the rip in r15. `site` is the branch's, for a target that is no canonical address; NO_SITE for constant targets. */
+/* Leaves to the rip in r15, flags native or parked. `site` is the branch's, for a target that is no canonical address; NO_SITE for
+ * constant targets. */
 #define NO_SITE UINT32_MAX
 void translate_exit_to_r15(struct translation *t, struct emit *e, uint32_t site);
 /* Leaves the block to a known rip. */

@@ -31,9 +31,18 @@ void emit_pext_jump(struct emit *e, unsigned to, unsigned from)
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, jump_mask));
 }
 
+/* Says where the flags are on the way through the jump cache: a block that reads none does not care. No flags. */
+static void say_parked(struct translation *t, struct emit *e)
+{
+    emit_bytes(e, "\x65\xc6\x04\x25", 4); /* mov byte gs:[flags_parked], imm8 */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, flags_parked));
+    emit_u8(e, t->parked);
+}
+
 /* Target rip in r15: looks it up in the jump cache; rcx is borrowed for pext and jrcxz, which spare the flags. */
 void translate_exit_to_r15(struct translation *t, struct emit *e, uint32_t site)
 {
+    say_parked(t, e);
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
     emit_pext_jump(e, RCX, ADDR);
     emit_gs_scaled(e, OP_MOV_LOAD, TMP, RCX, jump_entries(t));
@@ -67,6 +76,7 @@ void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t r
     }
     uint64_t index = 0;
     __asm__("pext %2, %1, %0" : "=r"(index) : "r"(rip), "r"(t->cpu->jump_mask));
+    say_parked(t, e);
     emit_mov_imm(e, ADDR, rip);
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
     emit_load_gs(e, RCX, jump_tags(t) + 8 * index);
@@ -106,6 +116,7 @@ void translate_exit(struct translation *t, struct emit *e, uint64_t rip)
         translate_exit_indirectly(t, e, rip);
         return;
     }
+    translate_unpark_flags(t);
     unsigned which;
     const uint8_t *stub = link_stub(t, rip, &which);
     emit_jmp(e, stub);
@@ -158,7 +169,7 @@ static void push_return(struct translation *t)
     struct emit *e = &t->hot;
     const uint8_t *retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
-    translate_stack_check(t, retry, 8, true, 0);
+    translate_stack_check(t, retry, &(struct check){.size = 8, .write = true});
     translate_rip(t, e, TMP, t->next_rip);
     emit_mem(e, OP_MOV_STORE, TMP, ADDR, INSN_NO_REG, 1, 0);
     emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, -8);
@@ -168,7 +179,6 @@ static bool call_relative(struct translation *t, uint64_t target)
 {
     translate_park_flags(t);
     push_return(t);
-    translate_unpark_flags(t);
     translate_exit(t, &t->hot, target);
     return true;
 }
@@ -179,11 +189,10 @@ static bool ret_near(struct translation *t)
     translate_park_flags(t);
     const uint8_t *retry = e->at;
     emit_mov(e, ADDR, RSP);
-    translate_stack_check(t, retry, 8, false, 0);
-    emit_mem(e, OP_MOV_LOAD, ADDR, ADDR, INSN_NO_REG, 1, 0);
+    translate_stack_check(t, retry, &(struct check){.size = 8, .form = CHECK_PARTS});
+    emit_mem(e, OP_MOV_LOAD, ADDR, TMP, ADDR, 1, 0);
     int extra = t->insn->opcode == 0xc2 ? (int)(t->insn->imm & 0xffff) : 0;
     emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, 8 + extra);
-    translate_unpark_flags(t);
     translate_exit_to_r15(t, e, translate_new_site(t));
     return true;
 }
@@ -204,8 +213,8 @@ static bool load_target(struct translation *t)
     const uint8_t *retry = e->at;
     if (!translate_address(t))
         return false;
-    translate_check(t, retry, 8, false, t->insn->mem_segment == SEG_SS);
-    emit_mem(e, OP_MOV_LOAD, ADDR, ADDR, INSN_NO_REG, 1, 0);
+    translate_check(t, retry, &(struct check){.size = 8, .stack = t->insn->mem_segment == SEG_SS, .form = CHECK_PARTS});
+    emit_mem(e, OP_MOV_LOAD, ADDR, TMP, ADDR, 1, 0);
     return true;
 }
 
@@ -213,7 +222,6 @@ static bool jump_indirect(struct translation *t)
 {
     if (!load_target(t))
         return false;
-    translate_unpark_flags(t);
     translate_exit_to_r15(t, &t->hot, translate_new_site(t));
     return true;
 }
@@ -237,7 +245,6 @@ static bool call_indirect(struct translation *t)
     emit_store_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[1]));
     push_return(t);
     emit_load_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[1]));
-    translate_unpark_flags(t);
     translate_exit_to_r15(t, e, translate_new_site(t));
     return true;
 }
@@ -266,7 +273,6 @@ bool translate_branch(struct translation *t)
         return call_relative(t, target);
     case 0xe9:
     case 0xeb:
-        translate_unpark_flags(t);
         translate_exit(t, &t->hot, target);
         return true;
     case 0xc2:

@@ -15,41 +15,48 @@ static bool in_memory(unsigned gpr)
     return gpr == R14 || gpr == R15;
 }
 
-/* lahf and seto put the six arithmetic flags into ax. */
+/* lahf and seto put the six arithmetic flags into ax; r14 keeps rax meanwhile. */
 void translate_park_flags(struct translation *t)
 {
     if (t->parked || !t->live_before)
         return;
     struct emit *e = &t->hot;
-    emit_store_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_mov(e, TMP, RAX);
     emit_bytes(e, "\x9f\x0f\x90\xc0", 4); /* lahf; seto al */
     emit_u8(e, 0x66);
     emit_gs(e, 0, OP_MOV_STORE, RAX, offsetof(struct jit_vcpu, flags_saved));
-    emit_load_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_mov(e, RAX, TMP);
     t->parked = true;
+}
+
+void translate_load_flags(struct emit *e)
+{
+    emit_mov(e, TMP, RAX);
+    emit_bytes(e, "\x65\x0f\xb7\x04\x25", 5); /* movzx eax, word gs:[flags_saved] */
+    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, flags_saved));
+    emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f: OF; sahf: the rest */
+    emit_mov(e, RAX, TMP);
 }
 
 void translate_unpark_flags(struct translation *t)
 {
-    if (!t->parked)
-        return;
-    struct emit *e = &t->hot;
-    emit_store_gs(e, RAX, GPR_OFFSET(RAX));
-    emit_u8(e, 0x66);
-    emit_gs(e, 0, OP_MOV_LOAD, RAX, offsetof(struct jit_vcpu, flags_saved));
-    emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f: OF; sahf: the rest */
-    emit_load_gs(e, RAX, GPR_OFFSET(RAX));
+    if (t->parked)
+        translate_load_flags(&t->hot);
     t->parked = false;
+}
+
+/* Does the instruction need native flags, or leave some of the parked ones alone that are live later? */
+static bool wants_native_flags(const struct translation *t)
+{
+    uint16_t kills = liveness_kills(t->insn), touched = kills | t->insn->flags_write | t->insn->flags_undefined;
+    return liveness_reads(t->insn) || (touched && (t->live_after & (uint16_t)~kills));
 }
 
 static void settle_parked(struct translation *t)
 {
-    uint16_t kills = liveness_kills(t->insn), touched = kills | t->insn->flags_write | t->insn->flags_undefined;
-    if (liveness_reads(t->insn))
+    if (wants_native_flags(t))
         translate_unpark_flags(t);
-    else if (touched && (t->live_after & (uint16_t)~kills))
-        translate_unpark_flags(t);
-    else if (touched)
+    else if (liveness_kills(t->insn) | t->insn->flags_write | t->insn->flags_undefined)
         t->parked = false; /* all that is live later is written by this instruction */
 }
 
@@ -100,36 +107,45 @@ uint32_t translate_new_site(struct translation *t)
     return tr->site_count++;
 }
 
-void translate_check(struct translation *t, const uint8_t *retry, unsigned size, bool write, bool stack)
+/* The host address, or its two parts, of what the check found at gs:[host (+ r14)]. */
+static void add_host(struct emit *e, bool indexed, size_t host, enum check_form form)
+{
+    unsigned opcode = form == CHECK_WHOLE ? OP_ADD_LOAD : OP_MOV_LOAD, reg = form == CHECK_WHOLE ? ADDR : TMP;
+    if (indexed)
+        emit_gs_based(e, opcode, reg, TMP, host);
+    else
+        emit_gs(e, 1, opcode, reg, host);
+}
+
+void translate_check(struct translation *t, const uint8_t *retry, const struct check *check)
 {
     struct emit *e = &t->hot, *c = &t->cold;
     size_t table = offsetof(struct jit_vcpu, tlb.entries) +
-                   sizeof(struct tlb_entry) * TLB_ENTRIES * (t->key.pool * (size_t)TLB_ACCESSES + write);
+                   sizeof(struct tlb_entry) * TLB_ENTRIES * (t->key.pool * (size_t)TLB_ACCESSES + check->write);
     size_t tag = table + offsetof(struct tlb_entry, tag), host = table + offsetof(struct tlb_entry, host);
 
     uint32_t site = translate_new_site(t);
     struct site *s = &t->tr->sites[site];
-    s->size = (uint8_t)(size < 255 ? size : 255);
-    s->write = write;
-    s->stack = stack;
+    s->size = (uint8_t)(check->size < 255 ? check->size : 255);
+    s->write = check->write;
+    s->stack = check->stack;
     s->retry = mcode_executable(&t->tr->mcode, retry);
 
-    emit_mov(e, TMP, ADDR);
-    emit_bytes(e, "\x49\xc1\xee\x08", 4); /* shr r14, 8 */
-    emit_bytes(e, "\x41\x81\xe6", 3);     /* and r14d, (TLB_ENTRIES - 1) * 16 */
+    emit_bytes(e, "\xc4\x43\xfb\xf0\xf7\x08", 6); /* rorx r14, r15, 8 */
+    emit_bytes(e, "\x41\x81\xe6", 3);             /* and r14d, (TLB_ENTRIES - 1) * 16 */
     emit_u32(e, (TLB_ENTRIES - 1) * 16);
     emit_gs_based(e, OP_SUB_LOAD, ADDR, TMP, tag);
     emit_bytes(e, "\x49\x81\xff", 3); /* cmp r15, 4096 - size */
-    emit_u32(e, 4096 - size);
+    emit_u32(e, 4096 - check->size);
     emit_jcc(e, CONDITION_A, c->at);
-    emit_gs_based(e, OP_ADD_LOAD, ADDR, TMP, host);
+    add_host(e, true, host, check->form);
 
     emit_gs_based(c, OP_ADD_LOAD, ADDR, TMP, tag); /* the linear address again */
     emit_mov_imm(c, TMP, site);
     emit_jmp(c, t->tr->to.miss);
 }
 
-void translate_stack_check(struct translation *t, const uint8_t *retry, unsigned size, bool write, unsigned first)
+void translate_stack_check(struct translation *t, const uint8_t *retry, const struct check *check)
 {
     struct emit *e = &t->hot, *c = &t->cold;
     size_t entry = offsetof(struct jit_vcpu, tlb.stack) + sizeof(struct tlb_entry) * t->key.pool;
@@ -137,17 +153,17 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, unsigned
 
     uint32_t site = translate_new_site(t);
     struct site *s = &t->tr->sites[site];
-    s->size = (uint8_t)size;
-    s->first = (uint8_t)first;
-    s->write = write;
+    s->size = (uint8_t)check->size;
+    s->first = (uint8_t)check->first;
+    s->write = check->write;
     s->stack = s->needs_write_entry = true;
     s->retry = mcode_executable(&t->tr->mcode, retry);
 
     emit_gs(e, 1, OP_SUB_LOAD, ADDR, tag);
     emit_bytes(e, "\x49\x81\xff", 3); /* cmp r15, 4096 - size */
-    emit_u32(e, 4096 - size);
+    emit_u32(e, 4096 - check->size);
     emit_jcc(e, CONDITION_A, c->at);
-    emit_gs(e, 1, OP_ADD_LOAD, ADDR, host);
+    add_host(e, false, host, check->form);
 
     emit_gs(c, 1, OP_ADD_LOAD, ADDR, tag); /* the linear address again */
     emit_mov_imm(c, TMP, site);
@@ -231,9 +247,11 @@ bool translate_plain(struct translation *t)
         return false;
     struct insn_remap remap = insn_remap_identity;
     unsigned guest = scratch == MASK(R15) ? R15 : R14;
+    /* In two parts the address is there earlier, but r14 is taken. */
+    enum check_form form = scratch || wants_native_flags(t) ? CHECK_WHOLE : CHECK_PARTS;
     remap.gpr[guest] = TMP;
-    remap.mem_base = ADDR;
-    remap.mem_index = INSN_NO_REG;
+    remap.mem_base = form == CHECK_PARTS ? TMP : ADDR;
+    remap.mem_index = form == CHECK_PARTS ? ADDR : INSN_NO_REG;
     uint8_t code[INSN_MAX_BYTES];
     unsigned length = insn_reencode(insn, &remap, code);
     unsigned borrowed = INSN_NO_REG;
@@ -241,7 +259,9 @@ bool translate_plain(struct translation *t)
         borrowed = !((insn->gpr_read | insn->gpr_write) & MASK(RSI)) ? RSI : RDI;
         if (scratch || ((insn->gpr_read | insn->gpr_write) & MASK(borrowed)))
             return false;
+        form = CHECK_WHOLE;
         remap.mem_base = (uint8_t)borrowed;
+        remap.mem_index = INSN_NO_REG;
         length = insn_reencode(insn, &remap, code);
         if (!length)
             return false;
@@ -250,10 +270,12 @@ bool translate_plain(struct translation *t)
     const uint8_t *retry = e->at;
     if (!translate_address(t))
         return false;
+    struct check check = {
+        .size = insn->mem_bytes, .write = insn->mem_write, .stack = insn->mem_segment == SEG_SS, .form = form};
     if (insn->mem_base == RSP && insn->mem_index == INSN_NO_REG && insn->mem_segment == SEG_SS)
-        translate_stack_check(t, retry, insn->mem_bytes, insn->mem_write, 0);
+        translate_stack_check(t, retry, &check);
     else
-        translate_check(t, retry, insn->mem_bytes, insn->mem_write, insn->mem_segment == SEG_SS);
+        translate_check(t, retry, &check);
     settle_flags(t);
     if (scratch)
         load_operand(e, insn, guest, TMP);
@@ -298,25 +320,27 @@ bool translate_bit_string(struct translation *t)
     else
         emit_bytes(e, "\x49\xc1\xfe\x06", 4); /* sar r14, 6 */
     emit_mem(e, OP_LEA, ADDR, ADDR, TMP, bits / 8, 0);
-    translate_check(t, retry, bits / 8, insn->mem_write, insn->mem_segment == SEG_SS);
     if (in_memory(reg))
         emit_load_gs(e, TMP, GPR_OFFSET(reg));
     else
         emit_mov(e, TMP, reg);
     emit_bytes(e, "\x41\x83\xe6", 3); /* and r14d, bits - 1 */
     emit_u8(e, bits - 1);
+    emit_store_gs(e, TMP, offsetof(struct jit_vcpu, scratch[0]));
+    translate_check(t, retry, &(struct check){.size = bits / 8, .write = insn->mem_write, .stack = insn->mem_segment == SEG_SS});
     settle_flags(t);
+    emit_load_gs(e, TMP, offsetof(struct jit_vcpu, scratch[0]));
     emit_bytes(e, code, length);
     return true;
 }
 
-/* mov [r15], reg and mov reg, [r15] of the operand size (16 or 64 bits). */
-static void access_slot(struct emit *e, unsigned opcode, unsigned reg, unsigned operand_bits)
+/* mov [r15], reg of the operand size (16 or 64 bits). */
+static void store_slot(struct emit *e, unsigned reg, unsigned operand_bits)
 {
     if (operand_bits == 16)
         emit_u8(e, 0x66);
     emit_u8(e, emit_rex(operand_bits == 64, reg, 0, ADDR));
-    emit_u8(e, opcode);
+    emit_u8(e, OP_MOV_STORE);
     emit_u8(e, (reg & 7) << 3 | (ADDR & 7));
 }
 
@@ -332,12 +356,12 @@ static bool push_value(struct translation *t, unsigned reg, bool immediate)
     translate_park_flags(t);
     const uint8_t *retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -bytes);
-    translate_stack_check(t, retry, (unsigned)bytes, true, 0);
+    translate_stack_check(t, retry, &(struct check){.size = (unsigned)bytes, .write = true});
     if (immediate)
         emit_mov_imm(e, TMP, (uint64_t)t->insn->imm);
     else if (in_memory(reg))
         emit_load_gs(e, TMP, GPR_OFFSET(reg));
-    access_slot(e, OP_MOV_STORE, immediate || in_memory(reg) ? TMP : reg, t->insn->operand_bits);
+    store_slot(e, immediate || in_memory(reg) ? TMP : reg, t->insn->operand_bits);
     move_rsp(e, -bytes);
     return true;
 }
@@ -350,8 +374,8 @@ static bool pop_register(struct translation *t, unsigned reg)
     translate_park_flags(t);
     const uint8_t *retry = e->at;
     emit_mov(e, ADDR, RSP);
-    translate_stack_check(t, retry, 8, false, 0);
-    access_slot(e, OP_MOV_LOAD, in_memory(reg) ? TMP : reg, 64);
+    translate_stack_check(t, retry, &(struct check){.size = 8, .form = CHECK_PARTS});
+    emit_mem(e, OP_MOV_LOAD, in_memory(reg) ? TMP : reg, TMP, ADDR, 1, 0);
     if (in_memory(reg))
         emit_store_gs(e, TMP, GPR_OFFSET(reg));
     if (reg != RSP)
@@ -368,14 +392,14 @@ static bool push_memory(struct translation *t)
     const uint8_t *retry = e->at;
     if (!translate_address(t))
         return false;
-    translate_check(t, retry, 8, false, t->insn->mem_segment == SEG_SS);
-    access_slot(e, OP_MOV_LOAD, TMP, 64);
+    translate_check(t, retry, &(struct check){.size = 8, .stack = t->insn->mem_segment == SEG_SS, .form = CHECK_PARTS});
+    emit_mem(e, OP_MOV_LOAD, TMP, TMP, ADDR, 1, 0);
     emit_store_gs(e, TMP, offsetof(struct jit_vcpu, scratch[0]));
     retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
-    translate_stack_check(t, retry, 8, true, 0);
+    translate_stack_check(t, retry, &(struct check){.size = 8, .write = true});
     emit_load_gs(e, TMP, offsetof(struct jit_vcpu, scratch[0]));
-    access_slot(e, OP_MOV_STORE, TMP, 64);
+    store_slot(e, TMP, 64);
     move_rsp(e, -8);
     return true;
 }
@@ -388,9 +412,9 @@ static bool leave(struct translation *t)
     translate_park_flags(t);
     const uint8_t *retry = e->at;
     emit_mov(e, ADDR, RBP);
-    translate_check(t, retry, 8, false, true);
+    translate_check(t, retry, &(struct check){.size = 8, .stack = true, .form = CHECK_PARTS});
     emit_mem(e, OP_LEA, RSP, RBP, INSN_NO_REG, 1, 8);
-    access_slot(e, OP_MOV_LOAD, RBP, 64);
+    emit_mem(e, OP_MOV_LOAD, RBP, TMP, ADDR, 1, 0);
     return true;
 }
 
@@ -427,7 +451,7 @@ static void push_run(struct translation *t, const struct insn *insns, unsigned c
     unsigned bytes = 8 * count;
     const uint8_t *retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -(int32_t)bytes);
-    translate_stack_check(t, retry, bytes, true, bytes - 8);
+    translate_stack_check(t, retry, &(struct check){.size = bytes, .write = true, .first = bytes - 8});
     for (unsigned i = 0; i < count; i++) {
         unsigned reg = insns[i].opcode_gpr;
         if (in_memory(reg))
@@ -452,7 +476,7 @@ static void pop_run(struct translation *t, const struct insn *insns, unsigned co
     struct emit *e = &t->hot;
     const uint8_t *retry = e->at;
     emit_mov(e, ADDR, RSP);
-    translate_stack_check(t, retry, 8 * (count + with_ret), false, 0);
+    translate_stack_check(t, retry, &(struct check){.size = 8 * (count + with_ret)});
     for (unsigned i = 0; i < count; i++) {
         unsigned reg = insns[i].opcode_gpr;
         run_slot(e, OP_MOV_LOAD, in_memory(reg) ? TMP : reg, 8 * i);
@@ -463,7 +487,6 @@ static void pop_run(struct translation *t, const struct insn *insns, unsigned co
         run_slot(e, OP_MOV_LOAD, ADDR, 8 * count);
     move_rsp(e, (int)(8 * (count + with_ret)));
     if (with_ret) {
-        translate_unpark_flags(t);
         translate_exit_to_r15(t, e, ret_site(t, insns, count));
     }
 }

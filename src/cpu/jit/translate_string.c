@@ -64,7 +64,7 @@ static void check(struct translation *t, unsigned reg, unsigned size, bool write
 {
     const uint8_t *retry = t->hot.at;
     emit_mov(&t->hot, ADDR, reg);
-    translate_check(t, retry, size, write, false);
+    translate_check(t, retry, &(struct check){.size = size, .write = write});
 }
 
 static void stos(struct translation *t, unsigned size)

@@ -63,7 +63,7 @@ static bool inline_pushf(struct translation *t)
     translate_park_flags(t);
     const uint8_t *retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
-    translate_check(t, retry, 8, true, true);
+    translate_check(t, retry, &(struct check){.size = 8, .write = true, .stack = true});
     emit_store_gs(e, RAX, GPR_OFFSET(RAX));
     emit_bytes(e, "\x65\x0f\xb6\x04\x25", 5); /* movzx eax, byte gs:[flags_saved + 1] */
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, flags_saved) + 1);
@@ -89,7 +89,6 @@ static bool inline_ac(struct translation *t, bool set)
         return false;
     translate_park_flags(t);
     change_rflags(&t->hot, set ? GROUP_OR : GROUP_AND, set ? FLAG_AC : ~(uint32_t)FLAG_AC);
-    translate_unpark_flags(t);
     struct block_key key = t->key;
     t->key.pool = set ? TLB_SUPER_AC : TLB_SUPER;
     translate_exit_indirectly(t, &t->hot, t->next_rip);
