@@ -67,7 +67,8 @@ static void run_kernel(const struct kernel *k, double budget_ms)
         last = now;
     }
     qsort(times, rounds, sizeof *times, compare_doubles);
-    printf("BENCH %s %.4f %016llx %zu %s\n", k->name, times[rounds / 2] / k->units, (unsigned long long)sum, rounds, k->unit);
+    printf("BENCH %s %.4f %.4f %016llx %zu %s\n", k->name, times[rounds / 2] / k->units, (last - begin) / (double)rounds / k->units,
+           (unsigned long long)sum, rounds, k->unit);
     fflush(stdout);
 }
 

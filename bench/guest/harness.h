@@ -25,7 +25,8 @@ uint64_t random_next(struct random *r);
 uint64_t checksum_add(uint64_t sum, uint64_t value);
 
 /* Runs the kernels named by `names` (all, if there are none) for about `budget_ms` each, and prints a line a kernel:
- * "BENCH name ns_per_unit checksum rounds unit", or "BENCH name skip". Exits with a message when a checksum changes. */
+ * "BENCH name ns_per_unit mean checksum rounds unit" (ns_per_unit: median of the rounds), or "BENCH name skip". Exits with
+ * a message when a checksum changes. */
 void harness_run(const struct kernel *kernels, size_t count, double budget_ms, char **names);
 
 /* The command line of a program of kernels: [--ms N] [--list] [NAME...]. Returns the exit status. */
