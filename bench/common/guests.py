@@ -64,7 +64,7 @@ def tar_disk(path, files):
     with tarfile.open(path, "w") as tar:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o755
+            entry.size, entry.mode, entry.mtime = len(content), 0o755, 1_700_000_000
             tar.addfile(entry, io.BytesIO(content))
     return path
 
@@ -72,8 +72,9 @@ def tar_disk(path, files):
 def debian_spec(tmp, machine, files, cpus=1, memory="1G", more_disks=(), **kw):
     """Debian with compilers and load generators, with the agent as process 1's only child and `files` where commands run."""
     folder = image("debian-full")
-    disks = [disk_copy(tmp, folder / "debian-full.ext4", f"{machine}-{cpus}.ext4"), script_disk(tmp, START_AGENT),
-             tar_disk(tmp / "files.tar", {"agent": agent_program(tmp), **files}), *more_disks]
+    name = f"{machine}-{cpus}"  # QEMU locks its disks, so each guest has its own
+    disks = [disk_copy(tmp, folder / "debian-full.ext4", f"{name}.ext4"), script_disk(tmp, START_AGENT, f"{name}.script"),
+             tar_disk(tmp / f"{name}.tar", {"agent": agent_program(tmp), **files}), *more_disks]
     return Spec(folder / "vmlinuz", folder / "initrd-fast", f"{CMDLINE} root=/dev/vda rw init=/usr/local/lib/polder/run-script "
                 "polder.script=vdb", cpus, memory, disks, **kw)
 

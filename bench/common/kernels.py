@@ -6,6 +6,8 @@ from .guest import Failure, Fleet
 from .guests import busybox_maker, compile_program, native
 from .machines import ALL
 
+CPU_SOURCES = ["harness.c", *(f"cpu/{name}.c" for name in ("main", "integer", "control", "memory", "string", "float", "vector"))]
+CPU_FLAGS = {"cpu/vector.c": ["-march=x86-64-v3"]}
 LINE = re.compile(r"^BENCH (\S+) (?:skip|([\d.]+) ([\d.]+) ([0-9a-f]{16}) (\d+) (.*))$", re.M)
 
 

@@ -85,7 +85,7 @@ class Goal:
 class Result:
     def __init__(self, subject):
         self.subject = subject
-        self.rows, self.goals, self.skips, self.errors = {}, [], [], []
+        self.rows, self.goals, self.notes, self.skips, self.errors = {}, [], [], [], []
         self.shares = {}  # machine -> smallest share of a CPU that work which never waits had
         self.started = time.time()
 
@@ -95,6 +95,9 @@ class Result:
     def skip(self, text):
         if text not in self.skips:
             self.skips.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
 
     def error(self, text):
         self.errors.append(text)
@@ -111,12 +114,14 @@ class Result:
 
     def as_json(self):
         return {"subject": self.subject, "host": host(), "started": int(self.started), "seconds": round(time.time() - self.started, 1),
-                "rows": [r.as_json() for r in self.rows.values()], "goals": [g.as_json() for g in self.goals], "skips": self.skips, "smallest_cpu_shares": self.shares,
-                "errors": self.errors}
+                "rows": [r.as_json() for r in self.rows.values()], "goals": [g.as_json() for g in self.goals], "notes": self.notes,
+                "skips": self.skips, "smallest_cpu_shares": self.shares, "errors": self.errors}
 
     def print(self):
         print_table(self.subject, list(self.rows.values()))
         print_goals(self.goals)
+        for text in self.notes:
+            print(f"  {text}")
         busy = [f"{machine} {share:.0%}" for machine, share in self.shares.items() if share < 0.85]
         if busy:
             print(f"WARNING {self.subject}: the host was busy; smallest share of a CPU: {', '.join(busy)}")

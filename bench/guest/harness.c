@@ -8,6 +8,12 @@
 
 enum { ROUNDS_MIN = 3, ROUNDS_MAX = 4096 };
 
+/* How long to run a kernel: so many rounds, or, if that is 0, about so many milliseconds. */
+struct budget {
+    double ms;
+    size_t rounds;
+};
+
 static double now_ns(void)
 {
     struct timespec t;
@@ -46,8 +52,15 @@ static int compare_doubles(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static bool is_enough(const struct budget *budget, size_t rounds, double spent_ns)
+{
+    if (budget->rounds)
+        return rounds == budget->rounds;
+    return rounds == ROUNDS_MAX || (rounds >= ROUNDS_MIN && spent_ns >= budget->ms * 1e6);
+}
+
 /* The first round is not counted: it faults memory in and, under a translator, makes the code. */
-static void run_kernel(const struct kernel *k, double budget_ms)
+static void run_kernel(const struct kernel *k, const struct budget *budget)
 {
     static double times[ROUNDS_MAX];
     if (k->usable && !k->usable()) {
@@ -59,7 +72,7 @@ static void run_kernel(const struct kernel *k, double budget_ms)
     uint64_t sum = k->round();
     size_t rounds = 0;
     double begin = now_ns(), last = begin;
-    while (rounds < ROUNDS_MAX && (rounds < ROUNDS_MIN || last - begin < budget_ms * 1e6)) {
+    while (!is_enough(budget, rounds, last - begin)) {
         if (k->round() != sum)
             harness_fail("BENCH %s wrong: a round gave another checksum than the first", k->name);
         double now = now_ns();
@@ -80,28 +93,25 @@ static bool is_wanted(const struct kernel *k, char **names)
     return !*names;
 }
 
-void harness_run(const struct kernel *kernels, size_t count, double budget_ms, char **names)
-{
-    for (size_t i = 0; i < count; i++)
-        if (is_wanted(&kernels[i], names))
-            run_kernel(&kernels[i], budget_ms);
-}
-
 int harness_main(const struct kernel *kernels, size_t count, char **argv)
 {
-    double budget_ms = 300;
+    struct budget budget = {.ms = 300};
     for (argv++; *argv && **argv == '-'; argv++) {
         if (!strcmp(*argv, "--ms") && argv[1]) {
-            budget_ms = atof(*++argv);
+            budget.ms = atof(*++argv);
+        } else if (!strcmp(*argv, "--rounds") && argv[1]) {
+            budget.rounds = (size_t)atoi(*++argv) % ROUNDS_MAX;
         } else if (!strcmp(*argv, "--list")) {
             for (size_t i = 0; i < count; i++)
                 printf("%s\n", kernels[i].name);
             return 0;
         } else {
-            printf("usage: [--ms N] [--list] [NAME...]\n");
+            printf("usage: [--ms N | --rounds N] [--list] [NAME...]\n");
             return 2;
         }
     }
-    harness_run(kernels, count, budget_ms, argv);
+    for (size_t i = 0; i < count; i++)
+        if (is_wanted(&kernels[i], argv))
+            run_kernel(&kernels[i], &budget);
     return 0;
 }

@@ -24,12 +24,10 @@ uint64_t random_next(struct random *r);
 /* One step of a running checksum. */
 uint64_t checksum_add(uint64_t sum, uint64_t value);
 
-/* Runs the kernels named by `names` (all, if there are none) for about `budget_ms` each, and prints a line a kernel:
- * "BENCH name ns_per_unit mean checksum rounds unit" (ns_per_unit: median of the rounds), or "BENCH name skip". Exits with
- * a message when a checksum changes. */
-void harness_run(const struct kernel *kernels, size_t count, double budget_ms, char **names);
-
-/* The command line of a program of kernels: [--ms N] [--list] [NAME...]. Returns the exit status. */
+/* The command line of a program of kernels: [--ms N | --rounds N] [--list] [NAME...]. Runs the kernels of these names (all,
+ * if there are none) for about N milliseconds or exactly N rounds each, and prints a line a kernel:
+ * "BENCH name ns_per_unit mean checksum rounds unit" (ns_per_unit: median of the rounds), or "BENCH name skip". Ends with a
+ * message when a checksum changes. Returns the exit status. */
 int harness_main(const struct kernel *kernels, size_t count, char **argv);
 
 /* Ends the program with a message. */
