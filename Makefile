@@ -1,12 +1,12 @@
 # A thin front for Meson. Programs land in build/bin.
 #   make          build            make check    all tests
-#   make run      boot Debian      make bench    side by side with QEMU
+#   make run      boot Debian      make bench    boot times side by side with QEMU; make bench-jit: everything
 #   make deps     install packages make clean    remove build/, build-fuzz/
 BUILD := build
 # For each fuzz target of make check; CI takes 60.
 FUZZ_SECONDS := 5
 
-.PHONY: all deps run check bench clean
+.PHONY: all deps run check bench bench-jit clean
 all: $(BUILD)/build.ninja
 	@ninja -C $(BUILD)
 
@@ -24,7 +24,11 @@ check: all
 	@tools/check-all $(FUZZ_SECONDS)
 
 bench: all
-	@bench/boot
+	@bench/boot --no-debian
+
+# BENCH=--quick for one short run of each
+bench-jit: all
+	@bench/all $(BENCH)
 
 clean:
 	@rm -rf $(BUILD) build-fuzz

@@ -153,10 +153,10 @@ def print_table(title, rows):
     used = [m for m in ALL if any(r.samples.get(m) or m in r.skipped for r in rows)]
     if not used:
         return
-    print(f"\n{title:34}" + "".join(f"{m:>13}" for m in used) + f"{'x TCG':>9}{'x native':>10}")
+    print(f"\n{title:46}" + "".join(f"{m:>13}" for m in used) + f"{'x TCG':>9}{'x native':>10}")
     for row in rows:
         cells = "".join(f"{'skip' if m in row.skipped else number(row.median(m)):>13}" for m in used)
-        print(f"{f'{row.name} [{row.unit}]':34}{cells}{ratio(row.speedup()):>9}{ratio(row.slowdown()):>10}")
+        print(f"{f'{row.name} [{row.unit}]':46}{cells}{ratio(row.speedup()):>9}{ratio(row.slowdown()):>10}")
 
 
 def print_goals(goals):
