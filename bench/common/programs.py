@@ -54,10 +54,12 @@ def c_source(lines, seed=1):
     count = lines // 37
     parts = [C_HEAD]
     for n in range(count):
-        parts.append(C_FUNCTION.format(n=n, a=r.randrange(1 << 31), b=r.randrange(3, 99), c=r.randrange(3, 99), d=r.randrange(1 << 31) | 1,
-                                       e=r.random() * 9, f=r.randrange(1, 31), word="".join(r.choices("abcdefgh", k=5))))
+        numbers = {"a": r.randrange(1 << 31), "b": r.randrange(3, 99), "c": r.randrange(3, 99), "d": r.randrange(1 << 31) | 1,
+                   "e": r.random() * 9, "f": r.randrange(1, 31)}
+        parts.append(C_FUNCTION.format(n=n, **numbers, word="".join(r.choices("abcdefgh", k=5))))
     calls = "\n".join(f"    x += step{n}(x, items, count);" for n in range(count))
-    return ("".join(parts) + f"\nuint32_t run{seed}(uint32_t x, const struct item *items, int count)\n{{\n{calls}\n    return x;\n}}\n").encode()
+    parts.append(f"\nuint32_t run{seed}(uint32_t x, const struct item *items, int count)\n{{\n{calls}\n    return x;\n}}\n")
+    return "".join(parts).encode()
 
 
 def words(size):
@@ -73,7 +75,8 @@ def inserts(count):
     r = random.Random(3)
     rows = "".join(f"insert into t values({i}, '{r.choice('abcdef') * r.randrange(5, 30)}', {r.random():.6f});\n" for i in range(count))
     return ("create table t(id integer primary key, name text, weight real);\ncreate index t_weight on t(weight);\nbegin;\n"
-            + rows + "commit;\nselect count(*), sum(id), round(sum(weight), 3) from t;\nselect count(*) from t where weight < 0.25;\n").encode()
+            + rows + "commit;\nselect count(*), sum(id), round(sum(weight), 3) from t;\n"
+            "select count(*) from t where weight < 0.25;\n").encode()
 
 
 PYTHON = b"""

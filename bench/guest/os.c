@@ -14,7 +14,8 @@
 
 #include "harness.h"
 
-enum { GETPIDS = 20000, READS = 10000, PAGES = 2000, FORKS = 50, EXECS = 20, PING_PONGS = 500, SWITCHES = 500, TURNS = 5000, COMMANDS = 10 };
+enum { GETPIDS = 20000, READS = 10000, PAGES = 2000, FORKS = 50, EXECS = 20 };
+enum { PING_PONGS = 500, SWITCHES = 500, TURNS = 5000, COMMANDS = 10 };
 
 static char *self;
 

@@ -106,7 +106,7 @@ static uint64_t convert_round(void)
 
 const struct kernel kernels_float[] = {
     {.name = "float-scalar", .unit = "step", .units = 5e5, .round = scalar_round},
-    {.name = "matmul-double", .unit = "multiply-add", .units = (double)MATRIX * MATRIX * MATRIX, .round = matrix_round, .setup = matrix_setup},
+    {.name = "matmul-double", .unit = "multiply-add", .units = MATRIX * MATRIX * MATRIX, .round = matrix_round, .setup = matrix_setup},
     {.name = "n-body", .unit = "step", .units = 5e4, .round = bodies_round},
     {.name = "x87", .unit = "step", .units = 4e5, .round = x87_round},
     {.name = "float-convert", .unit = "step", .units = 7e5, .round = convert_round},

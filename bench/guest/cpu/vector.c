@@ -157,7 +157,7 @@ static uint64_t gather_round(void)
 }
 
 const struct kernel kernels_vector[] = {
-    {.name = "matmul-avx2-fma", .unit = "multiply-add", .units = (double)MATRIX * MATRIX * MATRIX, .round = matrix_round, .setup = matrix_setup},
+    {.name = "matmul-avx2-fma", .unit = "multiply-add", .units = MATRIX * MATRIX * MATRIX, .round = matrix_round, .setup = matrix_setup},
     {.name = "avx2-unaligned", .unit = "32 bytes", .units = 40.0 * BYTES / 32, .round = unaligned_round, .setup = bytes_setup},
     {.name = "avx2-gather", .unit = "step", .units = 250000, .round = gather_round, .setup = bytes_setup},
     {.name = "bits-bmi", .unit = "step", .units = 8e5, .round = bits_round},
