@@ -255,20 +255,20 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
     return start;
 }
 
-/* The second way of the jump cache. rcx is in its slot of cpu->gpr too; r14 is for `miss`. No flags. */
-static const uint8_t *emit_second_way(struct emit *e, unsigned pool, const uint8_t *miss)
+/* The second level of the jump cache. rcx is in its slot of cpu->gpr too; r14 is for `miss`. No flags. */
+static const uint8_t *emit_second_level(struct emit *e, unsigned pool, const uint8_t *miss)
 {
     const uint8_t *start = e->at;
-    size_t way = sizeof(uint64_t) * JUMP_ENTRIES * (pool * JUMP_WAYS + 1);
-    emit_pext_jump(e, RCX, R15);
-    emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, offsetof(struct jit_vcpu, jump_cache.negated_rip) + way);
-    emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 0);
+    size_t mask = offsetof(struct jit_vcpu, jump2_mask);
+    emit_pext_jump(e, RCX, R15, mask);
+    emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, offsetof(struct jit_vcpu, jump_cache.not_rip2[pool]));
+    emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_jmp(e, miss);
     emit_bind_short(e, hit);
-    emit_pext_jump(e, RCX, R15);
-    emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, offsetof(struct jit_vcpu, jump_cache.entry) + way);
+    emit_pext_jump(e, RCX, R15, mask);
+    emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, offsetof(struct jit_vcpu, jump_cache.entry2[pool]));
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */
     return start;
@@ -319,7 +319,7 @@ void enter_make_trampolines(struct translator *tr)
     tr->to.poll = emit_way_out(&e, handle_poll, leave);
     tr->to.dead = emit_way_out(&e, handle_dead, leave);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
-        tr->to.jump[pool] = emit_second_way(&e, pool, jump);
+        tr->to.jump[pool] = emit_second_level(&e, pool, jump);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.stack[pool] = emit_stack_refill(&e, tr, pool, tr->to.miss);
     tr->to.load_rsp = e.at;

@@ -15,26 +15,27 @@ static struct tlb_entry *flat(struct tlb *tlb)
     return &tlb->entries[0][0][0];
 }
 
-/* A tag that no rip of this slot has: rip -1, but in the last slot, which is rip -1's own, rip 0. */
-static uint64_t empty_tag(unsigned index)
-{
-    return index % JUMP_ENTRIES != JUMP_ENTRIES - 1;
-}
-
 static void forget_stacks(struct tlb *tlb)
 {
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tlb->stack[pool] = empty;
 }
 
+/* The slots of rip ~0, which 0 would stand for: the rip that they name instead belongs to another slot. */
+static void empty_last_slots(struct jump_cache *jumps)
+{
+    for (unsigned pool = 0; pool < TLB_POOLS; pool++)
+        jumps->not_rip[pool][JUMP_ENTRIES - 1] = jumps->not_rip2[pool][JUMP2_ENTRIES - 1] = ~UINT64_C(0);
+}
+
 void tlb_init(struct jit_vcpu *cpu)
 {
     for (unsigned i = 0; i < FLAT_ENTRIES; i++)
         flat(&cpu->tlb)[i] = empty;
-    for (unsigned i = 0; i < TLB_POOLS * JUMP_WAYS * JUMP_ENTRIES; i++)
-        (&cpu->jump_cache.negated_rip[0][0][0])[i] = empty_tag(i);
+    empty_last_slots(&cpu->jump_cache);
     forget_stacks(&cpu->tlb);
     cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 2;
+    cpu->jump2_mask = (uint64_t)(JUMP2_ENTRIES - 1) << 2;
     cpu->flush_epoch = 1;
 }
 
@@ -105,75 +106,102 @@ static void clear_list(struct tlb *tlb, const uint32_t *list, uint32_t *count)
     *count = 0;
 }
 
-static void clear_jumps(struct jump_cache *jumps, const uint32_t *list, uint32_t *count)
+static uint64_t *flat_jumps(struct jump_cache *jumps)
 {
-    for (uint32_t i = 0; i < *count; i++)
-        (&jumps->negated_rip[0][0][0])[list[i]] = empty_tag(list[i]);
-    *count = 0;
+    return &jumps->not_rip[0][0];
 }
 
-static unsigned jump_index(const struct jit_vcpu *cpu, uint64_t rip)
+static void clear_all_jumps(struct jump_cache *jumps)
+{
+    uint64_t *at = flat_jumps(jumps), count = JUMP_FLAT;
+    __asm__ volatile("rep stosq" : "+D"(at), "+c"(count) : "a"(0) : "memory");
+    empty_last_slots(jumps);
+    jumps->local_count = jumps->global_count = 0;
+    for (unsigned i = 0; i < 64; i++)
+        jumps->pages[0][i] = jumps->pages[1][i] = 0;
+}
+
+static void clear_listed(struct jump_cache *jumps, const uint32_t *list, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        flat_jumps(jumps)[list[i]] = 0;
+    empty_last_slots(jumps);
+}
+
+static void flush_local_jumps(struct jump_cache *jumps)
+{
+    if (jumps->local_count > JUMP_LISTED) {
+        clear_all_jumps(jumps);
+        return;
+    }
+    clear_listed(jumps, jumps->local, jumps->local_count);
+    jumps->local_count = 0;
+}
+
+void jump_cache_flush(struct jit_vcpu *cpu)
+{
+    struct jump_cache *jumps = &cpu->jump_cache;
+    if (jumps->local_count > JUMP_LISTED || jumps->global_count > JUMP_LISTED) {
+        clear_all_jumps(jumps);
+        return;
+    }
+    clear_listed(jumps, jumps->local, jumps->local_count);
+    clear_listed(jumps, jumps->global, jumps->global_count);
+    jumps->local_count = jumps->global_count = 0;
+    for (unsigned i = 0; i < 64; i++)
+        jumps->pages[0][i] = jumps->pages[1][i] = 0;
+}
+
+static unsigned jump_index(uint64_t mask, uint64_t rip)
 {
     uint64_t slot;
-    __asm__("pext %2, %1, %0" : "=r"(slot) : "r"(rip), "r"(cpu->jump_mask));
+    __asm__("pext %2, %1, %0" : "=r"(slot) : "r"(rip), "r"(mask));
     return (unsigned)slot;
 }
 
 const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip)
 {
     const struct jump_cache *jumps = &cpu->jump_cache;
-    unsigned index = jump_index(cpu, rip);
-    for (unsigned way = 0; way < JUMP_WAYS; way++)
-        if (jumps->negated_rip[pool][way][index] == -rip)
-            return jumps->entry[pool][way][index];
-    return NULL;
+    unsigned index = jump_index(cpu->jump_mask, rip);
+    if (jumps->not_rip[pool][index] == ~rip)
+        return jumps->entry[pool][index];
+    index = jump_index(cpu->jump2_mask, rip);
+    return jumps->not_rip2[pool][index] == ~rip ? jumps->entry2[pool][index] : NULL;
 }
 
-static void set_jump(struct jump_cache *jumps, unsigned flat, uint64_t tag, const uint8_t *entry, bool global)
+/* Counts on when the list is full: then the list stands for everything. */
+static void list_jump(uint32_t *list, uint32_t *count, uint32_t flat)
 {
-    (&jumps->negated_rip[0][0][0])[flat] = tag;
-    (&jumps->entry[0][0][0])[flat] = entry;
-    uint64_t bit = UINT64_C(1) << (flat % 64), *word = &jumps->is_global[flat / 64];
-    *word = global ? *word | bit : *word & ~bit;
-    if (global)
-        list_add(jumps->global, &jumps->global_count, flat);
-    else
-        list_add(jumps->local, &jumps->local_count, flat);
+    if (*count < JUMP_LISTED)
+        list[*count] = flat;
+    *count += *count <= JUMP_LISTED;
 }
 
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)
 {
     struct jump_cache *jumps = &cpu->jump_cache;
-    unsigned index = jump_index(cpu, rip), first = pool * JUMP_WAYS * JUMP_ENTRIES + index;
-    if (jumps->local_count + 2 > JUMP_LISTED || jumps->global_count + 2 > JUMP_LISTED)
-        jump_cache_flush(cpu);
-    uint64_t old = jumps->negated_rip[pool][0][index];
-    if (old != -rip && old != empty_tag(index))
-        set_jump(jumps, first + JUMP_ENTRIES, old, jumps->entry[pool][0][index], jumps->is_global[first / 64] >> (first % 64) & 1);
-    set_jump(jumps, first, -rip, entry, global);
+    unsigned one = jump_index(cpu->jump_mask, rip), two = jump_index(cpu->jump2_mask, rip);
+    jumps->not_rip[pool][one] = jumps->not_rip2[pool][two] = ~rip;
+    jumps->entry[pool][one] = jumps->entry2[pool][two] = entry;
+    uint32_t *list = global ? jumps->global : jumps->local, *count = global ? &jumps->global_count : &jumps->local_count;
+    list_jump(list, count, (uint32_t)(&jumps->not_rip[pool][one] - flat_jumps(jumps)));
+    list_jump(list, count, (uint32_t)(&jumps->not_rip2[pool][two] - flat_jumps(jumps)));
     unsigned page = (unsigned)(rip / MEM_PAGE_SIZE) % 4096;
     jumps->pages[rip >> 63][page / 64] |= UINT64_C(1) << (page % 64);
 }
 
-void jump_cache_flush(struct jit_vcpu *cpu)
-{
-    struct jump_cache *jumps = &cpu->jump_cache;
-    clear_jumps(jumps, jumps->local, &jumps->local_count);
-    clear_jumps(jumps, jumps->global, &jumps->global_count);
-    for (unsigned i = 0; i < 64; i++)
-        jumps->pages[0][i] = jumps->pages[1][i] = 0;
-}
-
 void mmu_flush_local(struct jit_vcpu *cpu)
 {
+    cpu->jump_cache.stat_flush_local++;
     cpu->flush_epoch++;
     forget_stacks(&cpu->tlb);
     clear_list(&cpu->tlb, cpu->tlb.local, &cpu->tlb.local_count);
-    clear_jumps(&cpu->jump_cache, cpu->jump_cache.local, &cpu->jump_cache.local_count);
+    flush_local_jumps(&cpu->jump_cache);
 }
 
 void mmu_flush_all(struct jit_vcpu *cpu)
 {
+    cpu->jump_cache.stat_flush_all++;
     mmu_flush_local(cpu);
     clear_list(&cpu->tlb, cpu->tlb.global, &cpu->tlb.global_count);
     jump_cache_flush(cpu);
@@ -185,6 +213,7 @@ void mmu_flush_all(struct jit_vcpu *cpu)
 
 void mmu_flush_page(struct jit_vcpu *cpu, uint64_t linear)
 {
+    cpu->jump_cache.stat_flush_page++;
     unsigned region = (unsigned)(linear >> 21) % 4096;
     if (cpu->tlb.large[region / 64] >> (region % 64) & 1) {
         mmu_flush_all(cpu);
@@ -199,6 +228,8 @@ void mmu_flush_page(struct jit_vcpu *cpu, uint64_t linear)
             *entry = empty;
     }
     unsigned number = (unsigned)(page / MEM_PAGE_SIZE) % 4096;
-    if (cpu->jump_cache.pages[page >> 63][number / 64] >> (number % 64) & 1)
+    if (cpu->jump_cache.pages[page >> 63][number / 64] >> (number % 64) & 1) {
+        cpu->jump_cache.stat_flush_page_jumps++;
         jump_cache_flush(cpu);
+    }
 }

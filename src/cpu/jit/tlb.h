@@ -51,19 +51,23 @@ struct fetch_entry {
 
 #define JUMP_BITS 14
 #define JUMP_ENTRIES (1u << JUMP_BITS)
-#define JUMP_WAYS 2u
-#define JUMP_LISTED 16384u
+#define JUMP2_BITS 16
+#define JUMP2_ENTRIES (1u << JUMP2_BITS)
+#define JUMP_FLAT (TLB_POOLS * (JUMP_ENTRIES + JUMP2_ENTRIES))
+#define JUMP_LISTED 8192u
 
-/* Two ways: translated code looks into the first, and one shared piece of code into the second, where the first's entry goes when
- * another takes its place. */
+/* Two levels: translated code looks into the first, and a shared piece of code into the larger second, which knows all that the
+ * first ever did. The complement of the rip, so that a hit is found without touching flags, and so that memory never touched
+ * is empty: 0 is the rip ~0, whose own slots alone (the last) start with another value. */
 struct jump_cache {
-    uint64_t negated_rip[TLB_POOLS][JUMP_WAYS][JUMP_ENTRIES]; /* -rip, so that a hit is found without touching flags; when
-                                                                 empty, a value that no rip of this slot has */
-    const uint8_t *entry[TLB_POOLS][JUMP_WAYS][JUMP_ENTRIES];
-    uint64_t is_global[TLB_POOLS * JUMP_WAYS * JUMP_ENTRIES / 64];
+    uint64_t not_rip[TLB_POOLS][JUMP_ENTRIES], not_rip2[TLB_POOLS][JUMP2_ENTRIES]; /* one flat array for flushes */
+    const uint8_t *entry[TLB_POOLS][JUMP_ENTRIES], *entry2[TLB_POOLS][JUMP2_ENTRIES];
+    /* What was filled since the last flush, as indexes into the flat array; more than fit: everything goes. */
     uint32_t local_count, global_count;
-    uint32_t local[JUMP_LISTED], global[JUMP_LISTED]; /* indexes into the flat arrays */
+    uint32_t local[JUMP_LISTED], global[JUMP_LISTED];
     uint64_t pages[2][64]; /* which pages (by number mod 4096) have entries; lower and upper half of the address space */
+    uint64_t stat_flush_local, stat_flush_page, stat_flush_all; /* mmu_flush_*, and page flushes that took all jumps along */
+    uint64_t stat_flush_page_jumps;
 };
 
 struct jit_vcpu;

@@ -87,7 +87,7 @@ struct insn_map {
 struct trampolines {
     const uint8_t *enter;                                 /* executable view: void (*)(void) */
     const uint8_t *miss, *interp, *link, *poll, *dead; /* writable view, for emission */
-    const uint8_t *jump[TLB_POOLS];  /* the jump cache's first way does not know the target in r15 */
+    const uint8_t *jump[TLB_POOLS];  /* the jump cache's first level does not know the target in r15 */
     const uint8_t *load_rsp;         /* loads rsp from cpu->gpr and jumps to cpu->resume */
     const uint8_t *stack[TLB_POOLS]; /* a stack check failed: puts another page into tlb.stack, or goes to miss */
 };
@@ -196,8 +196,8 @@ bool translate_system(struct translation *t);
 /* translate_string.c */
 bool translate_string(struct translation *t);
 
-/* Index into the jump cache for the rip in `from`; no flags. */
-void emit_pext_jump(struct emit *e, unsigned to, unsigned from);
+/* Index into the jump cache for the rip in `from`, by the mask at gs:[mask]; no flags. */
+void emit_pext_jump(struct emit *e, unsigned to, unsigned from, size_t mask);
 
 /* liveness.c */
 uint16_t liveness_kills(const struct insn *insn);

@@ -11,24 +11,24 @@
 
 static size_t jump_entries(const struct translation *t)
 {
-    return offsetof(struct jit_vcpu, jump_cache.entry) + sizeof(uint64_t) * JUMP_WAYS * JUMP_ENTRIES * t->key.pool;
+    return offsetof(struct jit_vcpu, jump_cache.entry) + sizeof(uint64_t) * JUMP_ENTRIES * t->key.pool;
 }
 
 static size_t jump_tags(const struct translation *t)
 {
-    return offsetof(struct jit_vcpu, jump_cache.negated_rip) + sizeof(uint64_t) * JUMP_WAYS * JUMP_ENTRIES * t->key.pool;
+    return offsetof(struct jit_vcpu, jump_cache.not_rip) + sizeof(uint64_t) * JUMP_ENTRIES * t->key.pool;
 }
 
-void emit_pext_jump(struct emit *e, unsigned to, unsigned from)
+void emit_pext_jump(struct emit *e, unsigned to, unsigned from, size_t mask)
 {
-    emit_u8(e, 0x65); /* pext to, from, gs:[jump_mask] */
+    emit_u8(e, 0x65); /* pext to, from, gs:[mask] */
     emit_u8(e, 0xc4);
     emit_u8(e, (to < 8 ? 0x80 : 0) | 0x62);
     emit_u8(e, 0x82 | (~from & 0xf) << 3);
     emit_u8(e, 0xf5);
     emit_u8(e, 0x04 | (to & 7) << 3);
     emit_u8(e, 0x25);
-    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, jump_mask));
+    emit_u32(e, (uint32_t)mask);
 }
 
 /* Says where the flags are on the way through the jump cache: a block that reads none does not care. No flags. */
@@ -44,10 +44,10 @@ void translate_exit_to_r15(struct translation *t, struct emit *e, uint32_t site)
 {
     say_parked(t, e);
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
-    emit_pext_jump(e, RCX, ADDR);
+    emit_pext_jump(e, RCX, ADDR, offsetof(struct jit_vcpu, jump_mask));
     emit_gs_scaled(e, OP_MOV_LOAD, TMP, RCX, jump_entries(t));
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, jump_tags(t));
-    emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 0);
+    emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_mov_imm(e, TMP, site);
@@ -80,7 +80,7 @@ void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t r
     emit_mov_imm(e, ADDR, rip);
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
     emit_load_gs(e, RCX, jump_tags(t) + 8 * index);
-    emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 0);
+    emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_mov_imm(e, TMP, NO_SITE);
