@@ -95,6 +95,40 @@ static struct site *enter_site(struct jit_vcpu *cpu, struct block **ret_block)
     return site;
 }
 
+/* One push, pop or ret of a run (translate_stack_run); false when there is none at rip, or `bytes` end. `*at` moves on. */
+static bool run_step(struct jit_vcpu *cpu, const uint8_t *bytes, unsigned count, unsigned *at)
+{
+    unsigned length = *at < count && (bytes[*at] & 0xf0) == 0x40 ? 2 : 1;
+    if (*at + length > count)
+        return false;
+    unsigned opcode = bytes[*at + length - 1], reg = (opcode & 7) | (length == 2 ? (bytes[*at] & 1u) << 3 : 0);
+    *at += length;
+    if (reg == RSP)
+        return false;
+    if ((opcode & 0xf8) == 0x50) {
+        mmu_store(cpu, cpu->gpr[RSP] - 8, cpu->gpr[reg], 8, ACCESS_STACK);
+        cpu->gpr[RSP] -= 8;
+    } else if ((opcode & 0xf8) == 0x58) {
+        cpu->gpr[reg] = mmu_load(cpu, cpu->gpr[RSP], 8, ACCESS_STACK);
+        cpu->gpr[RSP] += 8;
+    } else {
+        return false;
+    }
+    cpu->rip += length;
+    return true;
+}
+
+/* A run of pushes or pops whose stack crosses a page: frames lie where they lie, and then every call would pay for each of them. */
+static const uint8_t *run_across_pages(struct jit_vcpu *cpu)
+{
+    uint8_t bytes[2 * STACK_RUN_MAX];
+    unsigned count = mmu_fetch(cpu, cpu->rip, bytes, sizeof bytes), at = 0;
+    cpu->translator->stat_runs++;
+    for (unsigned i = 0; i < STACK_RUN_MAX && run_step(cpu, bytes, count, &at); i++)
+        ;
+    return wants_run_loop(cpu) ? NULL : resume_at_rip(cpu);
+}
+
 /* A memory access that the soft TLB does not know. */
 static const uint8_t *handle_miss(struct jit_vcpu *cpu)
 {
@@ -109,6 +143,8 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
         fpu_load(cpu);
         return site->retry;
     }
+    if (site->run)
+        return run_across_pages(cpu);
     fpu_save(cpu); /* the decoder is compiled like any other code */
     struct insn insn;
     uint8_t bytes[INSN_MAX_BYTES];

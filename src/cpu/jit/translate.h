@@ -18,6 +18,7 @@
 #include "cpu/jit/tlb.h"
 
 #define BLOCK_MAX_INSNS 48u
+#define STACK_RUN_MAX 15u /* pushes or pops behind one check */
 #define NO_BLOCK UINT32_MAX
 
 /* What translated code depends on beside its bytes and address. */
@@ -70,6 +71,7 @@ struct site {
     uint8_t first;        /* offset of the access that is made first, when one check stands for several */
     bool parked;          /* flags are in cpu->flags_saved here */
     bool write, stack;
+    bool run;               /* the check stands for a run of pushes or pops */
     bool other_faults;      /* they come before those of the access: the interpreter knows */
     bool needs_write_entry; /* the check goes by tlb.stack, which only has pages with a write entry */
     uint8_t insn_length;
@@ -113,7 +115,7 @@ struct translator {
     bool fpu_ok;          /* of the blocks that the jump cache holds */
     bool smap;            /* CR4.SMAP when blocks were made: they know the pools by it */
     uint32_t by_mnemonic[2048]; /* interpreted from translated code */
-    uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links;
+    uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links, stat_runs;
 };
 
 /* translate.c: makes the block at cpu->rip, whose first page is at `page` (host address). NULL only when the first instruction
@@ -144,7 +146,7 @@ enum check_form { CHECK_WHOLE, CHECK_PARTS };
 
 struct check {
     unsigned size; /* bytes */
-    bool write, stack;
+    bool write, stack, run;
     unsigned first; /* as in struct site */
     enum check_form form;
 };

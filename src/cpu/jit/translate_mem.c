@@ -157,6 +157,7 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, const st
     s->first = (uint8_t)check->first;
     s->write = check->write;
     s->stack = s->needs_write_entry = true;
+    s->run = check->run;
     s->retry = mcode_executable(&t->tr->mcode, retry);
 
     emit_gs(e, 1, OP_SUB_LOAD, ADDR, tag);
@@ -420,8 +421,6 @@ static bool leave(struct translation *t)
 
 /* ---- runs ---- */
 
-#define RUN_MAX 15u
-
 static bool is_push(const struct insn *insn)
 {
     return insn->kind == INSN_STACK && !insn->map && insn->operand_bits == 64 && (insn->opcode & 0xf8) == 0x50 &&
@@ -451,7 +450,7 @@ static void push_run(struct translation *t, const struct insn *insns, unsigned c
     unsigned bytes = 8 * count;
     const uint8_t *retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -(int32_t)bytes);
-    translate_stack_check(t, retry, &(struct check){.size = bytes, .write = true, .first = bytes - 8});
+    translate_stack_check(t, retry, &(struct check){.size = bytes, .write = true, .first = bytes - 8, .run = true});
     for (unsigned i = 0; i < count; i++) {
         unsigned reg = insns[i].opcode_gpr;
         if (in_memory(reg))
@@ -476,7 +475,7 @@ static void pop_run(struct translation *t, const struct insn *insns, unsigned co
     struct emit *e = &t->hot;
     const uint8_t *retry = e->at;
     emit_mov(e, ADDR, RSP);
-    translate_stack_check(t, retry, &(struct check){.size = 8 * (count + with_ret)});
+    translate_stack_check(t, retry, &(struct check){.size = 8 * (count + with_ret), .run = true});
     for (unsigned i = 0; i < count; i++) {
         unsigned reg = insns[i].opcode_gpr;
         run_slot(e, OP_MOV_LOAD, in_memory(reg) ? TMP : reg, 8 * i);
@@ -495,7 +494,7 @@ unsigned translate_stack_run(struct translation *t, const struct insn *insns, un
 {
     unsigned n = 0;
     bool push = is_push(&insns[0]);
-    while (n < count && n < RUN_MAX && (push ? is_push(&insns[n]) : is_pop(&insns[n])))
+    while (n < count && n < STACK_RUN_MAX && (push ? is_push(&insns[n]) : is_pop(&insns[n])))
         n++;
     bool with_ret = !push && n && n < count && is_ret(&insns[n]);
     if (n + with_ret < 2)
