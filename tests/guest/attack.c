@@ -256,6 +256,77 @@ static void test_spaces(bool global_flag)
     write_cr4(cr4);
 }
 
+/* jmp to another address */
+static void put_jump(uint8_t *at, uint64_t from, uint64_t to)
+{
+    int32_t distance = (int32_t)(to - (from + 5));
+    at[0] = 0xe9;
+    memcpy(at + 1, &distance, 4);
+}
+
+static uint64_t user_result(uint64_t va)
+{
+    struct trap trap = run_user(user_call, (void *)va);
+    check_trap(trap, 0x80, 0, "user call through a jump");
+    return trap.frame.rax;
+}
+
+/* A jump from page to page: what lies at its target changes, goes, becomes no-execute, or is what another jump of the same slot finds
+ * elsewhere. The jumping code stays as it is and is shared by two places. */
+static void test_jump_between_pages(void)
+{
+    /* Away from 2 MiB regions (by number mod 4096) that have large pages: there, INVLPG is only for its page. */
+    const uint64_t here = VA + (3000ul << 21), there = here + (FAR - VA);
+    uint8_t *jumps = alloc_pages(1), *back = alloc_pages(1);
+    put_jump(jumps, here, here + PAGE);
+    put_jump(jumps + 64, here + 64, here + 2 * PAGE + 8);
+    put_jump(back + 8, here + 2 * PAGE + 8, here + PAGE);
+    put_function((uint8_t *)page_a, 1);
+    put_function((uint8_t *)page_b, 2);
+    uint64_t places[] = {here, there};
+    for (unsigned user = 0; user < 2; user++) {
+        uint64_t flags = P_PRESENT | (user ? P_USER : 0), (*run)(uint64_t) = user ? user_result : call, cr4 = read_cr4();
+        write_cr4((cr4 & ~(CR4_SMAP | CR4_SMEP)) | CR4_PGE);
+        for (unsigned place = 0; place < 2; place++) {
+            map_page(places[place], (uint64_t)jumps, 1, flags);
+            map_page(places[place] + 2 * PAGE, (uint64_t)back, 1, flags);
+        }
+        map_page(here + PAGE, page_a, 1, flags);
+        map_page(there + PAGE, page_b, 1, flags);
+        uint64_t *here_entry = page_entry(here + PAGE, 1), *there_entry = page_entry(there + PAGE, 1);
+        for (unsigned i = 0; i < WARM; i++) {
+            *here_entry = (i & 1 ? page_b : page_a) | flags;
+            *there_entry = (i & 1 ? page_a : page_b) | flags;
+            if (i & 2) {
+                write_cr3(read_cr3());
+            } else {
+                invlpg(here + PAGE);
+                invlpg(there + PAGE);
+            }
+            for (unsigned j = 0; j < 4; j++) {
+                check_equal(run(here), i & 1 ? 2 : 1, "jump to a page that was exchanged");
+                check_equal(run(there), i & 1 ? 1 : 2, "the same jump at another place of the slot");
+                check_equal(run(here + 64), i & 1 ? 2 : 1, "two jumps between pages");
+            }
+        }
+        uint8_t *target = (uint8_t *)page_a;
+        map_page(here + PAGE, page_a, 1, flags);
+        for (uint32_t i = 0; i < WARM; i++) {
+            put_function(target, 100 + i);
+            check_equal(run(here), 100 + i, "jump to code that was changed");
+        }
+        put_function(target, 1);
+        map_page(here + PAGE, page_a, 1, flags | P_NX);
+        struct trap trap = user ? run_user(user_call, (void *)here) : TRAP(call(here));
+        check_fault(trap, user ? 0x15 : 0x11, here + PAGE, "jump to a page that became no-execute");
+        *page_entry(here + PAGE, 1) = 0;
+        write_cr3(read_cr3());
+        trap = user ? run_user(user_call, (void *)here) : TRAP(call(here));
+        check_fault(trap, user ? 0x14 : 0x10, here + PAGE, "jump to a page that went");
+        write_cr4(cr4);
+    }
+}
+
 /* A large page becomes small ones: one INVLPG is enough for all of it (SDM 3A 4.10.4.1). */
 static void test_split(void)
 {
@@ -474,6 +545,7 @@ void guest_main(void)
     test_no_execute();
     test_spaces(false);
     test_spaces(true);
+    test_jump_between_pages();
     test_split();
     test_dirty();
     test_overflow();

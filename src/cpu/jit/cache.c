@@ -197,18 +197,22 @@ static void unlink_incoming(struct translator *tr, struct block *block)
     block->incoming = NO_BLOCK;
 }
 
+static void unlink(struct translator *tr, uint32_t id)
+{
+    struct link *link = link_of(tr, id);
+    if (link->target == NO_BLOCK)
+        return;
+    uint32_t *at = &tr->blocks[link->target].incoming;
+    while (*at != id)
+        at = &link_of(tr, *at)->next;
+    *at = link->next;
+    link->target = link->next = NO_BLOCK;
+}
+
 static void unlink_outgoing(struct translator *tr, struct block *block)
 {
-    for (unsigned which = 0; which < 2; which++) {
-        uint32_t id = (uint32_t)(block - tr->blocks) * 2 + which;
-        if (block->link[which].target == NO_BLOCK)
-            continue;
-        uint32_t *at = &tr->blocks[block->link[which].target].incoming;
-        while (*at != id)
-            at = &link_of(tr, *at)->next;
-        *at = block->link[which].next;
-        block->link[which].target = NO_BLOCK;
-    }
+    for (unsigned which = 0; which < 2; which++)
+        unlink(tr, (uint32_t)(block - tr->blocks) * 2 + which);
 }
 
 /* A target that reaches into a second page may be entered only through the jump cache: the link's stub becomes that. */
@@ -219,10 +223,44 @@ static void detour(struct jit_vcpu *cpu, struct block *from, struct link *link)
         return;
     struct translation t = {.cpu = cpu, .tr = tr, .block = from, .key = from->key};
     struct emit e = {tr->cold};
-    translate_exit_indirectly(&t, &e, link->rip);
+    translate_detour(&t, &e, link);
     link->stub = tr->cold;
     tr->cold = e.at;
     point(link, link->stub);
+}
+
+/* The way to another page is open while its linear page is fetched from the target's page. */
+static void open_far(struct jit_vcpu *cpu, const struct link *link, const struct block *to)
+{
+    uint32_t page = page_number(cpu->translator, to->page[0]);
+    int32_t displacement = (int32_t)(1 - 2 * (int64_t)page - (int64_t)(link->rip & PAGE_MASK));
+    memcpy(link->patch - LINK_FAR_DISPLACEMENT, &displacement, sizeof displacement);
+    fetch_tlb_fill(cpu, to->key.pool == TLB_USER, cpu->rip, page, mmu_fetch_page(cpu, cpu->rip)->global);
+}
+
+static void make_link(struct jit_vcpu *cpu, uint32_t id, struct block *to)
+{
+    struct translator *tr = cpu->translator;
+    struct block *from = &tr->blocks[id / 2];
+    struct link *link = &from->link[id % 2];
+    bool same_page = to->page[0] == from->page[0], forward = !link->far && link->rip > from->rip;
+    if ((!link->far && !same_page) || to->key.pool != from->key.pool || to->key.fpu_ok != from->key.fpu_ok)
+        return;
+    uint32_t target = (uint32_t)(to - tr->blocks);
+    if (link->far)
+        open_far(cpu, link, to);
+    if (to->page[1]) {
+        unlink(tr, id);
+        detour(cpu, from, link);
+    } else if (link->target != target) {
+        unlink(tr, id);
+        link->target = target;
+        link->next = to->incoming;
+        to->incoming = id;
+        const uint8_t *entry = link->far ? to->entry : forward ? to->forward : to->inner;
+        point(link, mcode_writable(&tr->mcode, entry));
+        tr->stat_links++;
+    }
 }
 
 const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
@@ -234,19 +272,8 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
     struct block *to = cache_lookup(cpu);
     if (!to)
         return NULL;
-    struct link *link = &from->link[id % 2];
-    bool fits = tr->generation == generation && !from->dead && link->target == NO_BLOCK && link->patch &&
-                to->page[0] == from->page[0] && to->key.pool == from->key.pool &&
-                to->key.fpu_ok == from->key.fpu_ok;
-    if (fits && to->page[1]) {
-        detour(cpu, from, link);
-    } else if (fits) {
-        link->target = (uint32_t)(to - tr->blocks);
-        link->next = to->incoming;
-        to->incoming = id;
-        point(link, mcode_writable(&tr->mcode, link->rip > from->rip ? to->forward : to->inner));
-        tr->stat_links++;
-    }
+    if (tr->generation == generation && !from->dead)
+        make_link(cpu, id, to);
     return to->inner;
 }
 

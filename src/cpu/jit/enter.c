@@ -163,8 +163,9 @@ static const uint8_t *handle_interp(struct jit_vcpu *cpu)
 
 static const uint8_t *handle_link(struct jit_vcpu *cpu)
 {
-    flags_from_ax(cpu, false);
-    cpu->translator->stat_jumps++;
+    const struct link *link = &cpu->translator->blocks[cpu->site / 2].link[cpu->site % 2];
+    flags_from_ax(cpu, link->far && cpu->flags_parked);
+    cpu->translator->stat_followed++;
     const uint8_t *host = cache_follow_link(cpu, cpu->site);
     return host ? resume_at(cpu, host) : NULL;
 }

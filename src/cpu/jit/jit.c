@@ -302,11 +302,11 @@ static void jit_print_stats(struct engine *base, int fd)
             continue;
         const struct translator *tr = cpu->translator;
         dprintf(fd,
-                "vcpu%u blocks %lu insns %lu code_kib %lu cold_kib %lu resets %lu misses %lu interp %lu jumps %lu links %lu "
+                "vcpu%u blocks %lu insns %lu code_kib %lu cold_kib %lu resets %lu misses %lu interp %lu jumps %lu followed %lu links %lu "
                 "dropped %lu runs across pages %lu stepped %lu\n",
                 i, tr->stat_blocks, tr->stat_insns, (unsigned long)(tr->hot - tr->hot_start) >> 10,
                 (unsigned long)(tr->cold - tr->cold_start) >> 10, tr->stat_resets, tr->stat_misses, tr->stat_interp,
-                tr->stat_jumps, tr->stat_links, tr->stat_dead, tr->stat_runs, cpu->instructions);
+                tr->stat_jumps, tr->stat_followed, tr->stat_links, tr->stat_dead, tr->stat_runs, cpu->instructions);
         const struct jump_cache *jumps = &cpu->jump_cache;
         dprintf(fd, "vcpu%u flushes: local %lu all %lu page %lu, with all jumps %lu\n", i, jumps->stat_flush_local,
                 jumps->stat_flush_all, jumps->stat_flush_page, jumps->stat_flush_page_jumps);

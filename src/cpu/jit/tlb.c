@@ -35,6 +35,7 @@ void tlb_init(struct jit_vcpu *cpu)
     empty_last_slots(&cpu->jump_cache);
     forget_stacks(&cpu->tlb);
     cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 2;
+    cpu->fetch_mask = (uint64_t)(FETCH_TLB_ENTRIES - 1) * MEM_PAGE_SIZE;
     cpu->jump2_mask = (uint64_t)(JUMP2_ENTRIES - 1) << 2;
     cpu->flush_epoch = 1;
 }
@@ -190,6 +191,33 @@ void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, boo
     jumps->pages[rip >> 63][page / 64] |= UINT64_C(1) << (page % 64);
 }
 
+static uint64_t *fetch_tlb_entry(struct jit_vcpu *cpu, bool user, uint64_t linear)
+{
+    return &cpu->fetch_tlb.not_key[user][linear / MEM_PAGE_SIZE % FETCH_TLB_ENTRIES];
+}
+
+void fetch_tlb_fill(struct jit_vcpu *cpu, bool user, uint64_t linear, uint32_t page, bool global)
+{
+    uint64_t linear_page = linear & ~(uint64_t)(MEM_PAGE_SIZE - 1);
+    *fetch_tlb_entry(cpu, user, linear) = ~(linear_page - 2 * (uint64_t)page);
+    if (!user && !global)
+        cpu->fetch_tlb.supervisor_local = true;
+}
+
+static void fetch_tlb_clear(struct fetch_tlb *tlb, bool user)
+{
+    uint64_t *at = tlb->not_key[user], count = FETCH_TLB_ENTRIES;
+    __asm__ volatile("rep stosq" : "+D"(at), "+c"(count) : "a"(0) : "memory");
+}
+
+static void fetch_tlb_flush(struct fetch_tlb *tlb, bool all)
+{
+    fetch_tlb_clear(tlb, true);
+    if (all || tlb->supervisor_local)
+        fetch_tlb_clear(tlb, false);
+    tlb->supervisor_local = false;
+}
+
 void mmu_flush_local(struct jit_vcpu *cpu)
 {
     cpu->jump_cache.stat_flush_local++;
@@ -197,6 +225,7 @@ void mmu_flush_local(struct jit_vcpu *cpu)
     forget_stacks(&cpu->tlb);
     clear_list(&cpu->tlb, cpu->tlb.local, &cpu->tlb.local_count);
     flush_local_jumps(&cpu->jump_cache);
+    fetch_tlb_flush(&cpu->fetch_tlb, false);
 }
 
 void mmu_flush_all(struct jit_vcpu *cpu)
@@ -205,6 +234,7 @@ void mmu_flush_all(struct jit_vcpu *cpu)
     mmu_flush_local(cpu);
     clear_list(&cpu->tlb, cpu->tlb.global, &cpu->tlb.global_count);
     jump_cache_flush(cpu);
+    fetch_tlb_flush(&cpu->fetch_tlb, true);
     if (cpu->tlb.has_large)
         for (unsigned i = 0; i < 64; i++)
             cpu->tlb.large[i] = 0;
@@ -227,6 +257,7 @@ void mmu_flush_page(struct jit_vcpu *cpu, uint64_t linear)
         if (entry->tag == page)
             *entry = empty;
     }
+    *fetch_tlb_entry(cpu, true, linear) = *fetch_tlb_entry(cpu, false, linear) = 0;
     unsigned number = (unsigned)(page / MEM_PAGE_SIZE) % 4096;
     if (cpu->jump_cache.pages[page >> 63][number / 64] >> (number % 64) & 1) {
         cpu->jump_cache.stat_flush_page_jumps++;

@@ -51,7 +51,7 @@ struct fetch_entry {
 
 #define JUMP_BITS 14
 #define JUMP_ENTRIES (1u << JUMP_BITS)
-#define JUMP2_BITS 16
+#define JUMP2_BITS 17
 #define JUMP2_ENTRIES (1u << JUMP2_BITS)
 #define JUMP_FLAT (TLB_POOLS * (JUMP_ENTRIES + JUMP2_ENTRIES))
 #define JUMP_LISTED 8192u
@@ -70,6 +70,18 @@ struct jump_cache {
     uint64_t stat_flush_page_jumps;
 };
 
+/* Which guest page each linear page is fetched from, for direct links between pages: the complement of linear page - 2 * number of
+ * the page in guest RAM. Pages of one slot differ by multiples of 2^24, numbers by less, so one value says both; it is never
+ * even, so that 0 is empty. */
+#define FETCH_TLB_BITS 12
+#define FETCH_TLB_ENTRIES (1u << FETCH_TLB_BITS)
+#define FETCH_TLB_PAGES_MAX (1u << (FETCH_TLB_BITS + 11)) /* guests with more RAM have no such links */
+
+struct fetch_tlb {
+    uint64_t not_key[2][FETCH_TLB_ENTRIES]; /* supervisor, user */
+    bool supervisor_local;                  /* the first has pages that are not global */
+};
+
 struct jit_vcpu;
 struct walk_result;
 
@@ -81,6 +93,8 @@ void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const s
 bool tlb_has_write_entry(const struct jit_vcpu *cpu, uint64_t linear);
 /* Drops write entries for a page of guest RAM (host page address); own thread. */
 void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page);
+/* `page` is the number of the page in guest RAM. */
+void fetch_tlb_fill(struct jit_vcpu *cpu, bool user, uint64_t linear, uint32_t page, bool global);
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry);
 void jump_cache_flush(struct jit_vcpu *cpu);
 /* The entry for `rip`, or NULL. */

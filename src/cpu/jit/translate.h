@@ -27,14 +27,17 @@ struct block_key {
     uint8_t fpu_ok; /* x87, SSE and AVX are all enabled: no checks needed */
 };
 
-/* A direct exit to an address on the same page; may be patched to jump straight to its target. */
+/* A direct exit; may be patched to jump straight to its target. When that is on another page, what that linear page is fetched from
+ * is checked on the way (fetch_tlb). */
 struct link {
     uint64_t rip;         /* as the block counts it */
     uint8_t *patch;       /* rel32 field, writable view; NULL: not patchable (goes through the jump cache) */
     const uint8_t *stub;  /* where it points while unlinked, writable view */
     uint32_t target;      /* linked block, or NO_BLOCK */
     uint32_t next;        /* next link into the same target: block * 2 + which, or NO_BLOCK */
+    bool far;             /* to another page: LINK_FAR_DISPLACEMENT before `patch` is the displacement that stands for the page */
 };
+#define LINK_FAR_DISPLACEMENT 21
 
 /* Bytes [start, end) of a page; none when they are equal. */
 struct code_span {
@@ -115,7 +118,7 @@ struct translator {
     bool fpu_ok;          /* of the blocks that the jump cache holds */
     bool smap;            /* CR4.SMAP when blocks were made: they know the pools by it */
     uint32_t by_mnemonic[2048]; /* interpreted from translated code */
-    uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links, stat_runs;
+    uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links, stat_followed, stat_runs;
 };
 
 /* translate.c: makes the block at cpu->rip, whose first page is at `page` (host address). NULL only when the first instruction
@@ -182,6 +185,8 @@ void translate_exit(struct translation *t, struct emit *e, uint64_t rip);
 
 /* The same through the jump cache of t->key's pool, whatever the target. */
 void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t rip);
+/* Where a link into a block of two pages goes instead: through the jump cache. */
+void translate_detour(struct translation *t, struct emit *e, const struct link *link);
 /* A rip (as t->rip counts) as an absolute address in `reg`; touches no flags. */
 void translate_rip(struct translation *t, struct emit *e, unsigned reg, uint64_t rip);
 /* Can translate_rip express it? */

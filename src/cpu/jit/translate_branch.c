@@ -1,5 +1,6 @@
 /* Near branches, and how a block is left: direct links within the page, else through the jump cache. Neither touches flags. */
 #include <stddef.h>
+#include <string.h>
 
 #include "cpu/jit/translate.h"
 #include "cpu/jit/vcpu.h"
@@ -40,9 +41,8 @@ static void say_parked(struct translation *t, struct emit *e)
 }
 
 /* Target rip in r15: looks it up in the jump cache; rcx is borrowed for pext and jrcxz, which spare the flags. */
-void translate_exit_to_r15(struct translation *t, struct emit *e, uint32_t site)
+static void exit_by_jump_cache(struct translation *t, struct emit *e, uint32_t site)
 {
-    say_parked(t, e);
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
     emit_pext_jump(e, RCX, ADDR, offsetof(struct jit_vcpu, jump_mask));
     emit_gs_scaled(e, OP_MOV_LOAD, TMP, RCX, jump_entries(t));
@@ -55,6 +55,12 @@ void translate_exit_to_r15(struct translation *t, struct emit *e, uint32_t site)
     emit_bind_short(e, hit);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */
+}
+
+void translate_exit_to_r15(struct translation *t, struct emit *e, uint32_t site)
+{
+    say_parked(t, e);
+    exit_by_jump_cache(t, e, site);
 }
 
 void translate_rip(struct translation *t, struct emit *e, unsigned reg, uint64_t rip)
@@ -93,48 +99,97 @@ void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t r
     emit_u32(e, (uint32_t)(jump_entries(t) + 8 * index));
 }
 
-static bool linkable(const struct translation *t, uint64_t rip)
+static bool on_this_page(const struct translation *t, uint64_t rip)
 {
-    return t->links < 2 && !((rip ^ t->block->rip) & ~PAGE_MASK);
+    return !((rip ^ t->block->rip) & ~PAGE_MASK);
 }
 
-/* Reserves a link and emits its stub out of line; the caller emits a jump to it and names the rel32. */
-static const uint8_t *link_stub(struct translation *t, uint64_t rip, unsigned *ret_which)
+static bool linkable(const struct translation *t, uint64_t rip)
+{
+    return t->links < 2 && on_this_page(t, rip);
+}
+
+/* Reserves a link. Its stub, where it leads while it has no target, is emitted out of line at once; the caller names the rel32. */
+static struct link *new_link(struct translation *t, uint64_t rip, bool far)
 {
     unsigned which = t->links++;
-    const uint8_t *stub = t->cold.at;
-    t->block->link[which] = (struct link){.rip = rip, .stub = stub, .target = NO_BLOCK, .next = NO_BLOCK};
+    struct link *link = &t->block->link[which];
+    *link = (struct link){.rip = rip, .stub = t->cold.at, .target = NO_BLOCK, .next = NO_BLOCK, .far = far};
+    if (far)
+        emit_load_gs(&t->cold, RCX, GPR_OFFSET(RCX));
     emit_mov_imm(&t->cold, TMP, t->block_id * 2 + which);
     emit_jmp(&t->cold, t->tr->to.link);
-    *ret_which = which;
-    return stub;
+    return link;
+}
+
+static void set_rel32(uint8_t *field, const uint8_t *target)
+{
+    int32_t distance = (int32_t)(target - (field + 4));
+    memcpy(field, &distance, sizeof distance);
+}
+
+/* Leaves to another page if that linear page is fetched from where the link's target was made; rcx is borrowed, flags are spared. */
+static void exit_far(struct translation *t, struct emit *e, uint64_t rip)
+{
+    size_t table = offsetof(struct jit_vcpu, fetch_tlb.not_key[t->key.pool == TLB_USER]);
+    say_parked(t, e);
+    emit_store_gs(e, RCX, GPR_OFFSET(RCX));
+    translate_rip(t, e, ADDR, rip);
+    if (t->block->pic) {
+        emit_pext_jump(e, RCX, ADDR, offsetof(struct jit_vcpu, fetch_mask));
+        emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, table);
+    } else {
+        emit_load_gs(e, RCX, table + 8 * (rip / MEM_PAGE_SIZE % FETCH_TLB_ENTRIES));
+    }
+    emit_bytes(e, "\x4a\x8d\x8c\x39\x00\x00\x00\x00", 8); /* lea rcx, [rcx + r15 + disp32] */
+    uint8_t *hit = emit_short(e, OP_JRCXZ);
+    emit_jmp(e, e->at);
+    uint8_t *miss = e->at - 4;
+    emit_bind_short(e, hit);
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_jmp(e, e->at);
+    uint8_t *patch = e->at - 4;
+    struct link *link = new_link(t, rip, true);
+    link->patch = patch;
+    set_rel32(miss, link->stub);
+    set_rel32(patch, link->stub);
+}
+
+void translate_detour(struct translation *t, struct emit *e, const struct link *link)
+{
+    if (!link->far) {
+        translate_exit_indirectly(t, e, link->rip);
+        return;
+    }
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    exit_by_jump_cache(t, e, NO_SITE);
 }
 
 void translate_exit(struct translation *t, struct emit *e, uint64_t rip)
 {
-    if (!linkable(t, rip)) {
+    if (linkable(t, rip)) {
+        translate_unpark_flags(t);
+        struct link *link = new_link(t, rip, false);
+        emit_jmp(e, link->stub);
+        link->patch = e->at - 4;
+    } else if (t->links < 2 && t->tr->pages <= FETCH_TLB_PAGES_MAX) {
+        exit_far(t, e, rip);
+    } else {
         translate_exit_indirectly(t, e, rip);
-        return;
     }
-    translate_unpark_flags(t);
-    unsigned which;
-    const uint8_t *stub = link_stub(t, rip, &which);
-    emit_jmp(e, stub);
-    t->block->link[which].patch = e->at - 4;
 }
 
 /* jcc to `rip`, native condition. */
 static void exit_conditional(struct translation *t, unsigned condition, uint64_t rip)
 {
     if (linkable(t, rip)) {
-        unsigned which;
-        const uint8_t *stub = link_stub(t, rip, &which);
-        emit_jcc(&t->hot, condition, stub);
-        t->block->link[which].patch = t->hot.at - 4;
+        struct link *link = new_link(t, rip, false);
+        emit_jcc(&t->hot, condition, link->stub);
+        link->patch = t->hot.at - 4;
         return;
     }
     emit_jcc(&t->hot, condition, t->cold.at);
-    translate_exit_indirectly(t, &t->cold, rip);
+    translate_exit(t, &t->cold, rip);
 }
 
 static void exit_if_rcx_zero(struct translation *t, uint64_t rip)
