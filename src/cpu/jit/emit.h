@@ -88,6 +88,19 @@ static inline void emit_gs_scaled(struct emit *e, unsigned opcode, unsigned reg,
     emit_u32(e, (uint32_t)offset);
 }
 
+/* pext to, from, gs:[mask]: the bits of `from` that the mask selects; no flags. */
+static inline void emit_pext(struct emit *e, unsigned to, unsigned from, size_t mask)
+{
+    emit_u8(e, 0x65); /* pext to, from, gs:[mask] */
+    emit_u8(e, 0xc4);
+    emit_u8(e, (to < 8 ? 0x80 : 0) | 0x62);
+    emit_u8(e, 0x82 | (~from & 0xf) << 3);
+    emit_u8(e, 0xf5);
+    emit_u8(e, 0x04 | (to & 7) << 3);
+    emit_u8(e, 0x25);
+    emit_u32(e, (uint32_t)mask);
+}
+
 /* op reg, [base + index*scale + disp], 64 bits; base and index may be 0xff for none. */
 static inline void emit_mem(struct emit *e, unsigned opcode, unsigned reg, unsigned base, unsigned index,
                             unsigned scale, int32_t disp)

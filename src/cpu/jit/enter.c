@@ -297,14 +297,14 @@ static const uint8_t *emit_second_level(struct emit *e, unsigned pool, const uin
 {
     const uint8_t *start = e->at;
     size_t mask = offsetof(struct jit_vcpu, jump2_mask);
-    emit_pext_jump(e, RCX, R15, mask);
+    emit_pext(e, RCX, R15, mask);
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, offsetof(struct jit_vcpu, jump_cache.not_rip2[pool]));
     emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_jmp(e, miss);
     emit_bind_short(e, hit);
-    emit_pext_jump(e, RCX, R15, mask);
+    emit_pext(e, RCX, R15, mask);
     emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, offsetof(struct jit_vcpu, jump_cache.entry2[pool]));
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */

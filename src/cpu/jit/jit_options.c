@@ -35,6 +35,15 @@ static bool set_cache(struct jit_options *options, const char *value)
     return true;
 }
 
+/* Optimisations are on; each can be turned off by itself, to find out what it gives and what it breaks. */
+static bool set_opt(struct jit_options *options, const char *value)
+{
+    if (strcmp(value, "no-flagless"))
+        return false;
+    options->no_flagless = true;
+    return true;
+}
+
 static const struct {
     const char *name, *values;
     bool (*set)(struct jit_options *options, const char *value);
@@ -42,6 +51,7 @@ static const struct {
     {"interpret", "on|off", set_interpret},
     {"cache", "1M..1G", set_cache},
     {"perf-map", "on|off", set_perf_map},
+    {"opt", "no-flagless", set_opt},
 };
 
 static int set_one(struct jit_options *options, const char *name, const char *value, struct err *err)

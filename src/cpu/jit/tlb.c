@@ -34,6 +34,8 @@ void tlb_init(struct jit_vcpu *cpu)
         flat(&cpu->tlb)[i] = empty;
     empty_last_slots(&cpu->jump_cache);
     forget_stacks(&cpu->tlb);
+    cpu->tlb_mask = (uint64_t)(TLB_ENTRIES - 1) * MEM_PAGE_SIZE;
+    cpu->page_mask = ~(uint64_t)(MEM_PAGE_SIZE - 1);
     cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 2;
     cpu->fetch_mask = (uint64_t)(FETCH_TLB_ENTRIES - 1) * MEM_PAGE_SIZE;
     cpu->jump2_mask = (uint64_t)(JUMP2_ENTRIES - 1) << 2;

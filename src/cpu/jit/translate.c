@@ -199,6 +199,8 @@ static void emit_block(struct translation *t, const struct insn *insns, unsigned
         t->next_rip = t->rip + insns[i].length;
         t->live_before = live[i];
         t->live_after = live[i + 1];
+        t->live = &live[i];
+        t->ahead = count - i - 1;
         add_map(t);
         unsigned run = translate_stack_run(t, &insns[i], count - i);
         if (run) {
@@ -207,9 +209,11 @@ static void emit_block(struct translation *t, const struct insn *insns, unsigned
             for (; run > 1; run--)
                 t->rip += insns[i++].length;
             t->rip += insns[i].length;
+            t->rcx_stored = false;
             continue;
         }
         emit_insn(t);
+        translate_flagless_after(t);
         if (i + 1 < count || !ends_block(&insns[i])) {
             bind_sites(t);
         } else {

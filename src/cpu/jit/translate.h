@@ -137,13 +137,16 @@ struct translation {
     uint64_t rip, next_rip;  /* of insn; relative to the page when the block is pic */
     bool parked;             /* flags are in cpu->flags_saved */
     uint16_t live_before, live_after;
+    const uint16_t *live;    /* of insn and those behind it: live[0] is live_before */
+    unsigned ahead;          /* how many instructions of the block are behind insn */
+    bool rcx_stored;         /* cpu->gpr has the value of rcx */
     unsigned links;
     uint32_t pending_sites; /* first site that still wants `next` */
 };
 
 /* translate_mem.c */
-/* Address of the instruction's memory operand to r15 (uses r14). False: no inline form. */
-bool translate_address(struct translation *t);
+/* Address of the instruction's memory operand to r15 (uses r14; when flags must be left alone, rcx). False: no inline form. */
+bool translate_address(struct translation *t, bool flagless);
 /* Where a check leaves the host address: in r15, or as the sum of r14 and r15, which is there a little earlier. */
 enum check_form { CHECK_WHOLE, CHECK_PARTS };
 
@@ -158,6 +161,18 @@ struct check {
 void translate_check(struct translation *t, const uint8_t *retry, const struct check *check);
 /* The same for an address relative to rsp, checked against the stack's page. */
 void translate_stack_check(struct translation *t, const uint8_t *retry, const struct check *check);
+/* translate_flagless.c: the same without a change to flags, between two calls; rcx is in cpu->gpr meanwhile. `begin` comes before
+ * the address computation. */
+bool translate_flagless_pays(const struct translation *t);
+void translate_flagless_begin(struct translation *t);
+void translate_flagless_check(struct translation *t, const uint8_t *retry, const struct check *check);
+/* What an instruction did to what translate_flagless_begin knows. */
+void translate_flagless_after(struct translation *t);
+/* Adds gs:[offset] to r15; no flags, rcx is lost. */
+void translate_flagless_add(struct emit *e, size_t offset);
+
+/* Does the instruction need native flags, or leave some of the parked ones alone that are live later? */
+bool translate_wants_native(const struct insn *insn, uint16_t live_after);
 /* Parks live flags before an inline check. */
 void translate_park_flags(struct translation *t);
 void translate_unpark_flags(struct translation *t);
@@ -202,9 +217,6 @@ bool translate_system(struct translation *t);
 
 /* translate_string.c */
 bool translate_string(struct translation *t);
-
-/* Index into the jump cache for the rip in `from`, by the mask at gs:[mask]; no flags. */
-void emit_pext_jump(struct emit *e, unsigned to, unsigned from, size_t mask);
 
 /* liveness.c */
 uint16_t liveness_kills(const struct insn *insn);

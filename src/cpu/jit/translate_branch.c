@@ -20,18 +20,6 @@ static size_t jump_tags(const struct translation *t)
     return offsetof(struct jit_vcpu, jump_cache.not_rip) + sizeof(uint64_t) * JUMP_ENTRIES * t->key.pool;
 }
 
-void emit_pext_jump(struct emit *e, unsigned to, unsigned from, size_t mask)
-{
-    emit_u8(e, 0x65); /* pext to, from, gs:[mask] */
-    emit_u8(e, 0xc4);
-    emit_u8(e, (to < 8 ? 0x80 : 0) | 0x62);
-    emit_u8(e, 0x82 | (~from & 0xf) << 3);
-    emit_u8(e, 0xf5);
-    emit_u8(e, 0x04 | (to & 7) << 3);
-    emit_u8(e, 0x25);
-    emit_u32(e, (uint32_t)mask);
-}
-
 /* Says where the flags are on the way through the jump cache: a block that reads none does not care. No flags. */
 static void say_parked(struct translation *t, struct emit *e)
 {
@@ -44,7 +32,7 @@ static void say_parked(struct translation *t, struct emit *e)
 static void exit_by_jump_cache(struct translation *t, struct emit *e, uint32_t site)
 {
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
-    emit_pext_jump(e, RCX, ADDR, offsetof(struct jit_vcpu, jump_mask));
+    emit_pext(e, RCX, ADDR, offsetof(struct jit_vcpu, jump_mask));
     emit_gs_scaled(e, OP_MOV_LOAD, TMP, RCX, jump_entries(t));
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, jump_tags(t));
     emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 1);
@@ -136,7 +124,7 @@ static void exit_far(struct translation *t, struct emit *e, uint64_t rip)
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
     translate_rip(t, e, ADDR, rip);
     if (t->block->pic) {
-        emit_pext_jump(e, RCX, ADDR, offsetof(struct jit_vcpu, fetch_mask));
+        emit_pext(e, RCX, ADDR, offsetof(struct jit_vcpu, fetch_mask));
         emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, table);
     } else {
         emit_load_gs(e, RCX, table + 8 * (rip / MEM_PAGE_SIZE % FETCH_TLB_ENTRIES));
@@ -266,7 +254,7 @@ static bool load_target(struct translation *t)
     }
     translate_park_flags(t);
     const uint8_t *retry = e->at;
-    if (!translate_address(t))
+    if (!translate_address(t, false))
         return false;
     translate_check(t, retry, &(struct check){.size = 8, .stack = t->insn->mem_segment == SEG_SS, .form = CHECK_PARTS});
     emit_mem(e, OP_MOV_LOAD, ADDR, TMP, ADDR, 1, 0);

@@ -45,11 +45,15 @@ void translate_unpark_flags(struct translation *t)
     t->parked = false;
 }
 
-/* Does the instruction need native flags, or leave some of the parked ones alone that are live later? */
+bool translate_wants_native(const struct insn *insn, uint16_t live_after)
+{
+    uint16_t kills = liveness_kills(insn), touched = kills | insn->flags_write | insn->flags_undefined;
+    return liveness_reads(insn) || (touched && (live_after & (uint16_t)~kills));
+}
+
 static bool wants_native_flags(const struct translation *t)
 {
-    uint16_t kills = liveness_kills(t->insn), touched = kills | t->insn->flags_write | t->insn->flags_undefined;
-    return liveness_reads(t->insn) || (touched && (t->live_after & (uint16_t)~kills));
+    return translate_wants_native(t->insn, t->live_after);
 }
 
 static void settle_parked(struct translation *t)
@@ -69,7 +73,7 @@ static void settle_flags(struct translation *t)
     t->tr->maps[t->tr->map_count - 1].parked = t->parked;
 }
 
-bool translate_address(struct translation *t)
+bool translate_address(struct translation *t, bool flagless)
 {
     const struct insn *insn = t->insn;
     struct emit *e = &t->hot;
@@ -90,8 +94,13 @@ bool translate_address(struct translation *t)
             emit_load_gs(e, R15, GPR_OFFSET(R15));
         emit_mem(e, OP_LEA, ADDR, base, index, insn->mem_scale, (int32_t)insn->mem_disp);
     }
-    if (insn->mem_segment == SEG_FS || insn->mem_segment == SEG_GS)
-        emit_gs(e, 1, OP_ADD_LOAD, ADDR, offsetof(struct jit_vcpu, seg[insn->mem_segment].base));
+    if (insn->mem_segment == SEG_FS || insn->mem_segment == SEG_GS) {
+        size_t segment_base = offsetof(struct jit_vcpu, seg[insn->mem_segment].base);
+        if (flagless)
+            translate_flagless_add(e, segment_base);
+        else
+            emit_gs(e, 1, OP_ADD_LOAD, ADDR, segment_base);
+    }
     return true;
 }
 
@@ -249,7 +258,8 @@ bool translate_plain(struct translation *t)
     struct insn_remap remap = insn_remap_identity;
     unsigned guest = scratch == MASK(R15) ? R15 : R14;
     /* In two parts the address is there earlier, but r14 is taken. */
-    enum check_form form = scratch || wants_native_flags(t) ? CHECK_WHOLE : CHECK_PARTS;
+    bool flagless = translate_flagless_pays(t);
+    enum check_form form = scratch || (wants_native_flags(t) && !flagless) ? CHECK_WHOLE : CHECK_PARTS;
     remap.gpr[guest] = TMP;
     remap.mem_base = form == CHECK_PARTS ? TMP : ADDR;
     remap.mem_index = form == CHECK_PARTS ? ADDR : INSN_NO_REG;
@@ -267,13 +277,18 @@ bool translate_plain(struct translation *t)
         if (!length)
             return false;
     }
-    translate_park_flags(t);
+    if (!flagless)
+        translate_park_flags(t);
     const uint8_t *retry = e->at;
-    if (!translate_address(t))
+    if (flagless)
+        translate_flagless_begin(t);
+    if (!translate_address(t, flagless))
         return false;
     struct check check = {
         .size = insn->mem_bytes, .write = insn->mem_write, .stack = insn->mem_segment == SEG_SS, .form = form};
-    if (insn->mem_base == RSP && insn->mem_index == INSN_NO_REG && insn->mem_segment == SEG_SS)
+    if (flagless)
+        translate_flagless_check(t, retry, &check);
+    else if (insn->mem_base == RSP && insn->mem_index == INSN_NO_REG && insn->mem_segment == SEG_SS)
         translate_stack_check(t, retry, &check);
     else
         translate_check(t, retry, &check);
@@ -310,7 +325,7 @@ bool translate_bit_string(struct translation *t)
         return false;
     translate_park_flags(t);
     const uint8_t *retry = e->at;
-    if (!translate_address(t))
+    if (!translate_address(t, false))
         return false;
     if (in_memory(reg))
         emit_load_gs(e, TMP, GPR_OFFSET(reg));
@@ -391,7 +406,7 @@ static bool push_memory(struct translation *t)
         return false;
     translate_park_flags(t);
     const uint8_t *retry = e->at;
-    if (!translate_address(t))
+    if (!translate_address(t, false))
         return false;
     translate_check(t, retry, &(struct check){.size = 8, .stack = t->insn->mem_segment == SEG_SS, .form = CHECK_PARTS});
     emit_mem(e, OP_MOV_LOAD, TMP, TMP, ADDR, 1, 0);

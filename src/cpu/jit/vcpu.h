@@ -102,6 +102,7 @@ struct jit_vcpu {
     uint64_t tried_again_pc;     /* host address of the last exception that was not taken for the code's own: enter.c */
     uint64_t flush_epoch;     /* counts mmu_flush_*: a changed value means fetch translations may have changed */
     uint64_t fetch_mask;      /* pext mask that makes an index into fetch_tlb from a linear address */
+    uint64_t tlb_mask, page_mask;   /* pext masks: of a linear address the index into the soft TLB; what is beyond a page */
     uint64_t jump_mask, jump2_mask; /* pext masks that make indexes into the jump cache's levels from a target */
     struct tlb tlb;
     struct jump_cache jump_cache;

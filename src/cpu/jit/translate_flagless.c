@@ -1,0 +1,101 @@
+/* Checks of memory accesses that touch no flag, for code that reads flags right behind the access or in it: carry chains,
+ * conditional moves. Where flags are parked for an ordinary check, a chain waits for them to come back, each time.
+ *
+ * rcx serves as a third scratch register, since only jrcxz tests without flags; cpu->gpr keeps it. */
+#include <stddef.h>
+
+#include "cpu/jit/translate.h"
+#include "cpu/jit/vcpu.h"
+
+#define TMP R14
+#define ADDR R15
+#define RCX_SLOT (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)RCX)
+#define MORE_CHECKS 2u /* this many behind the access may come before flags are read; with more, parking is cheaper */
+
+/* Leaves flags parked, or needs them parked itself. */
+static bool parks(const struct insn *insn)
+{
+    bool direct_jump = insn->branch_relative && !(insn->map == 0 && insn->opcode == 0xe8);
+    return insn->mem_bit_string || (insn->kind == INSN_BRANCH ? !direct_jump : insn->kind != INSN_PLAIN && insn->kind != INSN_NOP);
+}
+
+bool translate_flagless_pays(const struct translation *t)
+{
+    if (t->parked || !t->live_before || t->cpu->engine->options.no_flagless)
+        return false;
+    unsigned checks = 0;
+    for (unsigned i = 0; i <= t->ahead; i++) {
+        const struct insn *insn = &t->insn[i];
+        if (i && parks(insn))
+            return false;
+        checks += i && insn->has_mem && !insn->mem_is_agen && insn->kind == INSN_PLAIN;
+        if (checks > MORE_CHECKS)
+            return false;
+        if (translate_wants_native(insn, t->live[i + 1]))
+            return true;
+        if (!t->live[i + 1])
+            return false;
+    }
+    return true; /* the next block reads them, native */
+}
+
+void translate_flagless_begin(struct translation *t)
+{
+    if (!t->rcx_stored)
+        emit_store_gs(&t->hot, RCX, RCX_SLOT);
+    t->rcx_stored = true;
+}
+
+void translate_flagless_after(struct translation *t)
+{
+    if (t->insn->kind != INSN_PLAIN || (t->insn->gpr_write & 1u << RCX))
+        t->rcx_stored = false;
+}
+
+void translate_flagless_add(struct emit *e, size_t offset)
+{
+    emit_load_gs(e, RCX, offset);
+    emit_mem(e, OP_LEA, ADDR, ADDR, RCX, 1, 0);
+}
+
+/* r15 becomes linear - tag, and one test of its sum with size - 1 is enough: nothing beyond the page offset may be set.
+ * A tag has the index's own bits of a linear address, so that linear - tag is a multiple of 16 MiB and an offset within a page, and
+ * the sum is below 4096 only if the multiple is 0 and the access ends in the page. An offset that is negative by less than the
+ * size, which the sum would hide, belongs to another index. TLB_EMPTY stands in any slot: what passes for a hit on it
+ * lies around 2^63, where nothing is canonical, and its host address is the same one. */
+void translate_flagless_check(struct translation *t, const uint8_t *retry, const struct check *check)
+{
+    struct emit *e = &t->hot, *c = &t->cold;
+    size_t table = offsetof(struct jit_vcpu, tlb.entries) +
+                   sizeof(struct tlb_entry) * TLB_ENTRIES * (t->key.pool * (size_t)TLB_ACCESSES + check->write);
+    size_t tag = table + offsetof(struct tlb_entry, tag), host = table + offsetof(struct tlb_entry, host);
+    uint32_t site = translate_new_site(t);
+    struct site *s = &t->tr->sites[site];
+    s->size = (uint8_t)check->size;
+    s->write = check->write;
+    s->stack = check->stack;
+    s->retry = mcode_executable(&t->tr->mcode, retry);
+
+    _Static_assert(sizeof(struct tlb_entry) == 16, "twice the scale of 8");
+    emit_pext(e, TMP, ADDR, offsetof(struct jit_vcpu, tlb_mask));
+    emit_mem(e, OP_LEA, TMP, TMP, TMP, 1, 0);
+    emit_gs_scaled(e, OP_MOV_LOAD, RCX, TMP, tag);
+    emit_bytes(e, "\x48\xf7\xd1", 3); /* not rcx */
+    emit_mem(e, OP_LEA, ADDR, ADDR, RCX, 1, 1);
+    if (check->size > 1)
+        emit_mem(e, OP_LEA, RCX, ADDR, INSN_NO_REG, 1, (int32_t)check->size - 1);
+    emit_pext(e, RCX, check->size > 1 ? RCX : ADDR, offsetof(struct jit_vcpu, page_mask));
+    uint8_t *hit = emit_short(e, OP_JRCXZ);
+    emit_jmp(e, c->at);
+    emit_bind_short(e, hit);
+    emit_load_gs(e, RCX, RCX_SLOT);
+    emit_gs_scaled(e, OP_MOV_LOAD, TMP, TMP, host);
+    if (check->form == CHECK_WHOLE)
+        emit_mem(e, OP_LEA, ADDR, ADDR, TMP, 1, 0);
+
+    emit_gs_scaled(c, OP_MOV_LOAD, RCX, TMP, tag);
+    emit_mem(c, OP_LEA, ADDR, ADDR, RCX, 1, 0); /* the linear address again */
+    emit_load_gs(c, RCX, RCX_SLOT);
+    emit_mov_imm(c, TMP, site);
+    emit_jmp(c, t->tr->to.miss);
+}
