@@ -253,14 +253,16 @@ bool translate_plain(struct translation *t)
     if (!insn->mem_bytes || insn->mem_bytes > 64 || insn->address_bits != 64)
         return false;
     unsigned scratch = scratch_operands(insn);
-    if (scratch == (MASK(R14) | MASK(R15)))
+    if ((scratch & insn->gpr_read) && scratch == (MASK(R14) | MASK(R15)))
         return false;
-    struct insn_remap remap = insn_remap_identity;
-    unsigned guest = scratch == MASK(R15) ? R15 : R14;
-    /* In two parts the address is there earlier, but r14 is taken. */
     bool flagless = translate_flagless_pays(t);
-    enum check_form form = scratch || (wants_native_flags(t) && !flagless) ? CHECK_WHOLE : CHECK_PARTS;
-    remap.gpr[guest] = TMP;
+    struct insn_remap remap = insn_remap_identity;
+    /* In two parts the address is there earlier, but r14 is taken. */
+    enum check_form form = CHECK_PARTS;
+    if ((scratch & insn->gpr_read) || (wants_native_flags(t) && !flagless))
+        form = CHECK_WHOLE;
+    if (scratch & insn->gpr_read)
+        remap.gpr[scratch == MASK(R15) ? R15 : R14] = TMP;
     remap.mem_base = form == CHECK_PARTS ? TMP : ADDR;
     remap.mem_index = form == CHECK_PARTS ? ADDR : INSN_NO_REG;
     uint8_t code[INSN_MAX_BYTES];
@@ -293,8 +295,8 @@ bool translate_plain(struct translation *t)
     else
         translate_check(t, retry, &check);
     settle_flags(t);
-    if (scratch)
-        load_operand(e, insn, guest, TMP);
+    if (scratch & insn->gpr_read)
+        load_operand(e, insn, scratch == MASK(R15) ? R15 : R14, TMP);
     if (borrowed != INSN_NO_REG) {
         emit_mov(e, TMP, borrowed);
         emit_mov(e, borrowed, ADDR);
@@ -302,8 +304,10 @@ bool translate_plain(struct translation *t)
     emit_bytes(e, code, length);
     if (borrowed != INSN_NO_REG)
         emit_mov(e, borrowed, TMP);
-    if (scratch)
-        store_operand(e, insn, guest, TMP);
+    if (scratch & MASK(R14))
+        store_operand(e, insn, R14, remap.gpr[R14]);
+    if (scratch & MASK(R15))
+        store_operand(e, insn, R15, remap.gpr[R15]);
     return true;
 }
 
