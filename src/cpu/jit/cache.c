@@ -17,14 +17,9 @@
 #define ROOM_PER_BLOCK ((size_t)32 << 10)
 #define SITES_PER_INSN 6u /* rep movs */
 
-static uint32_t page_number(const struct translator *tr, const uint8_t *host)
+static uint32_t hash_of(uint32_t page, uint32_t offset, struct block_key key)
 {
-    return (uint32_t)((uint64_t)(host - tr->ram) / MEM_PAGE_SIZE);
-}
-
-static uint32_t hash_of(const uint8_t *source, struct block_key key)
-{
-    uint64_t h = ((uint64_t)source ^ (uint64_t)key.pool << 56) * UINT64_C(0x9e3779b97f4a7c15);
+    uint64_t h = (((uint64_t)page << 12 | offset) ^ (uint64_t)key.pool << 56) * UINT64_C(0x9e3779b97f4a7c15);
     return (uint32_t)(h >> (64 - HASH_BITS));
 }
 
@@ -46,17 +41,15 @@ int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
     /* Blocks average some 250 bytes of code, sites 40: the tables fill up after the code memory does. */
     tr->block_capacity = (uint32_t)(code_bytes / 128);
     tr->site_capacity = (uint32_t)(code_bytes / 24);
-    tr->insn_capacity = (uint32_t)(code_bytes / 128);
     tr->map_capacity = (uint32_t)(code_bytes / 12);
     tr->pages = (uint32_t)(mem_size(cpu->mem) / MEM_PAGE_SIZE);
     tr->ram = mem_slot(cpu->mem, 0)->hva;
     tr->blocks = table(tr->block_capacity, sizeof *tr->blocks);
     tr->sites = table(tr->site_capacity, sizeof *tr->sites);
-    tr->insns = table(tr->insn_capacity, sizeof *tr->insns);
     tr->maps = table(tr->map_capacity, sizeof *tr->maps);
     tr->hash = table((size_t)1 << HASH_BITS, sizeof *tr->hash);
     tr->page_heads = table(tr->pages, sizeof *tr->page_heads);
-    if (!tr->blocks || !tr->sites || !tr->insns || !tr->maps || !tr->hash || !tr->page_heads)
+    if (!tr->blocks || !tr->sites || !tr->maps || !tr->hash || !tr->page_heads || !insn_pool_create(&tr->insns))
         return err_set(err, ENOMEM, "translator tables");
     mcode_touch(&tr->mcode, tr->mcode.write, ROOM_PER_BLOCK);
     enter_make_trampolines(tr);
@@ -75,7 +68,7 @@ void cache_free(struct jit_vcpu *cpu)
     mcode_free(&tr->mcode);
     munmap(tr->blocks, tr->block_capacity * sizeof *tr->blocks);
     munmap(tr->sites, tr->site_capacity * sizeof *tr->sites);
-    munmap(tr->insns, tr->insn_capacity * sizeof *tr->insns);
+    insn_pool_free(&tr->insns);
     munmap(tr->maps, tr->map_capacity * sizeof *tr->maps);
     munmap(tr->hash, ((size_t)1 << HASH_BITS) * sizeof *tr->hash);
     munmap(tr->page_heads, tr->pages * sizeof *tr->page_heads);
@@ -89,8 +82,8 @@ static void cache_reset(struct jit_vcpu *cpu)
     struct translator *tr = cpu->translator;
     fpu_save(cpu);
     for (uint32_t i = 1; i < tr->block_count; i++) {
-        for (unsigned k = 0; k < 2 && tr->blocks[i].page[k]; k++) {
-            uint32_t page = page_number(tr, tr->blocks[i].page[k]);
+        for (unsigned k = 0; k < 2 && tr->blocks[i].page[k] != NO_PAGE; k++) {
+            uint32_t page = tr->blocks[i].page[k];
             tr->page_heads[page] = 0;
             __atomic_fetch_and(&cpu->engine->code_pages[page], ~(1u << cpu->base.index), __ATOMIC_SEQ_CST);
         }
@@ -99,7 +92,7 @@ static void cache_reset(struct jit_vcpu *cpu)
     tr->hot = tr->hot_start;
     tr->cold = tr->cold_start;
     tr->block_count = 1;
-    tr->site_count = tr->insn_count = tr->map_count = 0;
+    tr->site_count = tr->map_count = 0;
     tr->generation++;
     tr->stat_resets++;
     jump_cache_flush(cpu);
@@ -110,7 +103,7 @@ static void make_room(struct jit_vcpu *cpu)
     struct translator *tr = cpu->translator;
     if ((size_t)(tr->hot_end - tr->hot) < ROOM_PER_BLOCK || (size_t)(tr->cold_end - tr->cold) < ROOM_PER_BLOCK ||
         tr->block_count + 1 >= tr->block_capacity || tr->site_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= tr->site_capacity ||
-        tr->insn_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= tr->insn_capacity || tr->map_count + BLOCK_MAX_INSNS >= tr->map_capacity)
+        tr->map_count + BLOCK_MAX_INSNS >= tr->map_capacity)
         cache_reset(cpu);
     mcode_touch(&tr->mcode, tr->hot, ROOM_PER_BLOCK);
     mcode_touch(&tr->mcode, tr->cold, ROOM_PER_BLOCK);
@@ -124,14 +117,14 @@ struct block *cache_new_block(struct jit_vcpu *cpu)
 
 bool cache_allow_writes(struct jit_vcpu *cpu, const uint8_t *host_page)
 {
-    uint32_t page = page_number(cpu->translator, host_page);
+    uint32_t page = translator_page(cpu->translator, host_page);
     __atomic_fetch_or(&cpu->engine->write_pages[page], 1u << cpu->base.index, __ATOMIC_SEQ_CST);
     return !__atomic_load_n(&cpu->engine->code_pages[page], __ATOMIC_SEQ_CST);
 }
 
 bool cache_page_has_code(struct jit_vcpu *cpu, const uint8_t *host)
 {
-    return __atomic_load_n(&cpu->engine->code_pages[page_number(cpu->translator, host)], __ATOMIC_RELAXED) != 0;
+    return __atomic_load_n(&cpu->engine->code_pages[translator_page(cpu->translator, host)], __ATOMIC_RELAXED) != 0;
 }
 
 static bool marked(const struct jit_vcpu *cpu, uint32_t page)
@@ -143,7 +136,7 @@ static bool marked(const struct jit_vcpu *cpu, uint32_t page)
 void cache_mark_code(struct jit_vcpu *cpu, const uint8_t *host_page)
 {
     struct jit_engine *engine = cpu->engine;
-    uint32_t page = page_number(cpu->translator, host_page), me = 1u << cpu->base.index;
+    uint32_t page = translator_page(cpu->translator, host_page), me = 1u << cpu->base.index;
     do {
         __atomic_fetch_or(&engine->code_pages[page], me, __ATOMIC_SEQ_CST);
         uint32_t writers = __atomic_load_n(&engine->write_pages[page], __ATOMIC_SEQ_CST);
@@ -156,18 +149,18 @@ void cache_mark_code(struct jit_vcpu *cpu, const uint8_t *host_page)
 
 bool cache_is_marked(const struct jit_vcpu *cpu, const uint8_t *host_page)
 {
-    return marked(cpu, page_number(cpu->translator, host_page));
+    return marked(cpu, translator_page(cpu->translator, host_page));
 }
 
 void cache_add_block(struct jit_vcpu *cpu, struct block *block)
 {
     struct translator *tr = cpu->translator;
     uint32_t id = (uint32_t)(block - tr->blocks);
-    uint32_t *head = &tr->hash[hash_of(block->page[0] + block->offset, block->key)];
+    uint32_t *head = &tr->hash[hash_of(block->page[0], block->offset, block->key)];
     block->hash_next = *head;
     *head = id;
-    for (unsigned k = 0; k < 2 && block->page[k]; k++) {
-        uint32_t *first = &tr->page_heads[page_number(tr, block->page[k])];
+    for (unsigned k = 0; k < 2 && block->page[k] != NO_PAGE; k++) {
+        uint32_t *first = &tr->page_heads[block->page[k]];
         block->page_next[k] = *first;
         *first = id;
     }
@@ -180,10 +173,10 @@ static struct link *link_of(struct translator *tr, uint32_t id)
     return &tr->blocks[id / 2].link[id % 2];
 }
 
-static void point(struct link *link, const uint8_t *target)
+static void point(struct translator *tr, const struct link *link, uint32_t target)
 {
     int32_t distance = (int32_t)(target - (link->patch + 4));
-    memcpy(link->patch, &distance, sizeof distance);
+    memcpy(tr->mcode.write + link->patch, &distance, sizeof distance);
 }
 
 static void unlink_incoming(struct translator *tr, struct block *block)
@@ -191,7 +184,7 @@ static void unlink_incoming(struct translator *tr, struct block *block)
     for (uint32_t id = block->incoming; id != NO_BLOCK;) {
         struct link *link = link_of(tr, id);
         id = link->next;
-        point(link, link->stub);
+        point(tr, link, link->stub);
         link->target = link->next = NO_BLOCK;
     }
     block->incoming = NO_BLOCK;
@@ -224,18 +217,17 @@ static void detour(struct jit_vcpu *cpu, struct block *from, struct link *link)
     struct translation t = {.cpu = cpu, .tr = tr, .block = from, .key = from->key};
     struct emit e = {tr->cold};
     translate_detour(&t, &e, link);
-    link->stub = tr->cold;
+    link->stub = (uint32_t)(tr->cold - tr->mcode.write);
     tr->cold = e.at;
-    point(link, link->stub);
+    point(tr, link, link->stub);
 }
 
 /* The way to another page is open while its linear page is fetched from the target's page. */
 static void open_far(struct jit_vcpu *cpu, const struct link *link, const struct block *to)
 {
-    uint32_t page = page_number(cpu->translator, to->page[0]);
-    int32_t displacement = (int32_t)(1 - 2 * (int64_t)page - (int64_t)(link->rip & PAGE_MASK));
-    memcpy(link->patch - LINK_FAR_DISPLACEMENT, &displacement, sizeof displacement);
-    fetch_tlb_fill(cpu, to->key.pool == TLB_USER, cpu->rip, page, mmu_fetch_page(cpu, cpu->rip)->global);
+    int32_t displacement = (int32_t)(1 - 2 * (int64_t)to->page[0] - (int64_t)(cpu->rip & PAGE_MASK));
+    memcpy(cpu->translator->mcode.write + link->patch - LINK_FAR_DISPLACEMENT, &displacement, sizeof displacement);
+    fetch_tlb_fill(cpu, to->key.pool == TLB_USER, cpu->rip, to->page[0], mmu_fetch_page(cpu, cpu->rip)->global);
 }
 
 static void make_link(struct jit_vcpu *cpu, uint32_t id, struct block *to)
@@ -243,13 +235,13 @@ static void make_link(struct jit_vcpu *cpu, uint32_t id, struct block *to)
     struct translator *tr = cpu->translator;
     struct block *from = &tr->blocks[id / 2];
     struct link *link = &from->link[id % 2];
-    bool same_page = to->page[0] == from->page[0], forward = !link->far && link->rip > from->rip;
+    bool same_page = to->page[0] == from->page[0];
     if ((!link->far && !same_page) || to->key.pool != from->key.pool || to->key.fpu_ok != from->key.fpu_ok)
         return;
     uint32_t target = (uint32_t)(to - tr->blocks);
     if (link->far)
         open_far(cpu, link, to);
-    if (to->page[1]) {
+    if (to->page[1] != NO_PAGE) {
         unlink(tr, id);
         detour(cpu, from, link);
     } else if (link->target != target) {
@@ -257,8 +249,7 @@ static void make_link(struct jit_vcpu *cpu, uint32_t id, struct block *to)
         link->target = target;
         link->next = to->incoming;
         to->incoming = id;
-        const uint8_t *entry = link->far ? to->entry : forward ? to->forward : to->inner;
-        point(link, mcode_writable(&tr->mcode, entry));
+        point(tr, link, to->entry + (link->far ? 0u : link->distance > 0 ? to->forward : to->inner));
         tr->stat_links++;
     }
 }
@@ -268,13 +259,13 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
     struct translator *tr = cpu->translator;
     uint32_t generation = tr->generation;
     struct block *from = &tr->blocks[id / 2];
-    cpu->rip = block_rip(cpu, from) - from->rip + from->link[id % 2].rip;
+    cpu->rip = block_rip(cpu, from) + (uint64_t)(int64_t)from->link[id % 2].distance;
     struct block *to = cache_lookup(cpu);
     if (!to)
         return NULL;
     if (tr->generation == generation && !from->dead)
         make_link(cpu, id, to);
-    return to->inner;
+    return block_inner(tr, to);
 }
 
 /* ---- dropping ---- */
@@ -282,7 +273,7 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
 static void remove_from_hash(struct translator *tr, struct block *block)
 {
     uint32_t id = (uint32_t)(block - tr->blocks);
-    uint32_t *at = &tr->hash[hash_of(block->page[0] + block->offset, block->key)];
+    uint32_t *at = &tr->hash[hash_of(block->page[0], block->offset, block->key)];
     while (*at != id)
         at = &tr->blocks[*at].hash_next;
     *at = block->hash_next;
@@ -291,7 +282,7 @@ static void remove_from_hash(struct translator *tr, struct block *block)
 static void remove_from_page(struct translator *tr, struct block *block, unsigned k)
 {
     uint32_t id = (uint32_t)(block - tr->blocks);
-    uint32_t *at = &tr->page_heads[page_number(tr, block->page[k])];
+    uint32_t *at = &tr->page_heads[block->page[k]];
     while (*at != id) {
         struct block *b = &tr->blocks[*at];
         at = &b->page_next[b->page[1] == block->page[k] && b->page[0] != block->page[k]];
@@ -305,15 +296,15 @@ static void drop_block(struct translator *tr, struct block *block)
     unlink_incoming(tr, block);
     unlink_outgoing(tr, block);
     remove_from_hash(tr, block);
-    for (unsigned k = 0; k < 2 && block->page[k]; k++)
+    for (unsigned k = 0; k < 2 && block->page[k] != NO_PAGE; k++)
         remove_from_page(tr, block, k);
-    struct emit e = {mcode_writable(&tr->mcode, block->entry)};
+    struct emit e = {tr->mcode.write + block->entry};
     emit_mov_imm(&e, R14, (uint64_t)(block - tr->blocks));
     emit_jmp(&e, tr->to.dead);
     tr->stat_dead++;
 }
 
-static bool overlaps(const struct block *block, const uint8_t *page, uint64_t start, uint64_t end)
+static bool overlaps(const struct block *block, uint32_t page, uint64_t start, uint64_t end)
 {
     if (block->page[0] == page && block->offset < end && block->offset + (uint64_t)block->length > start)
         return true;
@@ -327,11 +318,11 @@ static bool overlaps(const struct block *block, const uint8_t *page, uint64_t st
 void cache_drop_range(struct jit_vcpu *cpu, const uint8_t *page, uint64_t start, uint64_t end)
 {
     struct translator *tr = cpu->translator;
-    uint32_t number = page_number(tr, page);
+    uint32_t number = translator_page(tr, page);
     for (uint32_t id = tr->page_heads[number]; id;) {
         struct block *block = &tr->blocks[id];
-        id = block->page_next[block->page[0] != page];
-        if (overlaps(block, page, start, end))
+        id = block->page_next[block->page[0] != number];
+        if (overlaps(block, number, start, end))
             drop_block(tr, block);
     }
     if (!tr->page_heads[number])
@@ -387,23 +378,23 @@ struct block_key cache_key(const struct jit_vcpu *cpu)
 {
     bool fpu_ok = !(cpu->cr0 & (CR0_TS | CR0_EM)) && (cpu->cr4 & CR4_OSFXSR) && (cpu->cr4 & CR4_OSXSAVE) &&
                   (cpu->xcr0 & XCR0_AVX);
-    return (struct block_key){.pool = (uint8_t)tlb_pool_of(cpu, 0), .fpu_ok = fpu_ok};
+    return (struct block_key){.pool = tlb_pool_of(cpu, 0) & 0xf, .fpu_ok = fpu_ok};
 }
 
 static struct block *find(struct jit_vcpu *cpu, const uint8_t *page, struct block_key key)
 {
     struct translator *tr = cpu->translator;
-    const uint8_t *source = page + (cpu->rip & PAGE_MASK);
-    for (uint32_t id = tr->hash[hash_of(source, key)]; id;) {
+    uint32_t number = translator_page(tr, page);
+    for (uint32_t id = tr->hash[hash_of(number, (uint32_t)(cpu->rip & PAGE_MASK), key)]; id;) {
         struct block *block = &tr->blocks[id];
         id = block->hash_next;
-        if (block->rip != (block->pic ? cpu->rip & PAGE_MASK : cpu->rip) || block->page[0] != page || block->key.pool != key.pool ||
+        if (block->rip != (block->pic ? cpu->rip & PAGE_MASK : cpu->rip) || block->page[0] != number || block->key.pool != key.pool ||
             block->key.fpu_ok != key.fpu_ok)
             continue;
-        if (!block->page[1])
+        if (block->page[1] == NO_PAGE)
             return block;
         const struct fetch_entry *second = mmu_fetch_page(cpu, (cpu->rip | PAGE_MASK) + 1);
-        if (second->host == block->page[1])
+        if (second->host && translator_page(tr, second->host) == block->page[1])
             return block;
     }
     return NULL;
@@ -434,9 +425,9 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
         if (!block)
             return NULL;
     }
-    if (block->page[1])
+    if (block->page[1] != NO_PAGE)
         global = global && mmu_fetch_page(cpu, (cpu->rip | PAGE_MASK) + 1)->global;
-    jump_cache_fill(cpu, key.pool, cpu->rip, global, block->entry);
+    jump_cache_fill(cpu, key.pool, cpu->rip, global, block_entry(cpu->translator, block));
     cpu->code_page = cpu->rip & ~PAGE_MASK;
     return block;
 }
@@ -447,10 +438,10 @@ struct block *cache_find_host(struct jit_vcpu *cpu, const uint8_t *host)
     uint32_t low = 1, high = tr->block_count;
     while (low < high) {
         uint32_t middle = (low + high) / 2;
-        if (tr->blocks[middle].end <= host)
+        if (block_entry(tr, &tr->blocks[middle]) + tr->blocks[middle].code_length <= host)
             low = middle + 1;
         else
             high = middle;
     }
-    return low < tr->block_count && tr->blocks[low].entry <= host ? &tr->blocks[low] : NULL;
+    return low < tr->block_count && block_entry(tr, &tr->blocks[low]) <= host ? &tr->blocks[low] : NULL;
 }

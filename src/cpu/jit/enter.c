@@ -44,7 +44,7 @@ static const uint8_t *resume_at(struct jit_vcpu *cpu, const uint8_t *host)
 static const uint8_t *resume_by_lookup(struct jit_vcpu *cpu)
 {
     struct block *block = cache_lookup(cpu);
-    return block ? resume_at(cpu, block->inner) : NULL;
+    return block ? resume_at(cpu, block_inner(cpu->translator, block)) : NULL;
 }
 
 /* Tries the jump cache first. What it holds may be dead: then the way goes through handle_dead, which must not come here. */
@@ -129,6 +129,21 @@ static const uint8_t *run_across_pages(struct jit_vcpu *cpu)
     return wants_run_loop(cpu) ? NULL : resume_at_rip(cpu);
 }
 
+/* Where the instruction after a site's starts; NULL when the block ends there. */
+static const uint8_t *next_of(const struct jit_vcpu *cpu, const struct site *site, const struct block *block)
+{
+    return site->next ? block_entry(cpu->translator, block) + site->next : NULL;
+}
+
+/* The instruction of a site, from guest memory. False when another vCPU has changed it. */
+static bool decode_site(struct jit_vcpu *cpu, const struct site *site, struct insn *ret_insn)
+{
+    fpu_save(cpu); /* the decoder is compiled like any other code */
+    uint8_t bytes[INSN_MAX_BYTES];
+    unsigned length = mmu_fetch(cpu, cpu->rip, bytes, site->insn_length);
+    return insn_decode(bytes, length, 64, ret_insn) == INSN_OK;
+}
+
 /* A memory access that the soft TLB does not know. */
 static const uint8_t *handle_miss(struct jit_vcpu *cpu)
 {
@@ -141,24 +156,26 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
     if (in_page && mmu_tlb_load(cpu, linear + site->first, access) &&
         (!site->needs_write_entry || tlb_has_write_entry(cpu, linear + site->first))) {
         fpu_load(cpu);
-        return site->retry;
+        return block_entry(cpu->translator, block) + site->retry;
     }
     if (site->run)
         return run_across_pages(cpu);
-    fpu_save(cpu); /* the decoder is compiled like any other code */
     struct insn insn;
-    uint8_t bytes[INSN_MAX_BYTES];
-    unsigned length = mmu_fetch(cpu, cpu->rip, bytes, site->insn_length);
-    if (insn_decode(bytes, length, 64, &insn) != INSN_OK) /* changed under us by another vCPU */
+    if (!decode_site(cpu, site, &insn))
         return resume_at_rip(cpu);
-    return interpret(cpu, &insn, block, site->next);
+    return interpret(cpu, &insn, block, next_of(cpu, site, block));
 }
 
 static const uint8_t *handle_interp(struct jit_vcpu *cpu)
 {
     struct block *block;
     const struct site *site = enter_site(cpu, &block);
-    return interpret(cpu, &cpu->translator->insns[site->insn], block, site->next);
+    if (site->insn != INSN_POOL_NONE)
+        return interpret(cpu, &cpu->translator->insns.insns[site->insn], block, next_of(cpu, site, block));
+    struct insn insn;
+    if (!decode_site(cpu, site, &insn))
+        return resume_at_rip(cpu);
+    return interpret(cpu, &insn, block, next_of(cpu, site, block));
 }
 
 static const uint8_t *handle_link(struct jit_vcpu *cpu)
@@ -175,11 +192,8 @@ static _Noreturn void raise_at_branch(struct jit_vcpu *cpu)
 {
     struct block *block;
     const struct site *site = enter_site(cpu, &block);
-    fpu_save(cpu);
     struct insn insn;
-    uint8_t bytes[INSN_MAX_BYTES];
-    unsigned length = mmu_fetch(cpu, cpu->rip, bytes, site->insn_length);
-    bool is_ret = insn_decode(bytes, length, 64, &insn) == INSN_OK && !insn.map && (insn.opcode & 0xfe) == 0xc2;
+    bool is_ret = decode_site(cpu, site, &insn) && !insn.map && (insn.opcode & 0xfe) == 0xc2;
     if (is_ret)
         cpu->gpr[RSP] -= 8 + (insn.opcode == 0xc2 ? (uint64_t)insn.imm & 0xffff : 0);
     vcpu_raise(cpu, VEC_GP, 0);
@@ -253,9 +267,34 @@ static void emit_load_guest(struct emit *e)
     emit_jmp_resume(e);
 }
 
+/* Goes to the check of the site in r14 again, with rax and rcx from their slots. Flags are lost. */
+static const uint8_t *emit_retry(struct emit *e, const struct translator *tr)
+{
+    const uint8_t *start = e->at;
+    emit_bytes(e, "\x4d\x69\xf6", 3); /* imul r14, r14, sizeof(struct site) */
+    emit_u32(e, (uint32_t)sizeof(struct site));
+    emit_mov_imm(e, R15, (uint64_t)(uintptr_t)tr->sites);
+    emit_mem(e, OP_LEA, R14, R15, R14, 1, 0);
+    emit_bytes(e, "\x41\x0f\xb7\x4e", 4); /* movzx ecx, word [r14 + retry] */
+    emit_u8(e, (unsigned)offsetof(struct site, retry));
+    emit_bytes(e, "\x41\x8b\x06\x25", 4); /* mov eax, [r14]; and eax, SITE_BLOCK_MASK */
+    emit_u32(e, SITE_BLOCK_MASK);
+    emit_bytes(e, "\x48\x69\xc0", 3); /* imul rax, rax, sizeof(struct block) */
+    emit_u32(e, (uint32_t)sizeof(struct block));
+    emit_mov_imm(e, R15, (uint64_t)(uintptr_t)tr->blocks);
+    emit_bytes(e, "\x41\x8b\x44\x07", 4); /* mov eax, [r15 + rax + entry] */
+    emit_u8(e, (unsigned)offsetof(struct block, entry));
+    emit_mov_imm(e, R15, (uint64_t)(uintptr_t)tr->mcode.exec);
+    emit_bytes(e, "\x49\x01\xc7\x49\x01\xcf", 6); /* add r15, rax; add r15, rcx */
+    emit_load_gs(e, RAX, GPR_OFFSET(RAX));
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_bytes(e, "\x41\xff\xe7", 3); /* jmp r15 */
+    return start;
+}
+
 /* tlb.stack does not hold the page at r15: takes it from the table of write translations and tries the site again. An access
- * that crosses its end, or that has no entry there, goes on to `miss`. Flags are parked or dead. */
-static const uint8_t *emit_stack_refill(struct emit *e, const struct translator *tr, unsigned pool, const uint8_t *miss)
+ * that crosses its end, or that has no entry there, goes on to tr->to.miss. Flags are parked or dead. */
+static const uint8_t *emit_stack_refill(struct emit *e, const struct translator *tr, unsigned pool, const uint8_t *retry)
 {
     const uint8_t *start = e->at;
     size_t entry = offsetof(struct jit_vcpu, tlb.stack) + sizeof(struct tlb_entry) * pool;
@@ -277,18 +316,12 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
     emit_store_gs(e, RCX, entry + tag);
     emit_gs_based(e, OP_MOV_LOAD, RCX, RAX, table + host);
     emit_store_gs(e, RCX, entry + host);
-    emit_load_gs(e, RAX, GPR_OFFSET(RAX));
-    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
-    emit_bytes(e, "\x4d\x69\xf6", 3); /* imul r14, r14, sizeof(struct site) */
-    emit_u32(e, (uint32_t)sizeof(struct site));
-    emit_mov_imm(e, R15, (uint64_t)(uintptr_t)&tr->sites[0].retry);
-    emit_mem(e, OP_MOV_LOAD, R15, R15, R14, 1, 0);
-    emit_bytes(e, "\x41\xff\xe7", 3); /* jmp r15 */
+    emit_jmp(e, retry);
     emit_bind_short(e, other);
     emit_bind_short(e, crosses);
     emit_load_gs(e, RAX, GPR_OFFSET(RAX));
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
-    emit_jmp(e, miss);
+    emit_jmp(e, tr->to.miss);
     return start;
 }
 
@@ -357,8 +390,9 @@ void enter_make_trampolines(struct translator *tr)
     tr->to.dead = emit_way_out(&e, handle_dead, leave);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.jump[pool] = emit_second_level(&e, pool, jump);
+    const uint8_t *retry = emit_retry(&e, tr);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
-        tr->to.stack[pool] = emit_stack_refill(&e, tr, pool, tr->to.miss);
+        tr->to.stack[pool] = emit_stack_refill(&e, tr, pool, retry);
     tr->to.load_rsp = e.at;
     emit_load_gs(&e, RSP, GPR_OFFSET(RSP));
     emit_jmp_resume(&e);
@@ -393,7 +427,7 @@ static const struct insn_map *find_insn(const struct translator *tr, const struc
 {
     const struct insn_map *map = &tr->maps[block->first_map];
     uint32_t i = 0;
-    while (i + 1 < block->map_count && block->entry + map[i + 1].host <= host)
+    while (i + 1 < block->map_count && block_entry(tr, block) + map[i + 1].host <= host)
         i++;
     return &map[i];
 }

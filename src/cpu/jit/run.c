@@ -278,7 +278,7 @@ static void run_guest(struct jit_vcpu *cpu)
     if (translatable(cpu)) {
         struct block *block = cache_lookup(cpu);
         if (block) {
-            enter_run(cpu, block->inner);
+            enter_run(cpu, block_inner(cpu->translator, block));
             return;
         }
     }

@@ -156,8 +156,8 @@ static void emit_insn(struct translation *t)
 static void add_map(struct translation *t)
 {
     t->tr->maps[t->tr->map_count++] =
-        (struct insn_map){.host = (uint16_t)(mcode_executable(&t->tr->mcode, t->hot.at) - t->block->entry),
-                          .guest = (uint16_t)(t->rip - t->block->rip),
+        (struct insn_map){.host = translate_offset(t, t->hot.at),
+                          .guest = (uint32_t)(t->rip - t->block->rip) & 0x7fff,
                           .parked = t->parked};
     t->block->map_count++;
 }
@@ -166,7 +166,7 @@ static void add_map(struct translation *t)
 static void bind_sites(struct translation *t)
 {
     while (t->pending_sites < t->tr->site_count)
-        t->tr->sites[t->pending_sites++].next = mcode_executable(&t->tr->mcode, t->hot.at);
+        t->tr->sites[t->pending_sites++].next = translate_offset(t, t->hot.at);
 }
 
 /* The way in through the jump cache. */
@@ -191,9 +191,9 @@ static void emit_entry(struct translation *t, bool flags_live)
 static void emit_block(struct translation *t, const struct insn *insns, unsigned count, const uint16_t *live)
 {
     emit_entry(t, live[0] != 0);
-    t->block->inner = mcode_executable(&t->tr->mcode, t->hot.at);
+    t->block->inner = (uint8_t)translate_offset(t, t->hot.at);
     emit_poll(t, live[0] != 0);
-    t->block->forward = mcode_executable(&t->tr->mcode, t->hot.at);
+    t->block->forward = (uint8_t)translate_offset(t, t->hot.at);
     for (unsigned i = 0; i < count; i++) {
         t->insn = &insns[i];
         t->next_rip = t->rip + insns[i].length;
@@ -255,11 +255,11 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
     bool pic = key.pool == TLB_USER;
     *block = (struct block){.rip = pic ? cpu->rip & PAGE_MASK : cpu->rip,
                             .pic = pic,
-                            .page = {page, second},
+                            .page = {translator_page(tr, page), second ? translator_page(tr, second) : NO_PAGE},
                             .offset = (uint16_t)(cpu->rip & PAGE_MASK),
                             .key = key,
                             .ahead = {ahead[0], ahead[1]},
-                            .entry = mcode_executable(&tr->mcode, tr->hot),
+                            .entry = (uint32_t)(tr->hot - tr->mcode.write),
                             .first_map = tr->map_count,
                             .incoming = NO_BLOCK,
                             .link = {{.target = NO_BLOCK}, {.target = NO_BLOCK}}};
@@ -275,12 +275,12 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
     emit_block(&t, insns, count, live);
     assert(t.hot.at < tr->hot_end && t.cold.at < tr->cold_end);
     block->length = (uint16_t)(t.rip - block->rip);
-    block->end = mcode_executable(&tr->mcode, t.hot.at);
+    block->code_length = translate_offset(&t, t.hot.at);
     tr->hot = t.hot.at;
     tr->cold = t.cold.at;
     tr->stat_blocks++;
     tr->stat_insns += count;
-    perf_map_add(block->entry, (size_t)(block->end - block->entry), cpu->rip);
+    perf_map_add(block_entry(tr, block), block->code_length, cpu->rip);
     cache_add_block(cpu, block);
     return block;
 }

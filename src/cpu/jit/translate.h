@@ -14,28 +14,31 @@
 #include <stdint.h>
 #include "cpu/jit/decode.h"
 #include "cpu/jit/emit.h"
+#include "cpu/jit/insn_pool.h"
 #include "cpu/jit/mcode.h"
 #include "cpu/jit/tlb.h"
+#include "mem/mem.h"
 
 #define BLOCK_MAX_INSNS 48u
 #define STACK_RUN_MAX 15u /* pushes or pops behind one check */
 #define NO_BLOCK UINT32_MAX
+#define NO_PAGE UINT32_MAX
 
 /* What translated code depends on beside its bytes and address. */
 struct block_key {
-    uint8_t pool;   /* enum tlb_pool of data accesses: follows CPL and AC */
-    uint8_t fpu_ok; /* x87, SSE and AVX are all enabled: no checks needed */
+    uint8_t pool : 4;   /* enum tlb_pool of data accesses: follows CPL and AC */
+    uint8_t fpu_ok : 4; /* x87, SSE and AVX are all enabled: no checks needed */
 };
 
 /* A direct exit; may be patched to jump straight to its target. When that is on another page, what that linear page is fetched from
  * is checked on the way (fetch_tlb). */
 struct link {
-    uint64_t rip;         /* as the block counts it */
-    uint8_t *patch;       /* rel32 field, writable view; NULL: not patchable (goes through the jump cache) */
-    const uint8_t *stub;  /* where it points while unlinked, writable view */
-    uint32_t target;      /* linked block, or NO_BLOCK */
-    uint32_t next;        /* next link into the same target: block * 2 + which, or NO_BLOCK */
-    bool far;             /* to another page: LINK_FAR_DISPLACEMENT before `patch` is the displacement that stands for the page */
+    int32_t distance; /* from the block's rip to the exit's */
+    uint32_t patch : 31; /* place of the rel32 field in the code memory */
+    uint32_t far : 1;    /* to another page: LINK_FAR_DISPLACEMENT before `patch` is the displacement that stands for the page */
+    uint32_t stub;    /* where it points while unlinked */
+    uint32_t target;  /* linked block, or NO_BLOCK */
+    uint32_t next;    /* next link into the same target: block * 2 + which, or NO_BLOCK */
 };
 #define LINK_FAR_DISPLACEMENT 21
 
@@ -47,46 +50,52 @@ struct code_span {
 /* Code of user mode is position-independent (`pic`): shared libraries lie at other addresses in each process. Its rip is relative
  * to the page it starts in, whose linear address is in cpu->code_page while it runs. Whoever comes through the jump cache
  * brings the rip in r15 to `entry`, which sets code_page and makes flags native that are read; links within the page and C code
- * go to `inner`, which polls. Links to a higher address go to `forward`, behind the poll: every loop has another way in it. */
+ * go to `inner`, which polls. Links to a higher address go to `forward`, behind the poll: every loop has another way in it.
+ * There are very many blocks: places are offsets into the code memory, pages are numbers in guest RAM. */
 struct block {
-    /* What a lookup needs comes first: one cache line. */
+    /* What a lookup needs comes first, 32 bytes. */
     uint64_t rip; /* of the first instruction; when pic, its offset in the page */
-    const uint8_t *page[2]; /* host addresses of the guest pages it was made from; [1] NULL when it lies in one */
-    const uint8_t *entry, *inner, *forward; /* executable view */
+    uint32_t page[2]; /* guest pages it was made from; [1] NO_PAGE when it lies in one */
     uint32_t hash_next;
-    struct block_key key;
-    bool dead, pic;
+    uint32_t entry;
+    uint8_t inner, forward;  /* from entry */
     uint16_t offset, length; /* source bytes from page[0] */
-    struct code_span ahead[2]; /* of page[0]: code behind both exits that says which flags this block need not leave */
+    struct block_key key;
+    bool dead : 1, pic : 1;
 
-    const uint8_t *end;
-    uint32_t first_map, map_count; /* host code to guest instruction: translator.maps */
+    struct code_span ahead[2]; /* of page[0]: code behind both exits that says which flags this block need not leave */
+    uint16_t code_length;      /* from entry */
+    uint16_t map_count;
+    uint32_t first_map; /* host code to guest instruction: translator.maps */
     uint32_t page_next[2];
     uint32_t incoming; /* first link into this block */
     struct link link[2];
 };
 
-/* Where translated code calls C code for one guest instruction. */
+/* Where translated code calls C code for one guest instruction. Offsets of host code count from the block's entry. */
 struct site {
-    uint32_t block;
-    uint16_t rip_offset;  /* of the instruction, from the block's rip */
-    uint8_t size;         /* of the access in bytes, capped at 255 */
-    uint8_t first;        /* offset of the access that is made first, when one check stands for several */
-    bool parked;          /* flags are in cpu->flags_saved here */
-    bool write, stack;
-    bool run;               /* the check stands for a run of pushes or pops */
-    bool other_faults;      /* they come before those of the access: the interpreter knows */
-    bool needs_write_entry; /* the check goes by tlb.stack, which only has pages with a write entry */
-    uint8_t insn_length;
-    const uint8_t *retry; /* executable view: the check again */
-    const uint8_t *next;  /* executable view: the instruction after; NULL when the block ends here */
-    uint32_t insn;        /* index into insns for interpreter sites */
+    uint32_t block : 25;
+    uint32_t first : 7; /* offset of the access that is made first, when one check stands for several */
+    union {
+        uint16_t retry; /* the check again */
+        uint16_t insn;  /* of interpreter sites: index into translator.insns, or INSN_POOL_NONE */
+    };
+    uint16_t next;                  /* the instruction after; 0 when the block ends here */
+    uint32_t rip_offset : 10;       /* of the instruction, from the block's rip */
+    uint32_t insn_length : 4;
+    uint32_t size : 8;              /* of the access in bytes, capped at 255 */
+    uint32_t parked : 1;            /* flags are in cpu->flags_saved here */
+    uint32_t write : 1, stack : 1;
+    uint32_t other_faults : 1;      /* they come before those of the access: the interpreter knows */
+    uint32_t needs_write_entry : 1; /* the check goes by tlb.stack, which only has pages with a write entry */
+    uint32_t run : 1;               /* the check stands for a run of pushes or pops */
 };
+#define SITE_BLOCK_MASK 0x1ffffffu /* of its first 32 bits */
 
-/* Guest instruction whose host code starts at `host` (offset from the block's entry). */
+/* Guest instruction whose host code starts at `host`; both from the block's start. */
 struct insn_map {
-    uint16_t host, guest;
-    bool parked; /* while the guest's own instruction runs */
+    uint32_t host : 16, guest : 15;
+    uint32_t parked : 1; /* while the guest's own instruction runs */
 };
 
 struct trampolines {
@@ -106,8 +115,7 @@ struct translator {
     uint32_t block_count, block_capacity;
     struct site *sites;
     uint32_t site_count, site_capacity;
-    struct insn *insns;
-    uint32_t insn_count, insn_capacity;
+    struct insn_pool insns;
     struct insn_map *maps;
     uint32_t map_count, map_capacity;
     uint32_t *hash;       /* heads of block chains by source address */
@@ -120,6 +128,21 @@ struct translator {
     uint32_t by_mnemonic[2048]; /* interpreted from translated code */
     uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links, stat_followed, stat_runs;
 };
+
+/* Executable addresses of a block's ways in. */
+static inline const uint8_t *block_entry(const struct translator *tr, const struct block *block)
+{
+    return tr->mcode.exec + block->entry;
+}
+static inline const uint8_t *block_inner(const struct translator *tr, const struct block *block)
+{
+    return block_entry(tr, block) + block->inner;
+}
+
+static inline uint32_t translator_page(const struct translator *tr, const uint8_t *host)
+{
+    return (uint32_t)((uint64_t)(host - tr->ram) / MEM_PAGE_SIZE);
+}
 
 /* translate.c: makes the block at cpu->rip, whose first page is at `page` (host address). NULL only when the first instruction
  * cannot be translated at all. Raises fetch faults of the first instruction. */
@@ -188,6 +211,10 @@ bool translate_bit_string(struct translation *t);
 /* Hands this instruction to the interpreter. */
 void translate_interp(struct translation *t, bool ends_block);
 uint32_t translate_new_site(struct translation *t);
+/* A site that leaves to the interpreter. */
+uint32_t translate_new_interp_site(struct translation *t);
+/* Offset from the block's entry of a place in its hot code (writable view). */
+uint16_t translate_offset(const struct translation *t, const uint8_t *at);
 
 /* translate_branch.c */
 bool translate_branch(struct translation *t);

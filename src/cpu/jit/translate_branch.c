@@ -92,6 +92,11 @@ static bool on_this_page(const struct translation *t, uint64_t rip)
     return !((rip ^ t->block->rip) & ~PAGE_MASK);
 }
 
+static uint32_t place(const struct translation *t, const uint8_t *at)
+{
+    return (uint32_t)(at - t->tr->mcode.write);
+}
+
 static bool linkable(const struct translation *t, uint64_t rip)
 {
     return t->links < 2 && on_this_page(t, rip);
@@ -102,7 +107,11 @@ static struct link *new_link(struct translation *t, uint64_t rip, bool far)
 {
     unsigned which = t->links++;
     struct link *link = &t->block->link[which];
-    *link = (struct link){.rip = rip, .stub = t->cold.at, .target = NO_BLOCK, .next = NO_BLOCK, .far = far};
+    *link = (struct link){.distance = (int32_t)(rip - t->block->rip),
+                          .stub = place(t, t->cold.at),
+                          .target = NO_BLOCK,
+                          .next = NO_BLOCK,
+                          .far = far};
     if (far)
         emit_load_gs(&t->cold, RCX, GPR_OFFSET(RCX));
     emit_mov_imm(&t->cold, TMP, t->block_id * 2 + which);
@@ -138,15 +147,15 @@ static void exit_far(struct translation *t, struct emit *e, uint64_t rip)
     emit_jmp(e, e->at);
     uint8_t *patch = e->at - 4;
     struct link *link = new_link(t, rip, true);
-    link->patch = patch;
-    set_rel32(miss, link->stub);
-    set_rel32(patch, link->stub);
+    link->patch = place(t, patch) & INT32_MAX;
+    set_rel32(miss, t->tr->mcode.write + link->stub);
+    set_rel32(patch, t->tr->mcode.write + link->stub);
 }
 
 void translate_detour(struct translation *t, struct emit *e, const struct link *link)
 {
     if (!link->far) {
-        translate_exit_indirectly(t, e, link->rip);
+        translate_exit_indirectly(t, e, t->block->rip + (uint64_t)(int64_t)link->distance);
         return;
     }
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
@@ -155,12 +164,13 @@ void translate_detour(struct translation *t, struct emit *e, const struct link *
 
 void translate_exit(struct translation *t, struct emit *e, uint64_t rip)
 {
+    int64_t distance = (int64_t)(rip - t->block->rip);
     if (linkable(t, rip)) {
         translate_unpark_flags(t);
         struct link *link = new_link(t, rip, false);
-        emit_jmp(e, link->stub);
-        link->patch = e->at - 4;
-    } else if (t->links < 2 && t->tr->pages <= FETCH_TLB_PAGES_MAX) {
+        emit_jmp(e, t->tr->mcode.write + link->stub);
+        link->patch = place(t, e->at - 4) & INT32_MAX;
+    } else if (t->links < 2 && t->tr->pages <= FETCH_TLB_PAGES_MAX && distance == (int32_t)distance) {
         exit_far(t, e, rip);
     } else {
         translate_exit_indirectly(t, e, rip);
@@ -172,8 +182,8 @@ static void exit_conditional(struct translation *t, unsigned condition, uint64_t
 {
     if (linkable(t, rip)) {
         struct link *link = new_link(t, rip, false);
-        emit_jcc(&t->hot, condition, link->stub);
-        link->patch = t->hot.at - 4;
+        emit_jcc(&t->hot, condition, t->tr->mcode.write + link->stub);
+        link->patch = place(t, t->hot.at - 4) & INT32_MAX;
         return;
     }
     emit_jcc(&t->hot, condition, t->cold.at);

@@ -71,10 +71,10 @@ void translate_flagless_check(struct translation *t, const uint8_t *retry, const
     size_t tag = table + offsetof(struct tlb_entry, tag), host = table + offsetof(struct tlb_entry, host);
     uint32_t site = translate_new_site(t);
     struct site *s = &t->tr->sites[site];
-    s->size = (uint8_t)check->size;
+    s->size = check->size & 0xff;
     s->write = check->write;
     s->stack = check->stack;
-    s->retry = mcode_executable(&t->tr->mcode, retry);
+    s->retry = translate_offset(t, retry);
 
     _Static_assert(sizeof(struct tlb_entry) == 16, "twice the scale of 8");
     emit_pext(e, TMP, ADDR, offsetof(struct jit_vcpu, tlb_mask));

@@ -107,13 +107,24 @@ bool translate_address(struct translation *t, bool flagless)
 uint32_t translate_new_site(struct translation *t)
 {
     struct translator *tr = t->tr;
-    tr->sites[tr->site_count] = (struct site){.block = t->block_id,
-                                              .rip_offset = (uint16_t)(t->rip - t->block->rip),
-                                              .insn_length = t->insn->length,
+    tr->sites[tr->site_count] = (struct site){.block = t->block_id & SITE_BLOCK_MASK,
+                                              .rip_offset = (uint32_t)(t->rip - t->block->rip) & 0x3ff,
+                                              .insn_length = t->insn->length & 0xfu,
                                               .parked = t->parked,
-                                              .other_faults = t->insn->fpu != INSN_FPU_NONE || t->insn->mem_align > 1,
-                                              .insn = UINT32_MAX};
+                                              .other_faults = (t->insn->fpu != INSN_FPU_NONE || t->insn->mem_align > 1) ? 1u : 0u};
     return tr->site_count++;
+}
+
+uint32_t translate_new_interp_site(struct translation *t)
+{
+    uint32_t site = translate_new_site(t);
+    t->tr->sites[site].insn = insn_pool_add(&t->tr->insns, t->insn);
+    return site;
+}
+
+uint16_t translate_offset(const struct translation *t, const uint8_t *at)
+{
+    return (uint16_t)(at - t->tr->mcode.write - t->block->entry);
 }
 
 /* The host address, or its two parts, of what the check found at gs:[host (+ r14)]. */
@@ -135,10 +146,10 @@ void translate_check(struct translation *t, const uint8_t *retry, const struct c
 
     uint32_t site = translate_new_site(t);
     struct site *s = &t->tr->sites[site];
-    s->size = (uint8_t)(check->size < 255 ? check->size : 255);
+    s->size = (check->size < 255 ? check->size : 255) & 0xff;
     s->write = check->write;
     s->stack = check->stack;
-    s->retry = mcode_executable(&t->tr->mcode, retry);
+    s->retry = translate_offset(t, retry);
 
     emit_bytes(e, "\xc4\x43\xfb\xf0\xf7\x08", 6); /* rorx r14, r15, 8 */
     emit_bytes(e, "\x41\x81\xe6", 3);             /* and r14d, (TLB_ENTRIES - 1) * 16 */
@@ -162,12 +173,12 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, const st
 
     uint32_t site = translate_new_site(t);
     struct site *s = &t->tr->sites[site];
-    s->size = (uint8_t)check->size;
-    s->first = (uint8_t)check->first;
+    s->size = check->size & 0xff;
+    s->first = check->first & 0x7f;
     s->write = check->write;
     s->stack = s->needs_write_entry = true;
     s->run = check->run;
-    s->retry = mcode_executable(&t->tr->mcode, retry);
+    s->retry = translate_offset(t, retry);
 
     emit_gs(e, 1, OP_SUB_LOAD, ADDR, tag);
     emit_bytes(e, "\x49\x81\xff", 3); /* cmp r15, 4096 - size */
@@ -183,10 +194,7 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, const st
 void translate_interp(struct translation *t, bool ends_block)
 {
     struct translator *tr = t->tr;
-    uint32_t site = translate_new_site(t);
-    tr->insns[tr->insn_count] = *t->insn;
-    tr->sites[site].insn = tr->insn_count++;
-    emit_mov_imm(&t->hot, TMP, site);
+    emit_mov_imm(&t->hot, TMP, translate_new_interp_site(t));
     emit_jmp(&t->hot, tr->to.interp);
     t->parked = false; /* resumes with native flags */
     (void)ends_block;
@@ -484,8 +492,8 @@ static uint32_t ret_site(struct translation *t, const struct insn *insns, unsign
 {
     uint32_t site = translate_new_site(t);
     for (unsigned i = 0; i < count; i++)
-        t->tr->sites[site].rip_offset = (uint16_t)(t->tr->sites[site].rip_offset + insns[i].length);
-    t->tr->sites[site].insn_length = insns[count].length;
+        t->tr->sites[site].rip_offset = (t->tr->sites[site].rip_offset + insns[i].length) & 0x3ff;
+    t->tr->sites[site].insn_length = insns[count].length & 0xfu;
     return site;
 }
 

@@ -24,10 +24,7 @@ void translate_leave_unless(struct translation *t, unsigned condition)
 {
     struct emit *c = &t->cold;
     emit_jcc(&t->hot, condition ^ 1, c->at);
-    uint32_t site = translate_new_site(t);
-    t->tr->insns[t->tr->insn_count] = *t->insn;
-    t->tr->sites[site].insn = t->tr->insn_count++;
-    emit_mov_imm(c, TMP, site);
+    emit_mov_imm(c, TMP, translate_new_interp_site(t));
     emit_jmp(c, t->tr->to.interp);
 }
 
