@@ -101,7 +101,7 @@ static enum vcpu_exit run_for_a_moment(void)
 static unsigned replace_loads(struct translator *tr)
 {
     unsigned count = 0;
-    for (uint8_t *at = tr->hot_start; at + 3 <= tr->hot; at++)
+    for (uint8_t *at = tr->regions_start; at + 3 <= tr->hot; at++)
         if (!memcmp(at, "\x49\x8b\x07", 3)) {
             memcpy(at, "\x0f\x0b\x90", 3);
             count++;

@@ -1,10 +1,7 @@
 /* Tables of translated blocks and the rules by which they come and go; see cache.h. */
 #include "cpu/jit/cache.h"
 
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "cpu/jit/cache_impl.h"
 #include "cpu/jit/fpu.h"
@@ -13,100 +10,11 @@
 #include "cpu/jit/vcpu.h"
 
 #define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
-#define HASH_BITS 17
-#define ROOM_PER_BLOCK ((size_t)32 << 10)
-#define SITES_PER_INSN 6u /* rep movs */
 
 static uint32_t hash_of(uint32_t page, uint32_t offset, struct block_key key)
 {
     uint64_t h = (((uint64_t)page << 12 | offset) ^ (uint64_t)key.pool << 56) * UINT64_C(0x9e3779b97f4a7c15);
-    return (uint32_t)(h >> (64 - HASH_BITS));
-}
-
-static void *table(size_t count, size_t size)
-{
-    void *p = mmap(NULL, count * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
-}
-
-int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
-{
-    struct translator *tr = calloc(1, sizeof *tr);
-    if (!tr)
-        return err_set(err, ENOMEM, "translator");
-    cpu->translator = tr;
-    int result = mcode_create(&tr->mcode, code_bytes, err);
-    if (result)
-        return result;
-    /* Blocks average some 250 bytes of code, sites 40: the tables fill up after the code memory does. */
-    tr->block_capacity = (uint32_t)(code_bytes / 128);
-    tr->site_capacity = (uint32_t)(code_bytes / 24);
-    tr->map_capacity = (uint32_t)(code_bytes / 12);
-    tr->pages = (uint32_t)(mem_size(cpu->mem) / MEM_PAGE_SIZE);
-    tr->ram = mem_slot(cpu->mem, 0)->hva;
-    tr->blocks = table(tr->block_capacity, sizeof *tr->blocks);
-    tr->sites = table(tr->site_capacity, sizeof *tr->sites);
-    tr->maps = table(tr->map_capacity, sizeof *tr->maps);
-    tr->hash = table((size_t)1 << HASH_BITS, sizeof *tr->hash);
-    tr->page_heads = table(tr->pages, sizeof *tr->page_heads);
-    if (!tr->blocks || !tr->sites || !tr->maps || !tr->hash || !tr->page_heads || !insn_pool_create(&tr->insns))
-        return err_set(err, ENOMEM, "translator tables");
-    mcode_touch(&tr->mcode, tr->mcode.write, ROOM_PER_BLOCK);
-    enter_make_trampolines(tr);
-    tr->hot_end = tr->mcode.write + code_bytes * 11 / 16;
-    tr->cold_start = tr->cold = tr->hot_end;
-    tr->cold_end = tr->mcode.write + code_bytes;
-    tr->block_count = 1; /* 0 ends chains */
-    return 0;
-}
-
-void cache_free(struct jit_vcpu *cpu)
-{
-    struct translator *tr = cpu->translator;
-    if (!tr)
-        return;
-    mcode_free(&tr->mcode);
-    munmap(tr->blocks, tr->block_capacity * sizeof *tr->blocks);
-    munmap(tr->sites, tr->site_capacity * sizeof *tr->sites);
-    insn_pool_free(&tr->insns);
-    munmap(tr->maps, tr->map_capacity * sizeof *tr->maps);
-    munmap(tr->hash, ((size_t)1 << HASH_BITS) * sizeof *tr->hash);
-    munmap(tr->page_heads, tr->pages * sizeof *tr->page_heads);
-    free(tr);
-    cpu->translator = NULL;
-}
-
-/* Forgets every block. Only from C code that goes back to translated code through cache_lookup. */
-static void cache_reset(struct jit_vcpu *cpu)
-{
-    struct translator *tr = cpu->translator;
-    fpu_save(cpu);
-    for (uint32_t i = 1; i < tr->block_count; i++) {
-        for (unsigned k = 0; k < 2 && tr->blocks[i].page[k] != NO_PAGE; k++) {
-            uint32_t page = tr->blocks[i].page[k];
-            tr->page_heads[page] = 0;
-            __atomic_fetch_and(&cpu->engine->code_pages[page], ~(1u << cpu->base.index), __ATOMIC_SEQ_CST);
-        }
-    }
-    memset(tr->hash, 0, ((size_t)1 << HASH_BITS) * sizeof *tr->hash);
-    tr->hot = tr->hot_start;
-    tr->cold = tr->cold_start;
-    tr->block_count = 1;
-    tr->site_count = tr->map_count = 0;
-    tr->generation++;
-    tr->stat_resets++;
-    jump_cache_flush(cpu);
-}
-
-static void make_room(struct jit_vcpu *cpu)
-{
-    struct translator *tr = cpu->translator;
-    if ((size_t)(tr->hot_end - tr->hot) < ROOM_PER_BLOCK || (size_t)(tr->cold_end - tr->cold) < ROOM_PER_BLOCK ||
-        tr->block_count + 1 >= tr->block_capacity || tr->site_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= tr->site_capacity ||
-        tr->map_count + BLOCK_MAX_INSNS >= tr->map_capacity)
-        cache_reset(cpu);
-    mcode_touch(&tr->mcode, tr->hot, ROOM_PER_BLOCK);
-    mcode_touch(&tr->mcode, tr->cold, ROOM_PER_BLOCK);
+    return (uint32_t)(h >> (64 - CACHE_HASH_BITS));
 }
 
 struct block *cache_new_block(struct jit_vcpu *cpu)
@@ -159,7 +67,7 @@ void cache_add_block(struct jit_vcpu *cpu, struct block *block)
     uint32_t *head = &tr->hash[hash_of(block->page[0], block->offset, block->key)];
     block->hash_next = *head;
     *head = id;
-    for (unsigned k = 0; k < 2 && block->page[k] != NO_PAGE; k++) {
+    for (unsigned k = 0; k < block_pages(block); k++) {
         uint32_t *first = &tr->page_heads[block->page[k]];
         block->page_next[k] = *first;
         *first = id;
@@ -168,7 +76,7 @@ void cache_add_block(struct jit_vcpu *cpu, struct block *block)
 
 /* ---- links ---- */
 
-static struct link *link_of(struct translator *tr, uint32_t id)
+struct link *cache_link(struct translator *tr, uint32_t id)
 {
     return &tr->blocks[id / 2].link[id % 2];
 }
@@ -179,10 +87,10 @@ static void point(struct translator *tr, const struct link *link, uint32_t targe
     memcpy(tr->mcode.write + link->patch, &distance, sizeof distance);
 }
 
-static void unlink_incoming(struct translator *tr, struct block *block)
+void cache_unlink_incoming(struct translator *tr, struct block *block)
 {
     for (uint32_t id = block->incoming; id != NO_BLOCK;) {
-        struct link *link = link_of(tr, id);
+        struct link *link = cache_link(tr, id);
         id = link->next;
         point(tr, link, link->stub);
         link->target = link->next = NO_BLOCK;
@@ -192,12 +100,12 @@ static void unlink_incoming(struct translator *tr, struct block *block)
 
 static void unlink(struct translator *tr, uint32_t id)
 {
-    struct link *link = link_of(tr, id);
+    struct link *link = cache_link(tr, id);
     if (link->target == NO_BLOCK)
         return;
     uint32_t *at = &tr->blocks[link->target].incoming;
     while (*at != id)
-        at = &link_of(tr, *at)->next;
+        at = &cache_link(tr, *at)->next;
     *at = link->next;
     link->target = link->next = NO_BLOCK;
 }
@@ -212,7 +120,7 @@ static void unlink_outgoing(struct translator *tr, struct block *block)
 static void detour(struct jit_vcpu *cpu, struct block *from, struct link *link)
 {
     struct translator *tr = cpu->translator;
-    if ((size_t)(tr->cold_end - tr->cold) < ROOM_PER_BLOCK)
+    if ((size_t)(tr->cold_end - tr->cold) < CACHE_ROOM_PER_BLOCK)
         return;
     struct translation t = {.cpu = cpu, .tr = tr, .block = from, .key = from->key};
     struct emit e = {tr->cold};
@@ -270,7 +178,7 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
 
 /* ---- dropping ---- */
 
-static void remove_from_hash(struct translator *tr, struct block *block)
+void cache_remove_from_hash(struct translator *tr, struct block *block)
 {
     uint32_t id = (uint32_t)(block - tr->blocks);
     uint32_t *at = &tr->hash[hash_of(block->page[0], block->offset, block->key)];
@@ -285,7 +193,7 @@ static void remove_from_page(struct translator *tr, struct block *block, unsigne
     uint32_t *at = &tr->page_heads[block->page[k]];
     while (*at != id) {
         struct block *b = &tr->blocks[*at];
-        at = &b->page_next[b->page[1] == block->page[k] && b->page[0] != block->page[k]];
+        at = &b->page_next[b->page[0] != block->page[k]];
     }
     *at = block->page_next[k];
 }
@@ -293,10 +201,10 @@ static void remove_from_page(struct translator *tr, struct block *block, unsigne
 static void drop_block(struct translator *tr, struct block *block)
 {
     block->dead = true;
-    unlink_incoming(tr, block);
+    cache_unlink_incoming(tr, block);
     unlink_outgoing(tr, block);
-    remove_from_hash(tr, block);
-    for (unsigned k = 0; k < 2 && block->page[k] != NO_PAGE; k++)
+    cache_remove_from_hash(tr, block);
+    for (unsigned k = 0; k < block_pages(block); k++)
         remove_from_page(tr, block, k);
     struct emit e = {tr->mcode.write + block->entry};
     emit_mov_imm(&e, R14, (uint64_t)(block - tr->blocks));
@@ -327,15 +235,6 @@ void cache_drop_range(struct jit_vcpu *cpu, const uint8_t *page, uint64_t start,
     }
     if (!tr->page_heads[number])
         __atomic_fetch_and(&cpu->engine->code_pages[number], ~(1u << cpu->base.index), __ATOMIC_SEQ_CST);
-}
-
-void cache_drop_all(struct jit_vcpu *cpu)
-{
-    struct translator *tr = cpu->translator;
-    for (uint32_t i = 1; i < tr->block_count; i++)
-        if (!tr->blocks[i].dead)
-            drop_block(tr, &tr->blocks[i]);
-    cache_reset(cpu);
 }
 
 /* Tells everyone who has code in these bytes. `cpu` is NULL for writes by devices. */
@@ -420,7 +319,7 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
     struct block *block = find(cpu, page, key);
     if (!block) {
         fpu_save(cpu); /* decoder and translator are compiled like any other code */
-        make_room(cpu);
+        cache_make_room(cpu);
         block = translate_block(cpu, page, key);
         if (!block)
             return NULL;
@@ -435,7 +334,14 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
 struct block *cache_find_host(struct jit_vcpu *cpu, const uint8_t *host)
 {
     struct translator *tr = cpu->translator;
-    uint32_t low = 1, high = tr->block_count;
+    const uint8_t *start = mcode_executable(&tr->mcode, tr->regions_start);
+    uint64_t region = (uint64_t)(host - start) / tr->region_bytes;
+    if (host < start || region >= tr->region_count)
+        return NULL;
+    uint32_t low = (uint32_t)region * tr->block_slice + 1, high = tr->regions[region].end_block;
+    if (region == tr->region)
+        high = tr->block_count;
+    uint32_t end = high;
     while (low < high) {
         uint32_t middle = (low + high) / 2;
         if (block_entry(tr, &tr->blocks[middle]) + tr->blocks[middle].code_length <= host)
@@ -443,5 +349,5 @@ struct block *cache_find_host(struct jit_vcpu *cpu, const uint8_t *host)
         else
             high = middle;
     }
-    return low < tr->block_count && block_entry(tr, &tr->blocks[low]) <= host ? &tr->blocks[low] : NULL;
+    return low < end && block_entry(tr, &tr->blocks[low]) <= host ? &tr->blocks[low] : NULL;
 }

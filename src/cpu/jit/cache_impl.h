@@ -5,6 +5,9 @@
 #include "cpu/jit/translate.h"
 #include "cpu/jit/vcpu.h"
 
+#define CACHE_HASH_BITS 17
+#define CACHE_ROOM_PER_BLOCK ((size_t)32 << 10) /* more code than any block has */
+
 must_check int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err);
 void cache_free(struct jit_vcpu *cpu);
 
@@ -28,8 +31,28 @@ struct block *cache_lookup(struct jit_vcpu *cpu);
 const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id);
 /* The block whose code holds the host address, or NULL. */
 struct block *cache_find_host(struct jit_vcpu *cpu, const uint8_t *host);
-/* Drops this vCPU's blocks made from bytes [start, end) of a page; or all of them. */
+/* Drops this vCPU's blocks made from bytes [start, end) of a page. */
 void cache_drop_range(struct jit_vcpu *cpu, const uint8_t *page, uint64_t start, uint64_t end);
-void cache_drop_all(struct jit_vcpu *cpu);
 /* Key of the mode the vCPU is in now. */
 struct block_key cache_key(const struct jit_vcpu *cpu);
+
+/* cache_room.c */
+/* Makes sure of room for the largest block in every table; may drop blocks. Only from C code that goes back to translated code
+ * through cache_lookup, or looks at translator.generation first. */
+void cache_make_room(struct jit_vcpu *cpu);
+/* Drops all of this vCPU's blocks; by the same rule. */
+void cache_drop_all(struct jit_vcpu *cpu);
+/* What is in use: blocks (in end_block) and the rest of struct region. */
+struct region cache_usage(const struct translator *tr);
+
+/* cache.c, for cache_room.c */
+/* Link `id`: block * 2 + which. */
+struct link *cache_link(struct translator *tr, uint32_t id);
+/* Points all links into a block at their stubs. */
+void cache_unlink_incoming(struct translator *tr, struct block *block);
+void cache_remove_from_hash(struct translator *tr, struct block *block);
+/* How many of page[] count: one when both are the same frame. */
+static inline unsigned block_pages(const struct block *block)
+{
+    return block->page[1] == NO_PAGE || block->page[1] == block->page[0] ? 1 : 2;
+}

@@ -118,15 +118,16 @@ static bool run_step(struct jit_vcpu *cpu, const uint8_t *bytes, unsigned count,
     return true;
 }
 
-/* A run of pushes or pops whose stack crosses a page: frames lie where they lie, and then every call would pay for each of them. */
-static const uint8_t *run_across_pages(struct jit_vcpu *cpu)
+/* A run of pushes or pops whose stack crosses a page: frames lie where they lie, and then every call would pay for each of them. False
+ * when not even its first is plain (prefixes that mean nothing): then nothing was done. */
+static bool run_across_pages(struct jit_vcpu *cpu)
 {
     uint8_t bytes[2 * STACK_RUN_MAX];
-    unsigned count = mmu_fetch(cpu, cpu->rip, bytes, sizeof bytes), at = 0;
-    cpu->translator->stat_runs++;
-    for (unsigned i = 0; i < STACK_RUN_MAX && run_step(cpu, bytes, count, &at); i++)
-        ;
-    return wants_run_loop(cpu) ? NULL : resume_at_rip(cpu);
+    unsigned count = mmu_fetch(cpu, cpu->rip, bytes, sizeof bytes), at = 0, done = 0;
+    while (done < STACK_RUN_MAX && run_step(cpu, bytes, count, &at))
+        done++;
+    cpu->translator->stat_runs += done != 0;
+    return done;
 }
 
 /* Where the instruction after a site's starts; NULL when the block ends there. */
@@ -158,8 +159,8 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
         fpu_load(cpu);
         return block_entry(cpu->translator, block) + site->retry;
     }
-    if (site->run)
-        return run_across_pages(cpu);
+    if (site->run && run_across_pages(cpu))
+        return wants_run_loop(cpu) ? NULL : resume_at_rip(cpu);
     struct insn insn;
     if (!decode_site(cpu, site, &insn))
         return resume_at_rip(cpu);
@@ -371,7 +372,7 @@ static const uint8_t *emit_way_out(struct emit *e, handler_fn *handler, const ui
     return start;
 }
 
-void enter_make_trampolines(struct translator *tr)
+uint8_t *enter_make_trampolines(struct translator *tr)
 {
     struct emit e = {tr->mcode.write};
     /* leave: back to enter_run's caller */
@@ -396,7 +397,7 @@ void enter_make_trampolines(struct translator *tr)
     tr->to.load_rsp = e.at;
     emit_load_gs(&e, RSP, GPR_OFFSET(RSP));
     emit_jmp_resume(&e);
-    tr->hot_start = tr->hot = e.at;
+    return e.at;
 }
 
 void enter_run(struct jit_vcpu *cpu, const uint8_t *entry)

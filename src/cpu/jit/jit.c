@@ -301,12 +301,14 @@ static void jit_print_stats(struct engine *base, int fd)
         if (!cpu)
             continue;
         const struct translator *tr = cpu->translator;
+        struct region used = cache_usage(tr);
         dprintf(fd,
-                "vcpu%u blocks %lu insns %lu code_kib %lu cold_kib %lu resets %lu misses %lu interp %lu jumps %lu followed %lu links %lu "
+                "vcpu%u blocks %lu insns %lu code_kib %u cold_kib %u resets %lu misses %lu interp %lu jumps %lu followed %lu links %lu "
                 "dropped %lu runs across pages %lu stepped %lu\n",
-                i, tr->stat_blocks, tr->stat_insns, (unsigned long)(tr->hot - tr->hot_start) >> 10,
-                (unsigned long)(tr->cold - tr->cold_start) >> 10, tr->stat_resets, tr->stat_misses, tr->stat_interp,
+                i, tr->stat_blocks, tr->stat_insns, used.hot >> 10, used.cold >> 10, tr->stat_resets, tr->stat_misses, tr->stat_interp,
                 tr->stat_jumps, tr->stat_followed, tr->stat_links, tr->stat_dead, tr->stat_runs, cpu->instructions);
+        dprintf(fd, "vcpu%u tables: blocks %u sites %u maps %u insns %u; evictions %lu, the longest %lu us\n", i, used.end_block,
+                used.sites, used.maps, tr->insns.count, tr->stat_evictions, tr->stat_longest_eviction_ns / 1000);
         const struct jump_cache *jumps = &cpu->jump_cache;
         dprintf(fd, "vcpu%u flushes: local %lu all %lu page %lu, with all jumps %lu\n", i, jumps->stat_flush_local,
                 jumps->stat_flush_all, jumps->stat_flush_page, jumps->stat_flush_page_jumps);

@@ -155,6 +155,21 @@ void jump_cache_flush(struct jit_vcpu *cpu)
         jumps->pages[0][i] = jumps->pages[1][i] = 0;
 }
 
+static void drop_jumps(uint64_t *not_rip, const uint8_t *const *entry, unsigned count, const uint8_t *start, const uint8_t *end)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (not_rip[i] && entry[i] >= start && entry[i] < end)
+            not_rip[i] = 0;
+}
+
+void jump_cache_drop(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *end)
+{
+    struct jump_cache *jumps = &cpu->jump_cache;
+    drop_jumps(&jumps->not_rip[0][0], &jumps->entry[0][0], TLB_POOLS * JUMP_ENTRIES, start, end);
+    drop_jumps(&jumps->not_rip2[0][0], &jumps->entry2[0][0], TLB_POOLS * JUMP2_ENTRIES, start, end);
+    empty_last_slots(jumps);
+}
+
 static unsigned jump_index(uint64_t mask, uint64_t rip)
 {
     uint64_t slot;

@@ -97,5 +97,7 @@ void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page);
 void fetch_tlb_fill(struct jit_vcpu *cpu, bool user, uint64_t linear, uint32_t page, bool global);
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry);
 void jump_cache_flush(struct jit_vcpu *cpu);
+/* Drops the entries for code in [start, end). */
+void jump_cache_drop(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *end);
 /* The entry for `rip`, or NULL. */
 const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip);

@@ -62,6 +62,7 @@ struct block {
     uint16_t offset, length; /* source bytes from page[0] */
     struct block_key key;
     bool dead : 1, pic : 1;
+    bool evicted : 1; /* cache_room.c: being dropped */
 
     struct code_span ahead[2]; /* of page[0]: code behind both exits that says which flags this block need not leave */
     uint16_t code_length;      /* from entry */
@@ -106,27 +107,39 @@ struct trampolines {
     const uint8_t *stack[TLB_POOLS]; /* a stack check failed: puts another page into tlb.stack, or goes to miss */
 };
 
+/* A part of the code memory and of each table (cache_room.c), and what of it is in use: counts and bytes. */
+struct region {
+    uint32_t end_block; /* number of the last block + 1 */
+    uint32_t sites, maps, hot, cold;
+};
+#define REGIONS_MAX 16
+
 struct translator {
     struct mcode mcode;
     struct trampolines to;
-    uint8_t *hot_start, *hot, *hot_end; /* writable view */
-    uint8_t *cold_start, *cold, *cold_end;
+    uint8_t *hot, *hot_end; /* free code memory of the current region, writable view */
+    uint8_t *cold, *cold_end;
     struct block *blocks;
-    uint32_t block_count, block_capacity;
+    uint32_t block_count, block_slice; /* next free in the current region; how many a region has */
     struct site *sites;
-    uint32_t site_count, site_capacity;
+    uint32_t site_count, site_slice;
     struct insn_pool insns;
     struct insn_map *maps;
-    uint32_t map_count, map_capacity;
+    uint32_t map_count, map_slice;
     uint32_t *hash;       /* heads of block chains by source address */
     uint32_t *page_heads; /* first block of each guest page, by its number in guest RAM */
     uint32_t pages;
     uint8_t *ram;         /* host address of guest RAM */
-    uint32_t generation;  /* counts cache resets */
+    struct region regions[REGIONS_MAX];
+    uint32_t region, region_count; /* now being filled; how many there are */
+    uint8_t *regions_start;
+    size_t region_bytes;
+    uint32_t generation;  /* changes when blocks are gone */
     bool fpu_ok;          /* of the blocks that the jump cache holds */
     bool smap;            /* CR4.SMAP when blocks were made: they know the pools by it */
     uint32_t by_mnemonic[2048]; /* interpreted from translated code */
-    uint64_t stat_blocks, stat_insns, stat_resets, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links, stat_followed, stat_runs;
+    uint64_t stat_blocks, stat_insns, stat_resets, stat_evictions, stat_longest_eviction_ns, stat_misses, stat_interp, stat_jumps;
+    uint64_t stat_dead, stat_links, stat_followed, stat_runs;
 };
 
 /* Executable addresses of a block's ways in. */
@@ -252,5 +265,5 @@ uint16_t liveness_reads(const struct insn *insn);
  * holds as long as the bytes of *ret_span do. */
 uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span);
 
-/* enter.c */
-void enter_make_trampolines(struct translator *tr);
+/* enter.c: into the start of the code memory. Returns what is free behind them. */
+uint8_t *enter_make_trampolines(struct translator *tr);

@@ -1,0 +1,258 @@
+/* Room for translated code. The code memory and the tables are divided into regions, which are filled one after the other; when
+ * the last is full, the blocks of the oldest are dropped, and it is filled again. So a full cache costs short stalls. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "cpu/jit/cache_impl.h"
+#include "cpu/jit/fpu.h"
+
+#define ROOM_PER_BLOCK CACHE_ROOM_PER_BLOCK
+#define SITES_PER_INSN 6u /* rep movs */
+#define REGION_MIN ((size_t)480 << 10)
+
+static void *table(size_t count, size_t size)
+{
+    void *p = mmap(NULL, count * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static void free_table(void *table, size_t count, size_t size)
+{
+    if (table)
+        munmap(table, count * size);
+}
+
+static size_t total(const struct translator *tr, uint32_t slice)
+{
+    return (size_t)slice * tr->region_count + 1;
+}
+
+/* Block 0 ends chains. */
+static uint32_t first_block(const struct translator *tr, uint32_t region)
+{
+    return region * tr->block_slice + 1;
+}
+
+static uint8_t *region_start(const struct translator *tr, uint32_t region)
+{
+    return tr->regions_start + region * tr->region_bytes;
+}
+
+/* Three quarters are for hot code, the rest for cold. */
+static uint8_t *cold_start(const struct translator *tr, uint32_t region)
+{
+    return region_start(tr, region) + tr->region_bytes / 4 * 3;
+}
+
+/* What the current region holds goes into its record, from where it is read. */
+static void note_region(struct translator *tr)
+{
+    uint32_t r = tr->region;
+    tr->regions[r] = (struct region){.end_block = tr->block_count,
+                                     .sites = tr->site_count - r * tr->site_slice,
+                                     .maps = tr->map_count - r * tr->map_slice,
+                                     .hot = (uint32_t)(tr->hot - region_start(tr, r)),
+                                     .cold = (uint32_t)(tr->cold - cold_start(tr, r))};
+}
+
+static void start_region(struct translator *tr, uint32_t region)
+{
+    tr->region = region;
+    tr->hot = region_start(tr, region);
+    tr->cold = tr->hot_end = cold_start(tr, region);
+    tr->cold_end = region_start(tr, region + 1);
+    tr->block_count = first_block(tr, region);
+    tr->site_count = region * tr->site_slice;
+    tr->map_count = region * tr->map_slice;
+    note_region(tr);
+}
+
+static bool create_tables(struct translator *tr)
+{
+    tr->blocks = table(total(tr, tr->block_slice), sizeof *tr->blocks);
+    tr->sites = table(total(tr, tr->site_slice), sizeof *tr->sites);
+    tr->maps = table(total(tr, tr->map_slice), sizeof *tr->maps);
+    tr->hash = table((size_t)1 << CACHE_HASH_BITS, sizeof *tr->hash);
+    tr->page_heads = table(tr->pages, sizeof *tr->page_heads);
+    return tr->blocks && tr->sites && tr->maps && tr->hash && tr->page_heads && insn_pool_create(&tr->insns);
+}
+
+int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
+{
+    struct translator *tr = calloc(1, sizeof *tr);
+    if (!tr)
+        return err_set(err, ENOMEM, "translator");
+    cpu->translator = tr;
+    int result = mcode_create(&tr->mcode, code_bytes, err);
+    if (result)
+        return result;
+    size_t regions = code_bytes / REGION_MIN;
+    tr->region_count = regions > REGIONS_MAX ? REGIONS_MAX : (uint32_t)regions;
+    /* Blocks average some 200 bytes of code, sites 80, instructions 45: the tables fill up after the code memory does. */
+    size_t slice = code_bytes / tr->region_count;
+    tr->block_slice = (uint32_t)(slice / 96);
+    tr->site_slice = (uint32_t)(slice / 24);
+    tr->map_slice = (uint32_t)(slice / 12);
+    tr->pages = (uint32_t)(mem_size(cpu->mem) / MEM_PAGE_SIZE);
+    tr->ram = mem_slot(cpu->mem, 0)->hva;
+    if (!create_tables(tr))
+        return err_set(err, ENOMEM, "translator tables");
+    mcode_touch(&tr->mcode, tr->mcode.write, ROOM_PER_BLOCK);
+    tr->regions_start = enter_make_trampolines(tr);
+    tr->region_bytes = (code_bytes - (size_t)(tr->regions_start - tr->mcode.write)) / tr->region_count & ~(size_t)63;
+    for (uint32_t r = tr->region_count; r-- > 0;)
+        start_region(tr, r);
+    return 0;
+}
+
+void cache_free(struct jit_vcpu *cpu)
+{
+    struct translator *tr = cpu->translator;
+    if (!tr)
+        return;
+    mcode_free(&tr->mcode);
+    free_table(tr->blocks, total(tr, tr->block_slice), sizeof *tr->blocks);
+    free_table(tr->sites, total(tr, tr->site_slice), sizeof *tr->sites);
+    free_table(tr->maps, total(tr, tr->map_slice), sizeof *tr->maps);
+    free_table(tr->hash, (size_t)1 << CACHE_HASH_BITS, sizeof *tr->hash);
+    free_table(tr->page_heads, tr->pages, sizeof *tr->page_heads);
+    insn_pool_free(&tr->insns);
+    free(tr);
+    cpu->translator = NULL;
+}
+
+struct region cache_usage(const struct translator *tr)
+{
+    struct region sum = {0};
+    for (uint32_t r = 0; r < tr->region_count; r++) {
+        sum.end_block += tr->regions[r].end_block - first_block(tr, r);
+        sum.sites += tr->regions[r].sites;
+        sum.maps += tr->regions[r].maps;
+        sum.hot += tr->regions[r].hot;
+        sum.cold += tr->regions[r].cold;
+    }
+    return sum;
+}
+
+/* ---- dropping a region ---- */
+
+static void unmark(struct jit_vcpu *cpu, uint32_t page)
+{
+    __atomic_fetch_and(&cpu->engine->code_pages[page], ~(1u << cpu->base.index), __ATOMIC_SEQ_CST);
+}
+
+/* Takes all blocks that are evicted out of a page's list at once: lists are long, and walking one for each block too slow. */
+static void sweep_page(struct jit_vcpu *cpu, uint32_t page)
+{
+    struct translator *tr = cpu->translator;
+    uint32_t *at = &tr->page_heads[page];
+    while (*at) {
+        struct block *block = &tr->blocks[*at];
+        uint32_t *next = &block->page_next[block->page[0] != page];
+        if (block->evicted) {
+            *at = *next;
+            *next = NO_BLOCK;
+        } else {
+            at = next;
+        }
+    }
+    if (!tr->page_heads[page])
+        unmark(cpu, page);
+}
+
+/* The same for the links into a block. */
+static void sweep_incoming(struct translator *tr, struct block *block)
+{
+    uint32_t *at = &block->incoming;
+    while (*at != NO_BLOCK) {
+        struct link *link = cache_link(tr, *at);
+        if (tr->blocks[*at / 2].evicted) {
+            *at = link->next;
+            link->target = NO_BLOCK;
+        } else {
+            at = &link->next;
+        }
+    }
+}
+
+static void evict_block(struct jit_vcpu *cpu, struct block *block)
+{
+    struct translator *tr = cpu->translator;
+    cache_unlink_incoming(tr, block);
+    for (unsigned which = 0; which < 2; which++)
+        if (block->link[which].target != NO_BLOCK)
+            sweep_incoming(tr, &tr->blocks[block->link[which].target]);
+    cache_remove_from_hash(tr, block);
+    for (unsigned k = 0; k < block_pages(block); k++)
+        if (block->page_next[k] != NO_BLOCK)
+            sweep_page(cpu, block->page[k]);
+    block->dead = true;
+}
+
+/* Of this thread, in nanoseconds: what others take on a busy host is not the cache's. */
+static uint64_t cpu_time(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void evict_region(struct jit_vcpu *cpu, uint32_t region)
+{
+    struct translator *tr = cpu->translator;
+    uint32_t first = first_block(tr, region), end = tr->regions[region].end_block;
+    if (first == end)
+        return;
+    uint64_t start = cpu_time();
+    for (uint32_t id = first; id < end; id++)
+        tr->blocks[id].evicted = !tr->blocks[id].dead;
+    for (uint32_t id = first; id < end; id++)
+        if (tr->blocks[id].evicted)
+            evict_block(cpu, &tr->blocks[id]);
+    const uint8_t *code = mcode_executable(&tr->mcode, region_start(tr, region));
+    jump_cache_drop(cpu, code, code + tr->region_bytes);
+    tr->generation++;
+    tr->stat_evictions++;
+    uint64_t took = cpu_time() - start;
+    if (took > tr->stat_longest_eviction_ns)
+        tr->stat_longest_eviction_ns = took;
+}
+
+void cache_make_room(struct jit_vcpu *cpu)
+{
+    struct translator *tr = cpu->translator;
+    note_region(tr);
+    if ((size_t)(tr->hot_end - tr->hot) < ROOM_PER_BLOCK || (size_t)(tr->cold_end - tr->cold) < ROOM_PER_BLOCK ||
+        tr->block_count + 1 >= first_block(tr, tr->region + 1) ||
+        tr->site_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= (tr->region + 1) * tr->site_slice ||
+        tr->map_count + BLOCK_MAX_INSNS >= (tr->region + 1) * tr->map_slice) {
+        uint32_t next = (tr->region + 1) % tr->region_count;
+        evict_region(cpu, next);
+        start_region(tr, next);
+    }
+    mcode_touch(&tr->mcode, tr->hot, ROOM_PER_BLOCK);
+    mcode_touch(&tr->mcode, tr->cold, ROOM_PER_BLOCK);
+}
+
+void cache_drop_all(struct jit_vcpu *cpu)
+{
+    struct translator *tr = cpu->translator;
+    fpu_save(cpu);
+    note_region(tr);
+    for (uint32_t r = tr->region_count; r-- > 0;) {
+        for (uint32_t id = first_block(tr, r); id < tr->regions[r].end_block; id++) {
+            for (unsigned k = 0; k < block_pages(&tr->blocks[id]); k++) {
+                tr->page_heads[tr->blocks[id].page[k]] = 0;
+                unmark(cpu, tr->blocks[id].page[k]);
+            }
+        }
+        start_region(tr, r);
+    }
+    memset(tr->hash, 0, ((size_t)1 << CACHE_HASH_BITS) * sizeof *tr->hash);
+    tr->generation++;
+    tr->stat_resets++;
+    jump_cache_flush(cpu);
+}
