@@ -63,6 +63,7 @@ bool cache_is_marked(const struct jit_vcpu *cpu, const uint8_t *host_page)
 void cache_add_block(struct jit_vcpu *cpu, struct block *block)
 {
     struct translator *tr = cpu->translator;
+    cache_note_block(tr, block);
     uint32_t id = (uint32_t)(block - tr->blocks);
     uint32_t *head = &tr->hash[hash_of(block->page[0], block->offset, block->key)];
     block->hash_next = *head;
@@ -120,7 +121,7 @@ static void unlink_outgoing(struct translator *tr, struct block *block)
 static void detour(struct jit_vcpu *cpu, struct block *from, struct link *link)
 {
     struct translator *tr = cpu->translator;
-    if ((size_t)(tr->cold_end - tr->cold) < CACHE_ROOM_PER_BLOCK)
+    if ((size_t)(tr->cold_end - tr->cold) < CACHE_ROOM_COLD)
         return;
     struct translation t = {.cpu = cpu, .tr = tr, .block = from, .key = from->key};
     struct emit e = {tr->cold};

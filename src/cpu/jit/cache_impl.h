@@ -6,7 +6,9 @@
 #include "cpu/jit/vcpu.h"
 
 #define CACHE_HASH_BITS 17
-#define CACHE_ROOM_PER_BLOCK ((size_t)32 << 10) /* more code than any block has */
+/* More code than any block has. */
+#define CACHE_ROOM_HOT ((size_t)24 << 10)
+#define CACHE_ROOM_COLD ((size_t)8 << 10)
 
 must_check int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err);
 void cache_free(struct jit_vcpu *cpu);
@@ -40,6 +42,8 @@ struct block_key cache_key(const struct jit_vcpu *cpu);
 /* Makes sure of room for the largest block in every table; may drop blocks. Only from C code that goes back to translated code
  * through cache_lookup, or looks at translator.generation first. */
 void cache_make_room(struct jit_vcpu *cpu);
+/* Looks whether a new block is one that had been dropped. */
+void cache_note_block(struct translator *tr, const struct block *block);
 /* Drops all of this vCPU's blocks; by the same rule. */
 void cache_drop_all(struct jit_vcpu *cpu);
 /* What is in use: blocks (in end_block) and the rest of struct region. */

@@ -1,5 +1,7 @@
-/* Room for translated code. The code memory and the tables are divided into regions, which are filled one after the other; when
- * the last is full, the blocks of the oldest are dropped, and it is filled again. So a full cache costs short stalls. */
+/* Room for translated code. The code memory and the tables are divided into regions, which are filled one after the other. When
+ * as many are full as the cache uses, the blocks of the oldest are dropped, and it is filled again: short stalls, not one long.
+ * A cache starts small, as most code of a starting guest runs once. It grows, up to the size of the option, as long as more than
+ * three quarters of the blocks that it makes are ones that it has dropped before. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,9 +11,11 @@
 #include "cpu/jit/cache_impl.h"
 #include "cpu/jit/fpu.h"
 
-#define ROOM_PER_BLOCK CACHE_ROOM_PER_BLOCK
 #define SITES_PER_INSN 6u /* rep movs */
-#define REGION_MIN ((size_t)480 << 10)
+#define REGION_BYTES ((size_t)512 << 10)
+#define START_BYTES ((size_t)16 << 20)
+#define DROPPED_BITS 20
+#define DROPPED_WORDS ((size_t)1 << (DROPPED_BITS - 6))
 
 static void *table(size_t count, size_t size)
 {
@@ -51,7 +55,8 @@ static uint8_t *cold_start(const struct translator *tr, uint32_t region)
 static void note_region(struct translator *tr)
 {
     uint32_t r = tr->region;
-    tr->regions[r] = (struct region){.end_block = tr->block_count,
+    tr->regions[r] = (struct region){.turn = tr->turn,
+                                     .end_block = tr->block_count,
                                      .sites = tr->site_count - r * tr->site_slice,
                                      .maps = tr->map_count - r * tr->map_slice,
                                      .hot = (uint32_t)(tr->hot - region_start(tr, r)),
@@ -61,6 +66,8 @@ static void note_region(struct translator *tr)
 static void start_region(struct translator *tr, uint32_t region)
 {
     tr->region = region;
+    tr->turn++;
+    tr->again = 0;
     tr->hot = region_start(tr, region);
     tr->cold = tr->hot_end = cold_start(tr, region);
     tr->cold_end = region_start(tr, region + 1);
@@ -77,7 +84,8 @@ static bool create_tables(struct translator *tr)
     tr->maps = table(total(tr, tr->map_slice), sizeof *tr->maps);
     tr->hash = table((size_t)1 << CACHE_HASH_BITS, sizeof *tr->hash);
     tr->page_heads = table(tr->pages, sizeof *tr->page_heads);
-    return tr->blocks && tr->sites && tr->maps && tr->hash && tr->page_heads && insn_pool_create(&tr->insns);
+    tr->dropped = table(DROPPED_WORDS, sizeof *tr->dropped);
+    return tr->dropped && tr->blocks && tr->sites && tr->maps && tr->hash && tr->page_heads && insn_pool_create(&tr->insns);
 }
 
 int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
@@ -89,7 +97,7 @@ int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
     int result = mcode_create(&tr->mcode, code_bytes, err);
     if (result)
         return result;
-    size_t regions = code_bytes / REGION_MIN;
+    size_t regions = code_bytes / REGION_BYTES;
     tr->region_count = regions > REGIONS_MAX ? REGIONS_MAX : (uint32_t)regions;
     /* Blocks average some 200 bytes of code, sites 80, instructions 45: the tables fill up after the code memory does. */
     size_t slice = code_bytes / tr->region_count;
@@ -100,9 +108,11 @@ int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
     tr->ram = mem_slot(cpu->mem, 0)->hva;
     if (!create_tables(tr))
         return err_set(err, ENOMEM, "translator tables");
-    mcode_touch(&tr->mcode, tr->mcode.write, ROOM_PER_BLOCK);
+    mcode_touch(&tr->mcode, tr->mcode.write, CACHE_ROOM_HOT);
     tr->regions_start = enter_make_trampolines(tr);
     tr->region_bytes = (code_bytes - (size_t)(tr->regions_start - tr->mcode.write)) / tr->region_count & ~(size_t)63;
+    size_t used = START_BYTES / tr->region_bytes;
+    tr->regions_used = used < 2 ? 2 : used > tr->region_count ? tr->region_count : (uint32_t)used;
     for (uint32_t r = tr->region_count; r-- > 0;)
         start_region(tr, r);
     return 0;
@@ -119,6 +129,7 @@ void cache_free(struct jit_vcpu *cpu)
     free_table(tr->maps, total(tr, tr->map_slice), sizeof *tr->maps);
     free_table(tr->hash, (size_t)1 << CACHE_HASH_BITS, sizeof *tr->hash);
     free_table(tr->page_heads, tr->pages, sizeof *tr->page_heads);
+    free_table(tr->dropped, DROPPED_WORDS, sizeof *tr->dropped);
     insn_pool_free(&tr->insns);
     free(tr);
     cpu->translator = NULL;
@@ -178,9 +189,31 @@ static void sweep_incoming(struct translator *tr, struct block *block)
     }
 }
 
+/* A bit that stands for a block among those that were dropped. */
+static uint64_t *dropped_word(struct translator *tr, const struct block *block, uint64_t *ret_bit)
+{
+    uint64_t place = ((uint64_t)block->page[0] << 12 | block->offset) ^ (uint64_t)block->key.pool << 56;
+    uint64_t number = place * UINT64_C(0x9e3779b97f4a7c15) >> (64 - DROPPED_BITS);
+    *ret_bit = UINT64_C(1) << (number % 64);
+    return &tr->dropped[number / 64];
+}
+
+void cache_note_block(struct translator *tr, const struct block *block)
+{
+    uint64_t bit, *word = dropped_word(tr, block, &bit);
+    if (!(*word & bit))
+        return;
+    *word &= ~bit;
+    tr->again++;
+    tr->stat_again++;
+}
+
 static void evict_block(struct jit_vcpu *cpu, struct block *block)
 {
     struct translator *tr = cpu->translator;
+    uint64_t bit, *word = dropped_word(tr, block, &bit);
+    *word |= bit;
+    sweep_incoming(tr, block);
     cache_unlink_incoming(tr, block);
     for (unsigned which = 0; which < 2; which++)
         if (block->link[which].target != NO_BLOCK)
@@ -203,6 +236,9 @@ static uint64_t cpu_time(void)
 static void evict_region(struct jit_vcpu *cpu, uint32_t region)
 {
     struct translator *tr = cpu->translator;
+    if (tr->stat_evictions % tr->regions_used == 0) /* old ones say nothing any more */
+        for (size_t i = 0; i < DROPPED_WORDS; i++)
+            tr->dropped[i] = 0;
     uint32_t first = first_block(tr, region), end = tr->regions[region].end_block;
     if (first == end)
         return;
@@ -217,24 +253,38 @@ static void evict_region(struct jit_vcpu *cpu, uint32_t region)
     tr->generation++;
     tr->stat_evictions++;
     uint64_t took = cpu_time() - start;
+    tr->stat_eviction_ns += took;
     if (took > tr->stat_longest_eviction_ns)
         tr->stat_longest_eviction_ns = took;
+}
+
+/* The region to fill next: one more when that pays, else the oldest. */
+static uint32_t next_region(struct translator *tr)
+{
+    uint32_t made = tr->block_count - first_block(tr, tr->region);
+    if (tr->regions_used < tr->region_count && tr->again > made / 4 * 3)
+        return tr->regions_used++;
+    uint32_t oldest = 0;
+    for (uint32_t r = 1; r < tr->regions_used; r++)
+        if (tr->regions[r].turn < tr->regions[oldest].turn)
+            oldest = r;
+    return oldest;
 }
 
 void cache_make_room(struct jit_vcpu *cpu)
 {
     struct translator *tr = cpu->translator;
     note_region(tr);
-    if ((size_t)(tr->hot_end - tr->hot) < ROOM_PER_BLOCK || (size_t)(tr->cold_end - tr->cold) < ROOM_PER_BLOCK ||
+    if ((size_t)(tr->hot_end - tr->hot) < CACHE_ROOM_HOT || (size_t)(tr->cold_end - tr->cold) < CACHE_ROOM_COLD ||
         tr->block_count + 1 >= first_block(tr, tr->region + 1) ||
         tr->site_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= (tr->region + 1) * tr->site_slice ||
         tr->map_count + BLOCK_MAX_INSNS >= (tr->region + 1) * tr->map_slice) {
-        uint32_t next = (tr->region + 1) % tr->region_count;
+        uint32_t next = next_region(tr);
         evict_region(cpu, next);
         start_region(tr, next);
     }
-    mcode_touch(&tr->mcode, tr->hot, ROOM_PER_BLOCK);
-    mcode_touch(&tr->mcode, tr->cold, ROOM_PER_BLOCK);
+    mcode_touch(&tr->mcode, tr->hot, CACHE_ROOM_HOT);
+    mcode_touch(&tr->mcode, tr->cold, CACHE_ROOM_COLD);
 }
 
 void cache_drop_all(struct jit_vcpu *cpu)

@@ -162,9 +162,22 @@ static void drop_jumps(uint64_t *not_rip, const uint8_t *const *entry, unsigned 
             not_rip[i] = 0;
 }
 
+static void drop_listed(struct jump_cache *jumps, const uint32_t *list, uint32_t count, const uint8_t *start, const uint8_t *end)
+{
+    const uint8_t **entries = &jumps->entry[0][0];
+    for (uint32_t i = 0; i < count; i++)
+        drop_jumps(&flat_jumps(jumps)[list[i]], &entries[list[i]], 1, start, end);
+    empty_last_slots(jumps);
+}
+
 void jump_cache_drop(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *end)
 {
     struct jump_cache *jumps = &cpu->jump_cache;
+    if (jumps->local_count <= JUMP_LISTED && jumps->global_count <= JUMP_LISTED) {
+        drop_listed(jumps, jumps->local, jumps->local_count, start, end);
+        drop_listed(jumps, jumps->global, jumps->global_count, start, end);
+        return;
+    }
     drop_jumps(&jumps->not_rip[0][0], &jumps->entry[0][0], TLB_POOLS * JUMP_ENTRIES, start, end);
     drop_jumps(&jumps->not_rip2[0][0], &jumps->entry2[0][0], TLB_POOLS * JUMP2_ENTRIES, start, end);
     empty_last_slots(jumps);

@@ -109,10 +109,11 @@ struct trampolines {
 
 /* A part of the code memory and of each table (cache_room.c), and what of it is in use: counts and bytes. */
 struct region {
+    uint64_t turn;      /* counts the regions that were started */
     uint32_t end_block; /* number of the last block + 1 */
     uint32_t sites, maps, hot, cold;
 };
-#define REGIONS_MAX 16
+#define REGIONS_MAX 256
 
 struct translator {
     struct mcode mcode;
@@ -131,15 +132,18 @@ struct translator {
     uint32_t pages;
     uint8_t *ram;         /* host address of guest RAM */
     struct region regions[REGIONS_MAX];
-    uint32_t region, region_count; /* now being filled; how many there are */
+    uint32_t region, region_count, regions_used; /* now being filled; how many there are; how many are in use */
+    uint64_t turn;
+    uint32_t again;    /* blocks in this region that had been dropped */
+    uint64_t *dropped; /* bits by source address */
     uint8_t *regions_start;
     size_t region_bytes;
     uint32_t generation;  /* changes when blocks are gone */
     bool fpu_ok;          /* of the blocks that the jump cache holds */
     bool smap;            /* CR4.SMAP when blocks were made: they know the pools by it */
     uint32_t by_mnemonic[2048]; /* interpreted from translated code */
-    uint64_t stat_blocks, stat_insns, stat_resets, stat_evictions, stat_longest_eviction_ns, stat_misses, stat_interp, stat_jumps;
-    uint64_t stat_dead, stat_links, stat_followed, stat_runs;
+    uint64_t stat_blocks, stat_insns, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links, stat_followed, stat_runs;
+    uint64_t stat_resets, stat_evictions, stat_again, stat_eviction_ns, stat_longest_eviction_ns;
 };
 
 /* Executable addresses of a block's ways in. */
