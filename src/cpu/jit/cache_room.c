@@ -1,7 +1,7 @@
 /* Room for translated code. The code memory and the tables are divided into regions, which are filled one after the other. When
  * as many are full as the cache uses, the blocks of the oldest are dropped, and it is filled again: short stalls, not one long.
  * A cache starts small, as most code of a starting guest runs once. It grows, up to the size of the option, as long as more than
- * three quarters of the blocks that it makes are ones that it has dropped before. */
+ * seven of eight blocks that it makes are ones that it has dropped before. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +13,9 @@
 
 #define SITES_PER_INSN 6u /* rep movs */
 #define REGION_BYTES ((size_t)512 << 10)
-#define START_BYTES ((size_t)16 << 20)
-#define DROPPED_BITS 20
+#define START_BYTES ((size_t)12 << 20)
+#define DROPPED_BITS 21
+#define DROPPED_MAX (1u << (DROPPED_BITS - 2)) /* with more bits set, too many blocks look as if they came back */
 #define DROPPED_WORDS ((size_t)1 << (DROPPED_BITS - 6))
 
 static void *table(size_t count, size_t size)
@@ -204,6 +205,7 @@ void cache_note_block(struct translator *tr, const struct block *block)
     if (!(*word & bit))
         return;
     *word &= ~bit;
+    tr->dropped_count--;
     tr->again++;
     tr->stat_again++;
 }
@@ -212,6 +214,7 @@ static void evict_block(struct jit_vcpu *cpu, struct block *block)
 {
     struct translator *tr = cpu->translator;
     uint64_t bit, *word = dropped_word(tr, block, &bit);
+    tr->dropped_count += !(*word & bit);
     *word |= bit;
     sweep_incoming(tr, block);
     cache_unlink_incoming(tr, block);
@@ -236,9 +239,11 @@ static uint64_t cpu_time(void)
 static void evict_region(struct jit_vcpu *cpu, uint32_t region)
 {
     struct translator *tr = cpu->translator;
-    if (tr->stat_evictions % tr->regions_used == 0) /* old ones say nothing any more */
+    if (tr->dropped_count > DROPPED_MAX) {
         for (size_t i = 0; i < DROPPED_WORDS; i++)
             tr->dropped[i] = 0;
+        tr->dropped_count = 0;
+    }
     uint32_t first = first_block(tr, region), end = tr->regions[region].end_block;
     if (first == end)
         return;
@@ -262,7 +267,7 @@ static void evict_region(struct jit_vcpu *cpu, uint32_t region)
 static uint32_t next_region(struct translator *tr)
 {
     uint32_t made = tr->block_count - first_block(tr, tr->region);
-    if (tr->regions_used < tr->region_count && tr->again > made / 4 * 3)
+    if (tr->regions_used < tr->region_count && tr->again > made / 8 * 7)
         return tr->regions_used++;
     uint32_t oldest = 0;
     for (uint32_t r = 1; r < tr->regions_used; r++)

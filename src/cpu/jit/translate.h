@@ -136,6 +136,7 @@ struct translator {
     uint64_t turn;
     uint32_t again;    /* blocks in this region that had been dropped */
     uint64_t *dropped; /* bits by source address */
+    uint32_t dropped_count;
     uint8_t *regions_start;
     size_t region_bytes;
     uint32_t generation;  /* changes when blocks are gone */
