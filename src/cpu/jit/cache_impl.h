@@ -7,7 +7,7 @@
 
 #define CACHE_HASH_BITS 17
 /* More code than any block has. */
-#define CACHE_ROOM_HOT ((size_t)24 << 10)
+#define CACHE_ROOM_HOT ((size_t)16 << 10)
 #define CACHE_ROOM_COLD ((size_t)8 << 10)
 
 must_check int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err);

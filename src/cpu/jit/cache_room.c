@@ -12,7 +12,7 @@
 #include "cpu/jit/fpu.h"
 
 #define SITES_PER_INSN 6u /* rep movs */
-#define REGION_BYTES ((size_t)512 << 10)
+#define REGION_BYTES ((size_t)256 << 10)
 #define START_BYTES ((size_t)12 << 20)
 #define DROPPED_BITS 21
 #define DROPPED_MAX (1u << (DROPPED_BITS - 2)) /* with more bits set, too many blocks look as if they came back */

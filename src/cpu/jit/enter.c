@@ -293,8 +293,9 @@ static const uint8_t *emit_retry(struct emit *e, const struct translator *tr)
     return start;
 }
 
-/* tlb.stack does not hold the page at r15: takes it from the table of write translations and tries the site again. An access
- * that crosses its end, or that has no entry there, goes on to tr->to.miss. Flags are parked or dead. */
+/* tlb.stack does not hold the page of an access, whose tag was subtracted from r15: takes the page from the table of write
+ * translations and tries the site again. An access that crosses its end, or that has no entry there, goes on to tr->to.miss.
+ * Flags are parked or dead. */
 static const uint8_t *emit_stack_refill(struct emit *e, const struct translator *tr, unsigned pool, const uint8_t *retry)
 {
     const uint8_t *start = e->at;
@@ -302,6 +303,7 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
     size_t table = offsetof(struct jit_vcpu, tlb.entries) +
                    sizeof(struct tlb_entry) * TLB_ENTRIES * (pool * (size_t)TLB_ACCESSES + TLB_WRITE);
     size_t tag = offsetof(struct tlb_entry, tag), host = offsetof(struct tlb_entry, host);
+    emit_gs(e, 1, OP_ADD_LOAD, R15, entry + tag); /* the linear address again */
     emit_store_gs(e, RAX, GPR_OFFSET(RAX));
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
     emit_mov(e, RAX, R15);
@@ -326,7 +328,7 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
     return start;
 }
 
-/* The second level of the jump cache. rcx is in its slot of cpu->gpr too; r14 is for `miss`. No flags. */
+/* The second level of the jump cache. rcx is in its slot of cpu->gpr; r14 is for `miss`. No flags. */
 static const uint8_t *emit_second_level(struct emit *e, unsigned pool, const uint8_t *miss)
 {
     const uint8_t *start = e->at;

@@ -307,12 +307,10 @@ static void jit_print_stats(struct engine *base, int fd)
                 "dropped %lu runs across pages %lu stepped %lu\n",
                 i, tr->stat_blocks, tr->stat_insns, used.hot >> 10, used.cold >> 10, tr->stat_resets, tr->stat_misses, tr->stat_interp,
                 tr->stat_jumps, tr->stat_followed, tr->stat_links, tr->stat_dead, tr->stat_runs, cpu->instructions);
-        dprintf(fd,
-                "vcpu%u tables: blocks %u sites %u maps %u insns %u; regions %u of %u, evictions %lu (again %lu), %lu us each, "
-                "the longest %lu us\n",
-                i, used.end_block, used.sites, used.maps, tr->insns.count, tr->regions_used, tr->region_count, tr->stat_evictions,
-                tr->stat_again, tr->stat_eviction_ns / 1000 / (tr->stat_evictions ? tr->stat_evictions : 1),
-                tr->stat_longest_eviction_ns / 1000);
+        dprintf(fd, "vcpu%u tables: blocks %u sites %u maps %u insns %u regions %u of %u\n", i, used.end_block, used.sites,
+                used.maps, tr->insns.count, tr->regions_used, tr->region_count);
+        dprintf(fd, "vcpu%u evictions %lu us %lu longest_us %lu, made again %lu\n", i, tr->stat_evictions,
+                tr->stat_eviction_ns / 1000, tr->stat_longest_eviction_ns / 1000, tr->stat_again);
         const struct jump_cache *jumps = &cpu->jump_cache;
         dprintf(fd, "vcpu%u flushes: local %lu all %lu page %lu, with all jumps %lu\n", i, jumps->stat_flush_local,
                 jumps->stat_flush_all, jumps->stat_flush_page, jumps->stat_flush_page_jumps);

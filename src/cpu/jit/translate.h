@@ -113,7 +113,7 @@ struct region {
     uint32_t end_block; /* number of the last block + 1 */
     uint32_t sites, maps, hot, cold;
 };
-#define REGIONS_MAX 256
+#define REGIONS_MAX 4096
 
 struct translator {
     struct mcode mcode;
@@ -144,7 +144,7 @@ struct translator {
     bool smap;            /* CR4.SMAP when blocks were made: they know the pools by it */
     uint32_t by_mnemonic[2048]; /* interpreted from translated code */
     uint64_t stat_blocks, stat_insns, stat_misses, stat_interp, stat_jumps, stat_dead, stat_links, stat_followed, stat_runs;
-    uint64_t stat_resets, stat_evictions, stat_again, stat_eviction_ns, stat_longest_eviction_ns;
+    uint64_t stat_resets, stat_evictions, stat_eviction_ns, stat_longest_eviction_ns, stat_again; /* regions; blocks made again */
 };
 
 /* Executable addresses of a block's ways in. */

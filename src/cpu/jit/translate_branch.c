@@ -37,7 +37,6 @@ static void exit_by_jump_cache(struct translation *t, struct emit *e, uint32_t s
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, jump_tags(t));
     emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
-    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_mov_imm(e, TMP, site);
     emit_jmp(e, t->tr->to.jump[t->key.pool]);
     emit_bind_short(e, hit);
@@ -76,7 +75,6 @@ void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t r
     emit_load_gs(e, RCX, jump_tags(t) + 8 * index);
     emit_mem(e, OP_LEA, RCX, RCX, ADDR, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
-    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_mov_imm(e, TMP, NO_SITE);
     emit_jmp(e, t->tr->to.jump[t->key.pool]);
     emit_bind_short(e, hit);

@@ -186,7 +186,6 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, const st
     emit_jcc(e, CONDITION_A, c->at);
     add_host(e, false, host, check->form);
 
-    emit_gs(c, 1, OP_ADD_LOAD, ADDR, tag); /* the linear address again */
     emit_mov_imm(c, TMP, site);
     emit_jmp(c, t->tr->to.stack[t->key.pool]);
 }
