@@ -161,10 +161,9 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
     }
     if (site->run && run_across_pages(cpu))
         return wants_run_loop(cpu) ? NULL : resume_at_rip(cpu);
-    struct insn insn;
-    if (!decode_site(cpu, site, &insn))
-        return resume_at_rip(cpu);
-    return interpret(cpu, &insn, block, next_of(cpu, site, block));
+    const struct insn *insn = interp_fetch(cpu);
+    bool same = insn->length == site->insn_length; /* else changed under us by another vCPU */
+    return interpret(cpu, insn, block, same ? next_of(cpu, site, block) : NULL);
 }
 
 static const uint8_t *handle_interp(struct jit_vcpu *cpu)

@@ -326,9 +326,14 @@ static const struct insn *fetch_insn(struct jit_vcpu *cpu, uint64_t linear)
     return &entry->insn;
 }
 
+const struct insn *interp_fetch(struct jit_vcpu *cpu)
+{
+    return fetch_insn(cpu, code_linear(cpu));
+}
+
 void interp_step(struct jit_vcpu *cpu)
 {
-    const struct insn *insn = fetch_insn(cpu, code_linear(cpu));
+    const struct insn *insn = interp_fetch(cpu);
     if (cpu->mode != MODE_LONG && insn->length && cpu->rip + insn->length - 1 > cpu->seg[SEG_CS].limit)
         vcpu_raise(cpu, VEC_GP, 0);
     cpu->instructions++;

@@ -19,9 +19,39 @@ struct place {
     bool has_code;
 };
 
+/* Guest memory at any address: one access of the host's CPU, as it would be the guest's. */
+struct unaligned {
+    union {
+        uint16_t u16;
+        uint32_t u32;
+        uint64_t u64;
+    };
+} __attribute__((packed, may_alias));
+
+/* By hand, since rep movsb starts too slowly for operands of instructions; no loop that a compiler takes for memcpy. */
 static void copy_bytes(void *to, const void *from, size_t len)
 {
-    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(len) : : "memory");
+    const uint8_t *in = from;
+    uint8_t *out = to;
+    if (len > 64) {
+        __asm__ volatile("rep movsb" : "+D"(out), "+S"(in), "+c"(len) : : "memory");
+        return;
+    }
+    for (uint64_t word; len >= 8; len -= 8)
+        __asm__ volatile("mov (%2), %0\n\tmov %0, (%1)\n\tlea 8(%1), %1\n\tlea 8(%2), %2"
+                         : "=&r"(word), "+r"(out), "+r"(in) : : "memory");
+    if (len & 4) {
+        ((struct unaligned *)out)->u32 = ((const struct unaligned *)in)->u32;
+        out += 4;
+        in += 4;
+    }
+    if (len & 2) {
+        ((struct unaligned *)out)->u16 = ((const struct unaligned *)in)->u16;
+        out += 2;
+        in += 2;
+    }
+    if (len & 1)
+        *out = *in;
 }
 
 static uint64_t check_linear(struct jit_vcpu *cpu, uint64_t linear, unsigned access)
@@ -163,15 +193,6 @@ void mmu_write(struct jit_vcpu *cpu, uint64_t linear, const void *data, size_t l
         len -= piece;
     }
 }
-
-/* Guest memory at any address: one access of the host's CPU, as it would be the guest's. */
-struct unaligned {
-    union {
-        uint16_t u16;
-        uint32_t u32;
-        uint64_t u64;
-    };
-} __attribute__((packed));
 
 uint64_t mmu_load(struct jit_vcpu *cpu, uint64_t linear, unsigned size, unsigned access)
 {
