@@ -2,6 +2,7 @@
  * and gathers, which keep what they have done when one element faults (the mask says how far they came).
  * Works on cpu->xsave. Source: Intel SDM 2 (VMASKMOV, VPMASKMOV, MASKMOVDQU, VGATHER). */
 #include "base/bytes.h"
+#include "cpu/jit/decode_vector.h"
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/interp_impl.h"
 #include "cpu/jit/watch.h"
@@ -31,33 +32,6 @@ static void write_vector(struct jit_vcpu *cpu, unsigned number, const struct vec
     copy_general(cpu->xsave + IMAGE_XMM + 16 * number, full.bytes, 16);
     copy_general(cpu->xsave + IMAGE_YMM_HIGH + 16 * number, full.bytes + 16, 16);
     interp_state_changed(cpu, XCR0_SSE | XCR0_AVX);
-}
-
-static uint8_t vex_last(const struct insn *insn)
-{
-    return insn->bytes[insn->vex_offset + insn->vex_length - 1];
-}
-
-static unsigned vex_vvvv(const struct insn *insn)
-{
-    return (~(unsigned)vex_last(insn) >> 3) & (insn->code_bits == 64 ? 15 : 7);
-}
-
-static unsigned vector_bytes(const struct insn *insn)
-{
-    return insn->vex_length && (vex_last(insn) & 4) ? 32 : 16;
-}
-
-static bool vex_w(const struct insn *insn)
-{
-    return insn->vex_length == 3 && (vex_last(insn) & 0x80);
-}
-
-/* ModRM.reg and ModRM.rm as vector registers. */
-static unsigned reg_number(const struct insn *insn)
-{
-    bool high = insn->vex_length ? insn->code_bits == 64 && !(insn->bytes[insn->vex_offset + 1] & 0x80) : insn->rex & 4;
-    return ((insn->modrm >> 3) & 7u) | (high ? 8 : 0);
 }
 
 static unsigned rm_number(const struct insn *insn)
@@ -128,15 +102,15 @@ static void masked_move(struct jit_vcpu *cpu, const struct insn *insn)
     interp_check_fpu(cpu, insn);
     interp_take_state(cpu);
     bool store = insn->opcode == 0x2e || insn->opcode == 0x2f || insn->opcode == 0x8e;
-    bool wide = insn->opcode & 0x80 ? vex_w(insn) : insn->opcode & 1;
-    unsigned bytes = vector_bytes(insn), size = wide ? 8 : 4;
-    struct vector mask = read_vector(cpu, vex_vvvv(insn)), data;
+    bool wide = insn->opcode & 0x80 ? insn_vex_w(insn) : insn->opcode & 1;
+    unsigned bytes = insn_vector_bytes(insn), size = wide ? 8 : 4;
+    struct vector mask = read_vector(cpu, insn_vex_vvvv(insn)), data;
     if (store) {
-        data = read_vector(cpu, reg_number(insn));
+        data = read_vector(cpu, insn_vector_reg(insn));
         store_selected(cpu, insn, interp_offset(cpu, insn), &data, &mask, bytes, size);
     } else {
         load_selected(cpu, insn, &data, &mask, bytes, size);
-        write_vector(cpu, reg_number(insn), &data, bytes);
+        write_vector(cpu, insn_vector_reg(insn), &data, bytes);
     }
 }
 
@@ -171,10 +145,10 @@ static void masked_store_bytes(struct jit_vcpu *cpu, const struct insn *insn)
     if (mmx)
         enter_mmx(cpu);
     if (mmx) {
-        copy_general(data.bytes, cpu->xsave + IMAGE_ST + 16 * (reg_number(insn) & 7), 8);
+        copy_general(data.bytes, cpu->xsave + IMAGE_ST + 16 * (insn_vector_reg(insn) & 7), 8);
         copy_general(mask.bytes, cpu->xsave + IMAGE_ST + 16 * (rm_number(insn) & 7), 8);
     } else {
-        data = read_vector(cpu, reg_number(insn));
+        data = read_vector(cpu, insn_vector_reg(insn));
         mask = read_vector(cpu, rm_number(insn));
     }
     uint64_t offset = read_address_gpr(cpu, RDI, insn);
@@ -182,23 +156,7 @@ static void masked_store_bytes(struct jit_vcpu *cpu, const struct insn *insn)
     store_selected(cpu, insn, offset, &data, &mask, mmx ? 8 : 16, 1);
 }
 
-struct gather {
-    unsigned elements, data_bytes, index_bytes;
-    unsigned dest, mask, index;
-};
-
-static struct gather gather_shape(const struct insn *insn)
-{
-    struct gather g = {.dest = reg_number(insn), .mask = vex_vvvv(insn), .index = insn->mem_index};
-    bool quad_index = insn->opcode & 1;
-    unsigned bytes = vector_bytes(insn);
-    g.data_bytes = vex_w(insn) ? 8 : 4;
-    g.index_bytes = quad_index ? 8 : 4;
-    g.elements = bytes / (g.data_bytes > g.index_bytes ? g.data_bytes : g.index_bytes);
-    return g;
-}
-
-static uint64_t gather_linear(struct jit_vcpu *cpu, const struct insn *insn, const struct gather *g,
+static uint64_t gather_linear(struct jit_vcpu *cpu, const struct insn *insn, const struct insn_gather *g,
                               const struct vector *index, unsigned element)
 {
     int64_t i = (int64_t)element_value(index, element, g->index_bytes);
@@ -211,7 +169,7 @@ static uint64_t gather_linear(struct jit_vcpu *cpu, const struct insn *insn, con
 }
 
 /* One element: loads it when its mask says so, and takes it out of the mask. */
-static void gather_element(struct jit_vcpu *cpu, const struct insn *insn, const struct gather *g, unsigned element)
+static void gather_element(struct jit_vcpu *cpu, const struct insn *insn, const struct insn_gather *g, unsigned element)
 {
     struct vector mask = read_vector(cpu, g->mask);
     if (element_selected(&mask, element, g->data_bytes)) {
@@ -232,7 +190,7 @@ static void gather(struct jit_vcpu *cpu, const struct insn *insn)
 {
     interp_check_fpu(cpu, insn);
     interp_take_state(cpu);
-    struct gather g = gather_shape(insn);
+    struct insn_gather g = insn_gather_shape(insn);
     for (unsigned i = 0; i < g.elements; i++)
         gather_element(cpu, insn, &g, i);
     struct vector zero = {0}, data = read_vector(cpu, g.dest);

@@ -38,9 +38,12 @@ static bool set_cache(struct jit_options *options, const char *value)
 /* Optimisations are on; each can be turned off by itself, to find out what it gives and what it breaks. */
 static bool set_opt(struct jit_options *options, const char *value)
 {
-    if (strcmp(value, "no-flagless"))
+    if (!strcmp(value, "no-flagless"))
+        options->no_flagless = true;
+    else if (!strcmp(value, "no-gather"))
+        options->no_gather = true;
+    else
         return false;
-    options->no_flagless = true;
     return true;
 }
 
@@ -51,7 +54,7 @@ static const struct {
     {"interpret", "on|off", set_interpret},
     {"cache", "1M..1G", set_cache},
     {"perf-map", "on|off", set_perf_map},
-    {"opt", "no-flagless", set_opt},
+    {"opt", "no-flagless|no-gather", set_opt},
 };
 
 static int set_one(struct jit_options *options, const char *name, const char *value, struct err *err)

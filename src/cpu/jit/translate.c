@@ -141,7 +141,7 @@ static void emit_insn(struct translation *t)
     else if (insn->kind == INSN_STACK)
         inlined = translate_stack(t) || translate_system(t);
     else if (insn->kind == INSN_SYSTEM)
-        inlined = translate_system(t);
+        inlined = translate_gather(t) || translate_system(t);
     else if (insn->kind == INSN_STRING)
         inlined = translate_string(t);
     else if (insn->kind == INSN_BRANCH)

@@ -263,6 +263,9 @@ bool translate_system(struct translation *t);
 /* translate_string.c */
 bool translate_string(struct translation *t);
 
+/* translate_gather.c */
+bool translate_gather(struct translation *t);
+
 /* liveness.c */
 uint16_t liveness_kills(const struct insn *insn);
 uint16_t liveness_reads(const struct insn *insn);

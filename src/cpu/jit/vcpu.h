@@ -97,6 +97,7 @@ struct jit_vcpu {
     uint32_t site;            /* index of the site that left */
     uint64_t site_linear;     /* linear address of the access that missed, or the jump target that missed */
     uint64_t scratch[2];
+    uint8_t gather[3][32];    /* data, mask and index of a gather under way */
     uint64_t code_page;       /* linear address of the page that position-independent code runs from: translate.h */
     uint64_t host_rsp, resume; /* host stack of the run loop; where translated code goes on */
     uint64_t tried_again_pc;     /* host address of the last exception that was not taken for the code's own: enter.c */
