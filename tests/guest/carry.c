@@ -60,6 +60,19 @@ static void use_carry(uint64_t *at, uint64_t a, uint64_t b, uint64_t *ret_moved,
                      : "+r"(*ret_moved), "=&r"(*ret_flags) : "r"(at), "r"(a), "r"(b), "c"(0ul) : "memory", "cc");
 }
 
+/* One base register all along: all limbs + the carries between them, then 1 added to the whole number in place, the last limb
+ * read through its own address. */
+static uint64_t sum_limbs(uint64_t *at)
+{
+    uint64_t sum;
+    __asm__ volatile("xor %%eax, %%eax\n add (%1), %%rax\n adc 8(%1), %%rax\n adc 16(%1), %%rax\n adc 24(%1), %%rax\n"
+                     "adc 8(%1), %%rax\n adc 32(%1), %%rax\n adc 40(%1), %%rax\n adc $0, %%rax\n"
+                     "addq $1, (%1)\n adcq $0, 8(%1)\n adcq $0, 16(%1)\n adcq $0, 24(%1)\n adcq $0, 32(%1)\n adcq $0, 40(%1)\n"
+                     "mov %1, %%rcx\n lea 5(%%rcx), %%rcx\n setc 43(%%rcx)\n adc 35(%%rcx), %%rax\n"
+                     : "=&a"(sum) : "r"(at) : "rcx", "memory", "cc");
+    return sum;
+}
+
 static uint64_t *areas[2];
 
 /* Two operands at `offset` in their areas, whose pages are mapped anew: nothing is known of them. */
@@ -94,6 +107,31 @@ static void test_add(unsigned offset)
         check_equal(areas[0][i], (uint64_t)sum, "a limb of a sum");
     }
     check_equal(flags & CARRY, carry, "the carry of a sum");
+}
+
+static void test_sum(unsigned offset)
+{
+    uint64_t a[LIMBS], wanted = 0, carry = 0;
+    static const uint8_t order[] = {0, 1, 2, 3, 1, 4, 5};
+    fill(a);
+    for (unsigned i = 0; i < LIMBS; i++)
+        areas[0][i] = a[i];
+    for (unsigned i = 0; i < sizeof order; i++) {
+        wide sum = (wide)wanted + a[order[i]] + carry;
+        wanted = (uint64_t)sum;
+        carry = (uint64_t)(sum >> 64);
+    }
+    wanted += carry;
+    map_areas(offset);
+    uint64_t got = sum_limbs(areas[0]);
+    carry = 1;
+    for (unsigned i = 0; i < LIMBS; i++) {
+        a[i] += carry;
+        carry = carry && !a[i];
+        check_equal(areas[0][i], a[i], "a limb of an incremented number");
+    }
+    check_equal(((uint8_t *)areas[0])[48], carry, "setc behind a number");
+    check_equal(got, wanted + a[LIMBS - 1] + carry, "the sum of limbs");
 }
 
 static void test_multiply(unsigned offset)
@@ -170,6 +208,7 @@ void guest_main(void)
         unsigned offset = round % 3 ? 4096 - 48 - 4 + round % 61 : 8 * round;
         map_areas(offset);
         test_add(offset);
+        test_sum(offset);
         if (multiplies)
             test_multiply(offset);
         test_readers(offset);

@@ -156,6 +156,8 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
     unsigned access = (site->write ? ACCESS_WRITE : 0) | (site->stack ? ACCESS_STACK : 0);
     if (in_page && mmu_tlb_load(cpu, linear + site->first, access) &&
         (!site->needs_write_entry || tlb_has_write_entry(cpu, linear + site->first))) {
+        if (!site->retry)
+            return resume_at_rip(cpu);
         fpu_load(cpu);
         return block_entry(cpu->translator, block) + site->retry;
     }

@@ -40,6 +40,8 @@ static bool set_opt(struct jit_options *options, const char *value)
 {
     if (!strcmp(value, "no-flagless"))
         options->no_flagless = true;
+    else if (!strcmp(value, "no-near"))
+        options->no_near = true;
     else if (!strcmp(value, "no-gather"))
         options->no_gather = true;
     else
@@ -54,7 +56,7 @@ static const struct {
     {"interpret", "on|off", set_interpret},
     {"cache", "1M..1G", set_cache},
     {"perf-map", "on|off", set_perf_map},
-    {"opt", "no-flagless|no-gather", set_opt},
+    {"opt", "no-flagless|no-near|no-gather", set_opt},
 };
 
 static int set_one(struct jit_options *options, const char *name, const char *value, struct err *err)

@@ -10,6 +10,7 @@ struct jit_options {
     bool interpret;       /* interpret=on: no translation */
     bool perf_map;        /* perf-map=on: names of translated code for perf */
     bool no_flagless;     /* opt=no-flagless: checks of accesses always park live flags */
+    bool no_near;         /* opt=no-near: such checks do not go by the one before */
     bool no_gather;       /* opt=no-gather: gathers are interpreted */
     uint64_t cache_bytes; /* cache=SIZE: translated code of one vCPU */
 };

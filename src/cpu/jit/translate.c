@@ -209,7 +209,7 @@ static void emit_block(struct translation *t, const struct insn *insns, unsigned
             for (; run > 1; run--)
                 t->rip += insns[i++].length;
             t->rip += insns[i].length;
-            t->rcx_stored = false;
+            t->rcx_stored = t->near.valid = false;
             continue;
         }
         emit_insn(t);

@@ -78,7 +78,7 @@ struct site {
     uint32_t block : 25;
     uint32_t first : 7; /* offset of the access that is made first, when one check stands for several */
     union {
-        uint16_t retry; /* the check again */
+        uint16_t retry; /* the check again; 0: only by rip */
         uint16_t insn;  /* of interpreter sites: index into translator.insns, or INSN_POOL_NONE */
     };
     uint16_t next;                  /* the instruction after; 0 when the block ends here */
@@ -181,6 +181,14 @@ struct translation {
     const uint16_t *live;    /* of insn and those behind it: live[0] is live_before */
     unsigned ahead;          /* how many instructions of the block are behind insn */
     bool rcx_stored;         /* cpu->gpr has the value of rcx */
+    struct {
+        bool valid, made; /* made: by this instruction */
+        bool write;
+        uint8_t base;
+        int32_t disp;         /* of the access that r15 is the page offset of; r14 is its page's host address */
+        int32_t last_disp;    /* of the last access */
+        uint32_t first_site;
+    } near;                   /* what the last flagless check left in r14 and r15: translate_flagless.c */
     unsigned links;
     uint32_t pending_sites; /* first site that still wants `next` */
 };
@@ -207,7 +215,11 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, const st
 bool translate_flagless_pays(const struct translation *t);
 void translate_flagless_begin(struct translation *t);
 void translate_flagless_check(struct translation *t, const uint8_t *retry, const struct check *check);
-/* What an instruction did to what translate_flagless_begin knows. */
+/* The same by what the last check found, when the access is one of the same base register a little higher up: *ret_delta goes
+ * into the instruction's displacement. */
+bool translate_flagless_near(const struct translation *t, bool write, int32_t *ret_delta);
+void translate_flagless_near_check(struct translation *t, const struct check *check, int32_t delta);
+/* What an instruction did to what translate_flagless_begin and _near know. */
 void translate_flagless_after(struct translation *t);
 /* Adds gs:[offset] to r15; no flags, rcx is lost. */
 void translate_flagless_add(struct emit *e, size_t offset);

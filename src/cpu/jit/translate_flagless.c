@@ -48,8 +48,15 @@ void translate_flagless_begin(struct translation *t)
 
 void translate_flagless_after(struct translation *t)
 {
-    if (t->insn->kind != INSN_PLAIN || (t->insn->gpr_write & 1u << RCX))
+    const struct insn *insn = t->insn;
+    unsigned touched = insn->gpr_read | insn->gpr_write;
+    bool plain = insn->kind == INSN_PLAIN, made = t->near.made;
+    if (!plain || (insn->gpr_write & 1u << RCX))
         t->rcx_stored = false;
+    bool on_registers = plain && !insn->has_mem && t->tr->site_count == t->pending_sites;
+    if (!(made || on_registers) || (touched & (1u << TMP | 1u << ADDR)) || (insn->gpr_write >> t->near.base & 1))
+        t->near.valid = false;
+    t->near.made = false;
 }
 
 void translate_flagless_add(struct emit *e, size_t offset)
@@ -63,39 +70,106 @@ void translate_flagless_add(struct emit *e, size_t offset)
  * the sum is below 4096 only if the multiple is 0 and the access ends in the page. An offset that is negative by less than the
  * size, which the sum would hide, belongs to another index. TLB_EMPTY stands in any slot: what passes for a hit on it
  * lies around 2^63, where nothing is canonical, and its host address is the same one. */
-void translate_flagless_check(struct translation *t, const uint8_t *retry, const struct check *check)
+static uint32_t new_site(struct translation *t, const uint8_t *retry, const struct check *check)
 {
-    struct emit *e = &t->hot, *c = &t->cold;
-    size_t table = offsetof(struct jit_vcpu, tlb.entries) +
-                   sizeof(struct tlb_entry) * TLB_ENTRIES * (t->key.pool * (size_t)TLB_ACCESSES + check->write);
-    size_t tag = table + offsetof(struct tlb_entry, tag), host = table + offsetof(struct tlb_entry, host);
     uint32_t site = translate_new_site(t);
     struct site *s = &t->tr->sites[site];
     s->size = check->size & 0xff;
     s->write = check->write;
     s->stack = check->stack;
-    s->retry = translate_offset(t, retry);
+    s->retry = retry ? translate_offset(t, retry) : 0;
+    return site;
+}
 
+static size_t table(const struct translation *t, const struct check *check)
+{
+    return offsetof(struct jit_vcpu, tlb.entries) +
+           sizeof(struct tlb_entry) * TLB_ENTRIES * (t->key.pool * (size_t)TLB_ACCESSES + check->write);
+}
+
+/* A jump, yet to be bound, that is taken if r15 + delta is the page offset of an access that ends in the page. */
+static uint8_t *test_offset(struct emit *e, unsigned size, int32_t delta)
+{
+    emit_mem(e, OP_LEA, RCX, ADDR, INSN_NO_REG, 1, delta + (int32_t)size - 1);
+    emit_pext(e, RCX, RCX, offsetof(struct jit_vcpu, page_mask));
+    return emit_short(e, OP_JRCXZ);
+}
+
+static uint8_t *test_linear(struct translation *t, struct emit *e, const struct check *check)
+{
     _Static_assert(sizeof(struct tlb_entry) == 16, "twice the scale of 8");
     emit_pext(e, TMP, ADDR, offsetof(struct jit_vcpu, tlb_mask));
     emit_mem(e, OP_LEA, TMP, TMP, TMP, 1, 0);
-    emit_gs_scaled(e, OP_MOV_LOAD, RCX, TMP, tag);
+    emit_gs_scaled(e, OP_MOV_LOAD, RCX, TMP, table(t, check) + offsetof(struct tlb_entry, tag));
     emit_bytes(e, "\x48\xf7\xd1", 3); /* not rcx */
     emit_mem(e, OP_LEA, ADDR, ADDR, RCX, 1, 1);
-    if (check->size > 1)
-        emit_mem(e, OP_LEA, RCX, ADDR, INSN_NO_REG, 1, (int32_t)check->size - 1);
-    emit_pext(e, RCX, check->size > 1 ? RCX : ADDR, offsetof(struct jit_vcpu, page_mask));
-    uint8_t *hit = emit_short(e, OP_JRCXZ);
+    return test_offset(e, check->size, 0);
+}
+
+static void leave(struct translation *t, struct emit *e, const struct check *check, uint32_t site)
+{
+    emit_gs_scaled(e, OP_MOV_LOAD, RCX, TMP, table(t, check) + offsetof(struct tlb_entry, tag));
+    emit_mem(e, OP_LEA, ADDR, ADDR, RCX, 1, 0); /* the linear address again */
+    emit_load_gs(e, RCX, RCX_SLOT);
+    emit_mov_imm(e, TMP, site);
+    emit_jmp(e, t->tr->to.miss);
+}
+
+void translate_flagless_check(struct translation *t, const uint8_t *retry, const struct check *check)
+{
+    struct emit *e = &t->hot;
+    const struct insn *insn = t->insn;
+    uint32_t site = new_site(t, retry, check);
+    uint8_t *hit = test_linear(t, e, check);
+    emit_jmp(e, t->cold.at);
+    emit_bind_short(e, hit);
+    emit_load_gs(e, RCX, RCX_SLOT);
+    emit_gs_scaled(e, OP_MOV_LOAD, TMP, TMP, table(t, check) + offsetof(struct tlb_entry, host));
+    if (check->form == CHECK_WHOLE)
+        emit_mem(e, OP_LEA, ADDR, ADDR, TMP, 1, 0);
+    leave(t, &t->cold, check, site);
+
+    bool simple = insn->mem_base != INSN_NO_REG && insn->mem_index == INSN_NO_REG && !insn->mem_rip && insn->mem_segment < SEG_FS;
+    t->near.valid = t->near.made = check->form == CHECK_PARTS && simple;
+    t->near.base = simple ? insn->mem_base : 0;
+    t->near.write = check->write;
+    t->near.disp = t->near.last_disp = (int32_t)insn->mem_disp;
+    t->near.first_site = site;
+}
+
+bool translate_flagless_near(const struct translation *t, bool write, int32_t *ret_delta)
+{
+    const struct insn *insn = t->insn;
+    int64_t delta = insn->mem_disp - t->near.disp;
+    *ret_delta = (int32_t)delta;
+    return t->near.valid && insn->mem_base == t->near.base && insn->mem_index == INSN_NO_REG && !insn->mem_rip &&
+           insn->mem_segment < SEG_FS && (!write || t->near.write) && insn->mem_disp >= t->near.last_disp && delta < 4096 &&
+           !t->cpu->engine->options.no_near;
+}
+
+/* Displacements of such accesses never fall, so that offsets are not negative. Where r14 and r15 must survive from one instruction
+ * to the next, C code cannot go on in between: it does so by another block. A failed test becomes a whole check. */
+void translate_flagless_near_check(struct translation *t, const struct check *check, int32_t delta)
+{
+    struct emit *e = &t->hot, *c = &t->cold;
+    for (uint32_t i = t->near.first_site; i < t->tr->site_count; i++)
+        t->tr->sites[i].next = 0;
+    uint8_t *hit = test_offset(e, check->size, delta);
     emit_jmp(e, c->at);
     emit_bind_short(e, hit);
     emit_load_gs(e, RCX, RCX_SLOT);
-    emit_gs_scaled(e, OP_MOV_LOAD, TMP, TMP, host);
-    if (check->form == CHECK_WHOLE)
-        emit_mem(e, OP_LEA, ADDR, ADDR, TMP, 1, 0);
 
-    emit_gs_scaled(c, OP_MOV_LOAD, RCX, TMP, tag);
-    emit_mem(c, OP_LEA, ADDR, ADDR, RCX, 1, 0); /* the linear address again */
     emit_load_gs(c, RCX, RCX_SLOT);
-    emit_mov_imm(c, TMP, site);
-    emit_jmp(c, t->tr->to.miss);
+    emit_mem(c, OP_LEA, ADDR, t->insn->mem_base, INSN_NO_REG, 1, (int32_t)t->insn->mem_disp);
+    uint32_t site = new_site(t, NULL, check);
+    uint8_t *found = test_linear(t, c, check);
+    leave(t, c, check, site);
+    emit_bind_short(c, found);
+    emit_load_gs(c, RCX, RCX_SLOT);
+    emit_gs_scaled(c, OP_MOV_LOAD, TMP, TMP, table(t, check) + offsetof(struct tlb_entry, host));
+    emit_mem(c, OP_LEA, ADDR, ADDR, INSN_NO_REG, 1, -delta);
+    emit_jmp(c, e->at);
+    t->near.write = t->near.write && check->write;
+    t->near.last_disp = (int32_t)t->insn->mem_disp;
+    t->near.made = true;
 }

@@ -110,9 +110,7 @@ bool translate_gather(struct translation *t)
     bool wide = insn_vector_bytes(insn) == 32;
     size_t vectors = offsetof(struct jit_vcpu, gather);
     translate_park_flags(t);
-    uint32_t site = translate_new_site(t);
-    t->tr->insns[t->tr->insn_count] = *insn;
-    t->tr->sites[site].insn = t->tr->insn_count++;
+    uint32_t site = translate_new_interp_site(t);
     const uint8_t *leave = c->at;
     emit_mov_imm(c, TMP, site);
     emit_jmp(c, t->tr->to.interp);

@@ -251,6 +251,40 @@ static unsigned scratch_operands(const struct insn *insn)
     return operands & (MASK(R14) | MASK(R15));
 }
 
+/* Address and check of the memory operand. */
+static bool parked_operand(struct translation *t, enum check_form form)
+{
+    const struct insn *insn = t->insn;
+    struct check check = {
+        .size = insn->mem_bytes, .write = insn->mem_write, .stack = insn->mem_segment == SEG_SS, .form = form};
+    translate_park_flags(t);
+    const uint8_t *retry = t->hot.at;
+    if (!translate_address(t, false))
+        return false;
+    if (insn->mem_base == RSP && insn->mem_index == INSN_NO_REG && insn->mem_segment == SEG_SS)
+        translate_stack_check(t, retry, &check);
+    else
+        translate_check(t, retry, &check);
+    return true;
+}
+
+static bool flagless_operand(struct translation *t, enum check_form form, bool near, int32_t delta)
+{
+    const struct insn *insn = t->insn;
+    struct check check = {
+        .size = insn->mem_bytes, .write = insn->mem_write, .stack = insn->mem_segment == SEG_SS, .form = form};
+    const uint8_t *retry = t->hot.at;
+    translate_flagless_begin(t);
+    if (near) {
+        translate_flagless_near_check(t, &check, delta);
+        return true;
+    }
+    if (!translate_address(t, true))
+        return false;
+    translate_flagless_check(t, retry, &check);
+    return true;
+}
+
 bool translate_plain(struct translation *t)
 {
     const struct insn *insn = t->insn;
@@ -273,6 +307,9 @@ bool translate_plain(struct translation *t)
     remap.mem_base = form == CHECK_PARTS ? TMP : ADDR;
     remap.mem_index = form == CHECK_PARTS ? ADDR : INSN_NO_REG;
     uint8_t code[INSN_MAX_BYTES];
+    bool near = flagless && form == CHECK_PARTS && translate_flagless_near(t, insn->mem_write, &remap.mem_disp);
+    if (!near)
+        remap.mem_disp = 0;
     unsigned length = insn_reencode(insn, &remap, code);
     unsigned borrowed = INSN_NO_REG;
     if (!length) { /* ah, ch, dh, bh exclude REX: borrow a register that needs none for the address */
@@ -280,27 +317,16 @@ bool translate_plain(struct translation *t)
         if (scratch || ((insn->gpr_read | insn->gpr_write) & MASK(borrowed)))
             return false;
         form = CHECK_WHOLE;
+        near = false;
+        remap.mem_disp = 0;
         remap.mem_base = (uint8_t)borrowed;
         remap.mem_index = INSN_NO_REG;
         length = insn_reencode(insn, &remap, code);
         if (!length)
             return false;
     }
-    if (!flagless)
-        translate_park_flags(t);
-    const uint8_t *retry = e->at;
-    if (flagless)
-        translate_flagless_begin(t);
-    if (!translate_address(t, flagless))
+    if (!(flagless ? flagless_operand(t, form, near, remap.mem_disp) : parked_operand(t, form)))
         return false;
-    struct check check = {
-        .size = insn->mem_bytes, .write = insn->mem_write, .stack = insn->mem_segment == SEG_SS, .form = form};
-    if (flagless)
-        translate_flagless_check(t, retry, &check);
-    else if (insn->mem_base == RSP && insn->mem_index == INSN_NO_REG && insn->mem_segment == SEG_SS)
-        translate_stack_check(t, retry, &check);
-    else
-        translate_check(t, retry, &check);
     settle_flags(t);
     if (scratch & insn->gpr_read)
         load_operand(e, insn, scratch == MASK(R15) ? R15 : R14, TMP);
