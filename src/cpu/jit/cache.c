@@ -25,8 +25,10 @@ struct block *cache_new_block(struct jit_vcpu *cpu)
 
 bool cache_allow_writes(struct jit_vcpu *cpu, const uint8_t *host_page)
 {
-    uint32_t page = translator_page(cpu->translator, host_page);
-    __atomic_fetch_or(&cpu->engine->write_pages[page], 1u << cpu->base.index, __ATOMIC_SEQ_CST);
+    uint32_t page = translator_page(cpu->translator, host_page), me = 1u << cpu->base.index;
+    /* Only this thread clears its bit: while it is set, whoever marks the page asks. */
+    if (!(__atomic_load_n(&cpu->engine->write_pages[page], __ATOMIC_RELAXED) & me))
+        __atomic_fetch_or(&cpu->engine->write_pages[page], me, __ATOMIC_SEQ_CST);
     return !__atomic_load_n(&cpu->engine->code_pages[page], __ATOMIC_SEQ_CST);
 }
 

@@ -53,6 +53,7 @@ static inline void emit_gs(struct emit *e, unsigned wide, unsigned opcode, unsig
 #define OP_MOV_STORE 0x89u
 #define OP_ADD_LOAD 0x03u
 #define OP_SUB_LOAD 0x2bu
+#define OP_CMP_LOAD 0x3bu
 #define OP_LEA 0x8du
 
 static inline void emit_load_gs(struct emit *e, unsigned reg, size_t offset)

@@ -294,8 +294,47 @@ static const uint8_t *emit_retry(struct emit *e, const struct translator *tr)
     return start;
 }
 
+/* The first level of the TLB does not hold the page at r15: takes it from the second and tries the site again. An access that
+ * crosses its end, or that has no entry there either, goes on to tr->to.miss. Flags are parked or dead. */
+static const uint8_t *emit_tlb_refill(struct emit *e, const struct translator *tr, size_t table, const uint8_t *retry)
+{
+    const uint8_t *start = e->at;
+    size_t first = offsetof(struct jit_vcpu, tlb.entries) + sizeof(struct tlb_entry) * TLB_ENTRIES * table;
+    size_t second = offsetof(struct jit_vcpu, tlb.second) + sizeof(struct tlb_entry) * TLB2_ENTRIES * table;
+    size_t tag = offsetof(struct tlb_entry, tag), host = offsetof(struct tlb_entry, host);
+    for (unsigned r = RAX; r <= RDX; r++)
+        emit_store_gs(e, r, GPR_OFFSET(r));
+    emit_mov(e, RCX, R15);
+    emit_bytes(e, "\x48\xc1\xe9\x0c\x69\xc9", 6); /* shr rcx, 12; imul ecx, ecx, TLB2_HASH */
+    emit_u32(e, TLB2_HASH);
+    emit_bytes(e, "\xc1\xe9", 2); /* shr ecx, imm8; and ecx, (TLB2_ENTRIES - 1) * 16 */
+    emit_u8(e, 32 - TLB2_BITS - 4);
+    emit_bytes(e, "\x81\xe1", 2);
+    emit_u32(e, (TLB2_ENTRIES - 1) * 16);
+    emit_mov(e, RAX, R15);
+    emit_bytes(e, "\x48\x25\x00\xf0\xff\xff", 6);   /* and rax, -4096 */
+    emit_gs_based(e, OP_CMP_LOAD, RAX, RCX, second + tag);
+    uint8_t *other = emit_short(e, 0x75);
+    emit_mov(e, RDX, R15);
+    emit_bytes(e, "\x48\xc1\xea\x08\x81\xe2", 6); /* shr rdx, 8; and edx, (TLB_ENTRIES - 1) * 16 */
+    emit_u32(e, (TLB_ENTRIES - 1) * 16);
+    emit_gs_based(e, OP_CMP_LOAD, RAX, RDX, first + tag);
+    uint8_t *crosses = emit_short(e, 0x74);
+    emit_gs_based(e, OP_MOV_LOAD, RCX, RCX, second + host);
+    emit_gs_based(e, OP_MOV_STORE, RAX, RDX, first + tag);
+    emit_gs_based(e, OP_MOV_STORE, RCX, RDX, first + host);
+    emit_load_gs(e, RDX, GPR_OFFSET(RDX));
+    emit_jmp(e, retry);
+    emit_bind_short(e, other);
+    emit_bind_short(e, crosses);
+    for (unsigned r = RAX; r <= RDX; r++)
+        emit_load_gs(e, r, GPR_OFFSET(r));
+    emit_jmp(e, tr->to.miss);
+    return start;
+}
+
 /* tlb.stack does not hold the page of an access, whose tag was subtracted from r15: takes the page from the table of write
- * translations and tries the site again. An access that crosses its end, or that has no entry there, goes on to tr->to.miss.
+ * translations and tries the site again. An access that crosses its end, or that has no entry there, goes on to tr->to.refill.
  * Flags are parked or dead. */
 static const uint8_t *emit_stack_refill(struct emit *e, const struct translator *tr, unsigned pool, const uint8_t *retry)
 {
@@ -315,7 +354,7 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
     emit_bytes(e, "\x48\x81\xf9\xff\x0f\x00\x00", 7); /* cmp rcx, 4095 */
     uint8_t *other = emit_short(e, 0x77);
     emit_gs_based(e, OP_MOV_LOAD, RCX, RAX, table + tag);
-    emit_gs(e, 1, 0x3b, RCX, entry + tag); /* cmp rcx, gs:[stack.tag] */
+    emit_gs(e, 1, OP_CMP_LOAD, RCX, entry + tag);
     uint8_t *crosses = emit_short(e, 0x74);
     emit_store_gs(e, RCX, entry + tag);
     emit_gs_based(e, OP_MOV_LOAD, RCX, RAX, table + host);
@@ -325,7 +364,7 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
     emit_bind_short(e, crosses);
     emit_load_gs(e, RAX, GPR_OFFSET(RAX));
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
-    emit_jmp(e, tr->to.miss);
+    emit_jmp(e, tr->to.refill[pool][TLB_WRITE]);
     return start;
 }
 
@@ -395,6 +434,8 @@ uint8_t *enter_make_trampolines(struct translator *tr)
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.jump[pool] = emit_second_level(&e, pool, jump);
     const uint8_t *retry = emit_retry(&e, tr);
+    for (unsigned table = 0; table < TLB_POOLS * TLB_ACCESSES; table++)
+        tr->to.refill[table / TLB_ACCESSES][table % TLB_ACCESSES] = emit_tlb_refill(&e, tr, table, retry);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.stack[pool] = emit_stack_refill(&e, tr, pool, retry);
     tr->to.load_rsp = e.at;

@@ -71,6 +71,9 @@ static struct place resolve(struct jit_vcpu *cpu, uint64_t linear, unsigned acce
     const struct tlb_entry *entry = &cpu->tlb.entries[pool][kind][linear / MEM_PAGE_SIZE % TLB_ENTRIES];
     if (entry->tag == (linear & ~PAGE_MASK))
         return (struct place){.host = entry->host + (linear & PAGE_MASK)};
+    entry = tlb_second(cpu, pool, kind, linear);
+    if (entry)
+        return (struct place){.host = entry->host + (linear & PAGE_MASK)};
     struct walk_result walk;
     bool user = cpu->cpl == 3 && !(access & ACCESS_SYSTEM);
     uint32_t fault = walk_page(cpu, linear, access, user, &walk);

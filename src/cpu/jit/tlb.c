@@ -9,10 +9,32 @@
 #define FLAT_ENTRIES (TLB_POOLS * TLB_ACCESSES * TLB_ENTRIES)
 
 static const struct tlb_entry empty = {TLB_EMPTY, (uint8_t *)TLB_EMPTY};
+static const struct tlb_entry empty_second = {1, NULL}; /* no page's address: nothing goes from here to the first level */
 
 static struct tlb_entry *flat(struct tlb *tlb)
 {
     return &tlb->entries[0][0][0];
+}
+
+static struct tlb_entry *flat_second(struct tlb *tlb)
+{
+    return &tlb->second[0][0][0];
+}
+
+/* As enter.c computes it. */
+static unsigned second_index(uint64_t linear)
+{
+    return (uint32_t)(linear / MEM_PAGE_SIZE) * TLB2_HASH >> (32 - TLB2_BITS);
+}
+
+/* Empties an entry of the second level, and its twin in the first. */
+static void drop(struct tlb *tlb, unsigned index)
+{
+    struct tlb_entry *second = &flat_second(tlb)[index];
+    struct tlb_entry *first = &flat(tlb)[index / TLB2_ENTRIES * TLB_ENTRIES + second->tag / MEM_PAGE_SIZE % TLB_ENTRIES];
+    if (first->tag == second->tag)
+        *first = empty;
+    *second = empty_second;
 }
 
 static void forget_stacks(struct tlb *tlb)
@@ -32,6 +54,8 @@ void tlb_init(struct jit_vcpu *cpu)
 {
     for (unsigned i = 0; i < FLAT_ENTRIES; i++)
         flat(&cpu->tlb)[i] = empty;
+    for (unsigned i = 0; i < TLB2_FLAT; i++)
+        flat_second(&cpu->tlb)[i] = empty_second;
     empty_last_slots(&cpu->jump_cache);
     forget_stacks(&cpu->tlb);
     cpu->tlb_mask = (uint64_t)(TLB_ENTRIES - 1) * MEM_PAGE_SIZE;
@@ -51,24 +75,24 @@ enum tlb_pool tlb_pool_of(const struct jit_vcpu *cpu, unsigned access)
     return (cpu->rflags & FLAG_AC) && (cpu->cr4 & CR4_SMAP) ? TLB_SUPER_AC : TLB_SUPER;
 }
 
-static void list_add(uint32_t *list, uint32_t *count, unsigned index)
+static void list_add(struct tlb *tlb, enum tlb_list list, unsigned index)
 {
-    list[(*count)++] = index;
+    if (tlb->listed[index] >> list & 1)
+        return;
+    tlb->listed[index] |= (uint8_t)(1u << list);
+    tlb->list[list][tlb->count[list]++] = index;
 }
 
 static void enter(struct jit_vcpu *cpu, enum tlb_pool pool, enum tlb_access kind, uint64_t page, bool global,
                   uint8_t *host_page)
 {
     struct tlb *tlb = &cpu->tlb;
-    struct tlb_entry *entry = &tlb->entries[pool][kind][page / MEM_PAGE_SIZE % TLB_ENTRIES];
-    if (tlb->local_count == FLAT_ENTRIES || tlb->global_count == FLAT_ENTRIES)
-        mmu_flush_all(cpu);
-    *entry = (struct tlb_entry){page, host_page};
-    unsigned index = (unsigned)(entry - flat(tlb));
-    if (global)
-        list_add(tlb->global, &tlb->global_count, index);
-    else
-        list_add(tlb->local, &tlb->local_count, index);
+    struct tlb_entry entry = {page, host_page}, *second = &tlb->second[pool][kind][second_index(page)];
+    unsigned index = (unsigned)(second - flat_second(tlb));
+    if (second->tag != page)
+        drop(tlb, index);
+    *second = tlb->entries[pool][kind][page / MEM_PAGE_SIZE % TLB_ENTRIES] = entry;
+    list_add(tlb, global ? TLB_GLOBAL : TLB_LOCAL, index);
 }
 
 void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const struct walk_result *walk, uint8_t *host_page)
@@ -84,6 +108,12 @@ void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const s
         enter(cpu, pool, TLB_WRITE, page, walk->global, host_page);
 }
 
+const struct tlb_entry *tlb_second(const struct jit_vcpu *cpu, enum tlb_pool pool, enum tlb_access kind, uint64_t linear)
+{
+    const struct tlb_entry *entry = &cpu->tlb.second[pool][kind][second_index(linear)];
+    return entry->tag == (linear & ~(uint64_t)(MEM_PAGE_SIZE - 1)) ? entry : NULL;
+}
+
 bool tlb_has_write_entry(const struct jit_vcpu *cpu, uint64_t linear)
 {
     const struct tlb_entry *entry =
@@ -94,19 +124,22 @@ bool tlb_has_write_entry(const struct jit_vcpu *cpu, uint64_t linear)
 void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page)
 {
     forget_stacks(&cpu->tlb);
-    for (unsigned pool = 0; pool < TLB_POOLS; pool++) {
-        struct tlb_entry *entries = cpu->tlb.entries[pool][TLB_WRITE];
-        for (unsigned i = 0; i < TLB_ENTRIES; i++)
-            if (entries[i].host == host_page)
-                entries[i] = empty;
+    for (unsigned list = 0; list < TLB_LISTS; list++) {
+        for (uint32_t i = 0; i < cpu->tlb.count[list]; i++) {
+            unsigned index = cpu->tlb.list[list][i];
+            if (index / TLB2_ENTRIES % TLB_ACCESSES == TLB_WRITE && flat_second(&cpu->tlb)[index].host == host_page)
+                drop(&cpu->tlb, index);
+        }
     }
 }
 
-static void clear_list(struct tlb *tlb, const uint32_t *list, uint32_t *count)
+static void clear_list(struct tlb *tlb, enum tlb_list list)
 {
-    for (uint32_t i = 0; i < *count; i++)
-        flat(tlb)[list[i]] = empty;
-    *count = 0;
+    for (uint32_t i = 0; i < tlb->count[list]; i++) {
+        drop(tlb, tlb->list[list][i]);
+        tlb->listed[tlb->list[list][i]] &= (uint8_t)~(1u << list);
+    }
+    tlb->count[list] = 0;
 }
 
 static uint64_t *flat_jumps(struct jump_cache *jumps)
@@ -253,7 +286,7 @@ void mmu_flush_local(struct jit_vcpu *cpu)
     cpu->jump_cache.stat_flush_local++;
     cpu->flush_epoch++;
     forget_stacks(&cpu->tlb);
-    clear_list(&cpu->tlb, cpu->tlb.local, &cpu->tlb.local_count);
+    clear_list(&cpu->tlb, TLB_LOCAL);
     flush_local_jumps(&cpu->jump_cache);
     fetch_tlb_flush(&cpu->fetch_tlb, false);
 }
@@ -262,7 +295,7 @@ void mmu_flush_all(struct jit_vcpu *cpu)
 {
     cpu->jump_cache.stat_flush_all++;
     mmu_flush_local(cpu);
-    clear_list(&cpu->tlb, cpu->tlb.global, &cpu->tlb.global_count);
+    clear_list(&cpu->tlb, TLB_GLOBAL);
     jump_cache_flush(cpu);
     fetch_tlb_flush(&cpu->fetch_tlb, true);
     if (cpu->tlb.has_large)
@@ -283,9 +316,9 @@ void mmu_flush_page(struct jit_vcpu *cpu, uint64_t linear)
     forget_stacks(&cpu->tlb);
     uint64_t page = linear & ~(uint64_t)(MEM_PAGE_SIZE - 1);
     for (unsigned i = 0; i < TLB_POOLS * TLB_ACCESSES; i++) {
-        struct tlb_entry *entry = &flat(&cpu->tlb)[i * TLB_ENTRIES + page / MEM_PAGE_SIZE % TLB_ENTRIES];
-        if (entry->tag == page)
-            *entry = empty;
+        unsigned index = i * TLB2_ENTRIES + second_index(page);
+        if (flat_second(&cpu->tlb)[index].tag == page)
+            drop(&cpu->tlb, index);
     }
     *fetch_tlb_entry(cpu, true, linear) = *fetch_tlb_entry(cpu, false, linear) = 0;
     unsigned number = (unsigned)(page / MEM_PAGE_SIZE) % 4096;

@@ -5,6 +5,10 @@
  * TLB_EMPTY is a non-canonical page, as tag and as host address: an access that "hits" it faults on the host's own #GP, which
  * is the guest's. Only RAM pages are here, and pages that hold translated code never have a write entry.
  *
+ * Two levels: inline checks look into the first, a shared piece of code (enter.c) into the larger second, which is indexed by a
+ * hash: pages of kernels and libraries that meet in one slot of the first are often used by turns. All that the first holds is in
+ * the second too, so that flushes go by the second.
+ *
  * The jump cache maps guest rip to translated code for indirect and page-crossing jumps, one table a pool; it is
  * flushed together with the TLB since a translation stands for bytes at a linear address. */
 #pragma once
@@ -14,10 +18,17 @@
 
 #define TLB_BITS 12
 #define TLB_ENTRIES (1u << TLB_BITS)
+#define TLB2_BITS 14
+#define TLB2_ENTRIES (1u << TLB2_BITS)
+#define TLB2_HASH 0x9e3779b1u
 #define TLB_EMPTY UINT64_C(0x8000000000000000)
 
 enum tlb_pool { TLB_USER, TLB_SUPER, TLB_SUPER_AC, TLB_POOLS };
 enum tlb_access { TLB_READ, TLB_WRITE, TLB_ACCESSES };
+
+enum tlb_list { TLB_LOCAL, TLB_GLOBAL, TLB_LISTS }; /* by the page's global bit */
+
+#define TLB2_FLAT (TLB_POOLS * TLB_ACCESSES * TLB2_ENTRIES)
 
 struct tlb_entry {
     uint64_t tag;  /* linear address of the page */
@@ -26,10 +37,12 @@ struct tlb_entry {
 
 struct tlb {
     struct tlb_entry entries[TLB_POOLS][TLB_ACCESSES][TLB_ENTRIES];
-    /* What was filled since the last flush, so that a flush costs what was used: index into the flat entry array. */
-    uint32_t local_count, global_count;
-    uint32_t local[TLB_POOLS * TLB_ACCESSES * TLB_ENTRIES]; /* non-global translations */
-    uint32_t global[TLB_POOLS * TLB_ACCESSES * TLB_ENTRIES];
+    struct tlb_entry second[TLB_POOLS][TLB_ACCESSES][TLB2_ENTRIES];
+    /* What was filled since the last flush, so that a flush costs what was used: indexes into the second level as one flat array,
+     * each at most once in a list. */
+    uint32_t count[TLB_LISTS];
+    uint32_t list[TLB_LISTS][TLB2_FLAT];
+    uint8_t listed[TLB2_FLAT]; /* a bit a list */
     /* Which 2 MiB regions (by number mod 4096) have entries that come from a large page: flushing one page of those means
      * flushing all. */
     uint64_t large[64];
@@ -90,6 +103,8 @@ void tlb_init(struct jit_vcpu *cpu);
 enum tlb_pool tlb_pool_of(const struct jit_vcpu *cpu, unsigned access);
 /* Enters a walked page of RAM for reads, and for writes where `walk` allows it and the page holds no translated code. */
 void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const struct walk_result *walk, uint8_t *host_page);
+/* The entry of the second level for the page of `linear`, or NULL. */
+const struct tlb_entry *tlb_second(const struct jit_vcpu *cpu, enum tlb_pool pool, enum tlb_access kind, uint64_t linear);
 bool tlb_has_write_entry(const struct jit_vcpu *cpu, uint64_t linear);
 /* Drops write entries for a page of guest RAM (host page address); own thread. */
 void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page);

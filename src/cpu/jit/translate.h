@@ -102,6 +102,7 @@ struct insn_map {
 struct trampolines {
     const uint8_t *enter;                                 /* executable view: void (*)(void) */
     const uint8_t *miss, *interp, *link, *poll, *dead; /* writable view, for emission */
+    const uint8_t *refill[TLB_POOLS][TLB_ACCESSES]; /* the TLB's first level does not know the page at r15; flags are lost */
     const uint8_t *jump[TLB_POOLS];  /* the jump cache's first level does not know the target in r15 */
     const uint8_t *load_rsp;         /* loads rsp from cpu->gpr and jumps to cpu->resume */
     const uint8_t *stack[TLB_POOLS]; /* a stack check failed: puts another page into tlb.stack, or goes to miss */

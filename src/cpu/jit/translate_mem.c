@@ -162,7 +162,7 @@ void translate_check(struct translation *t, const uint8_t *retry, const struct c
 
     emit_gs_based(c, OP_ADD_LOAD, ADDR, TMP, tag); /* the linear address again */
     emit_mov_imm(c, TMP, site);
-    emit_jmp(c, t->tr->to.miss);
+    emit_jmp(c, t->tr->to.refill[t->key.pool][check->write]);
 }
 
 void translate_stack_check(struct translation *t, const uint8_t *retry, const struct check *check)
