@@ -150,6 +150,65 @@ static inline void emit_mov_imm(struct emit *e, unsigned reg, uint64_t value)
     }
 }
 
+#define GROUP_OR 1u
+#define GROUP_AND 4u
+#define SHIFT_LEFT 4u
+#define SHIFT_RIGHT 5u
+
+/* 32-bit arithmetic on registers; clobbers flags. */
+static inline void emit_imm(struct emit *e, unsigned group, unsigned reg, uint32_t value)
+{
+    emit_u8(e, emit_rex(0, 0, 0, reg));
+    emit_u8(e, 0x81);
+    emit_u8(e, 0xc0 | group << 3 | (reg & 7));
+    emit_u32(e, value);
+}
+
+static inline void emit_shift(struct emit *e, unsigned group, unsigned reg, unsigned count)
+{
+    emit_u8(e, emit_rex(0, 0, 0, reg));
+    emit_u8(e, 0xc1);
+    emit_u8(e, 0xc0 | group << 3 | (reg & 7));
+    emit_u8(e, count);
+}
+
+static inline void emit_or(struct emit *e, unsigned to, unsigned from)
+{
+    emit_u8(e, emit_rex(0, from, 0, to));
+    emit_u8(e, 0x09);
+    emit_u8(e, 0xc0 | (from & 7) << 3 | (to & 7));
+}
+
+/* movzx reg, byte gs:[offset] */
+static inline void emit_gs_zx8(struct emit *e, unsigned reg, size_t offset)
+{
+    emit_u8(e, 0x65);
+    emit_u8(e, emit_rex(0, reg, 0, 0));
+    emit_bytes(e, "\x0f\xb6", 2);
+    emit_u8(e, 0x04 | (reg & 7) << 3);
+    emit_u8(e, 0x25);
+    emit_u32(e, (uint32_t)offset);
+}
+
+/* mov byte gs:[offset], reg: its low byte */
+static inline void emit_gs_store8(struct emit *e, unsigned reg, size_t offset)
+{
+    emit_u8(e, 0x65);
+    emit_u8(e, emit_rex(0, reg, 0, 0));
+    emit_u8(e, 0x88);
+    emit_u8(e, 0x04 | (reg & 7) << 3);
+    emit_u8(e, 0x25);
+    emit_u32(e, (uint32_t)offset);
+}
+
+/* test byte gs:[offset], bits; clobbers flags. */
+static inline void emit_gs_test8(struct emit *e, size_t offset, unsigned bits)
+{
+    emit_bytes(e, "\x65\xf6\x04\x25", 4);
+    emit_u32(e, (uint32_t)offset);
+    emit_u8(e, bits);
+}
+
 /* Relative jumps to an address in the same view as e->at. */
 static inline void emit_jmp(struct emit *e, const uint8_t *target)
 {

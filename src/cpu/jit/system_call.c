@@ -6,11 +6,7 @@
  * Source: Intel SDM 2 (SYSCALL, SYSRET, SYSENTER, SYSEXIT), AMD APM 3. */
 #include "cpu/jit/system_impl.h"
 
-/* Attributes of flat segments: accessed, present, S, page granularity, and code 64-bit, code 32-bit or data. */
-#define FLAT_CODE64 0xa09bu
-#define FLAT_CODE32 0xc09bu
-#define FLAT_DATA 0xc093u
-#define SYSRET_FLAGS UINT64_C(0x3c7fd7)
+#define FLAT_CODE32 0xc09bu /* as those in vcpu.h */
 
 static void set_flat(struct x86_segment_state *segment, uint64_t selector, unsigned attributes, unsigned cpl)
 {

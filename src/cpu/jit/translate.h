@@ -271,7 +271,15 @@ static inline bool translate_rip_fits(const struct translation *t, uint64_t rip)
 /* translate_system.c */
 /* Goes on in line if the condition holds, else the interpreter runs this instruction. */
 void translate_leave_unless(struct translation *t, unsigned condition);
+/* The same if r15 is a canonical address; r14 is lost. Flags are parked or dead. */
+void translate_leave_unless_canonical(struct translation *t);
+/* rflags as PUSHF shows it, the arithmetic flags of which are parked, to `to`; all 32-bit registers. */
+void translate_flags_image(struct emit *e, unsigned to, unsigned temporary);
 bool translate_system(struct translation *t);
+
+/* translate_call.c */
+bool translate_syscall(struct translation *t);
+bool translate_sysret(struct translation *t);
 
 /* translate_string.c */
 bool translate_string(struct translation *t);

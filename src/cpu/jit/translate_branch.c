@@ -277,8 +277,7 @@ static bool jump_indirect(struct translation *t)
     return true;
 }
 
-/* A call to no address faults before it pushes. Flags are parked or dead. */
-static void leave_if_not_canonical(struct translation *t)
+void translate_leave_unless_canonical(struct translation *t)
 {
     struct emit *e = &t->hot;
     emit_mov(e, TMP, ADDR);
@@ -292,7 +291,7 @@ static bool call_indirect(struct translation *t)
     translate_park_flags(t);
     if (!load_target(t))
         return false;
-    leave_if_not_canonical(t);
+    translate_leave_unless_canonical(t); /* it faults before it pushes */
     emit_store_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[1]));
     push_return(t);
     emit_load_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[1]));

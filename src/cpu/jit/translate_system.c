@@ -1,5 +1,5 @@
-/* System instructions that kernels run all the time, inline: cli, sti, pushf, stac, clac, swapgs, rdtsc, for supervisor code.
- * The rest goes to the interpreter. */
+/* System instructions that kernels run all the time, inline: cli, sti, pushf, stac, clac, swapgs, for supervisor code; cld, std,
+ * rdtsc, FS and GS bases, segment selectors for all. translate_call.c has system calls. The rest goes to the interpreter. */
 #include <Zydis/Mnemonic.h>
 #include <stddef.h>
 
@@ -10,7 +10,7 @@
 #define ADDR R15
 #define GPR_OFFSET(r) (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)(r))
 
-/* op dword gs:[rflags], imm32; clobbers flags. group 1: or, 4: and. */
+/* op dword gs:[rflags], imm32; clobbers flags. group: GROUP_OR, GROUP_AND. */
 static void change_rflags(struct emit *e, unsigned group, uint32_t value)
 {
     emit_bytes(e, "\x65\x81", 2);
@@ -28,13 +28,17 @@ void translate_leave_unless(struct translation *t, unsigned condition)
     emit_jmp(c, t->tr->to.interp);
 }
 
-#define GROUP_OR 1u
-#define GROUP_AND 4u
-
 static bool inline_cli(struct translation *t)
 {
     translate_park_flags(t);
     change_rflags(&t->hot, GROUP_AND, ~(uint32_t)FLAG_IF);
+    return true;
+}
+
+static bool inline_direction(struct translation *t, bool set)
+{
+    translate_park_flags(t);
+    change_rflags(&t->hot, set ? GROUP_OR : GROUP_AND, set ? FLAG_DF : ~(uint32_t)FLAG_DF);
     return true;
 }
 
@@ -51,6 +55,18 @@ static bool inline_sti(struct translation *t)
     return true;
 }
 
+void translate_flags_image(struct emit *e, unsigned to, unsigned temporary)
+{
+    emit_gs_zx8(e, to, offsetof(struct jit_vcpu, flags_saved) + 1);
+    emit_imm(e, GROUP_AND, to, FLAGS_ARITHMETIC & 0xff);
+    emit_gs_zx8(e, temporary, offsetof(struct jit_vcpu, flags_saved));
+    emit_shift(e, SHIFT_LEFT, temporary, 11);
+    emit_or(e, to, temporary);
+    emit_gs(e, 0, OP_MOV_LOAD, temporary, offsetof(struct jit_vcpu, rflags));
+    emit_imm(e, GROUP_AND, temporary, ~(uint32_t)(FLAGS_ARITHMETIC | FLAG_RF | FLAG_VM));
+    emit_or(e, to, temporary);
+}
+
 /* Arithmetic flags are parked: they and the rest of rflags make the image. */
 static bool inline_pushf(struct translation *t)
 {
@@ -62,17 +78,7 @@ static bool inline_pushf(struct translation *t)
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -8);
     translate_check(t, retry, &(struct check){.size = 8, .write = true, .stack = true});
     emit_store_gs(e, RAX, GPR_OFFSET(RAX));
-    emit_bytes(e, "\x65\x0f\xb6\x04\x25", 5); /* movzx eax, byte gs:[flags_saved + 1] */
-    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, flags_saved) + 1);
-    emit_bytes(e, "\x25\xd5\x00\x00\x00", 5);     /* and eax, 0xd5 */
-    emit_bytes(e, "\x65\x44\x0f\xb6\x34\x25", 6); /* movzx r14d, byte gs:[flags_saved] */
-    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, flags_saved));
-    emit_bytes(e, "\x41\xc1\xe6\x0b", 4); /* shl r14d, 11 */
-    emit_bytes(e, "\x41\x09\xc6", 3);     /* or r14d, eax */
-    emit_gs(e, 0, OP_MOV_LOAD, RAX, offsetof(struct jit_vcpu, rflags));
-    emit_u8(e, 0x25); /* and eax, imm32 */
-    emit_u32(e, ~(uint32_t)(FLAGS_ARITHMETIC | FLAG_RF | FLAG_VM));
-    emit_bytes(e, "\x41\x09\xc6", 3); /* or r14d, eax */
+    translate_flags_image(e, TMP, RAX);
     emit_load_gs(e, RAX, GPR_OFFSET(RAX));
     emit_mem(e, OP_MOV_STORE, TMP, ADDR, INSN_NO_REG, 1, 0);
     emit_mem(e, OP_LEA, RSP, RSP, INSN_NO_REG, 1, -8);
@@ -138,36 +144,78 @@ static bool inline_read_cr(struct translation *t)
     return true;
 }
 
-/* mov reg, segment; no flags. */
-static bool inline_read_segment(struct translation *t)
+/* movzx to, word gs:[selector] */
+static void load_selector(struct emit *e, unsigned to, unsigned segment)
 {
-    const struct insn *insn = t->insn;
-    struct emit *e = &t->hot;
-    unsigned segment = (insn->modrm >> 3) & 7, reg = (insn->modrm & 7) | ((insn->rex & 1u) << 3);
-    if (insn->map || insn->opcode != 0x8c || insn->has_mem || insn->operand_bits == 16 || segment >= SEG_COUNT)
-        return false;
-    emit_u8(e, 0x65); /* movzx reg, word gs:[selector] */
-    emit_u8(e, emit_rex(0, reg, 0, 0));
+    emit_u8(e, 0x65);
+    emit_u8(e, emit_rex(0, to, 0, 0));
     emit_bytes(e, "\x0f\xb7", 2);
-    emit_u8(e, 0x04 | (reg & 7) << 3);
+    emit_u8(e, 0x04 | (to & 7) << 3);
     emit_u8(e, 0x25);
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, seg[segment].selector));
-    if (reg == R14 || reg == R15)
-        emit_store_gs(e, reg, GPR_OFFSET(reg));
+}
+
+static bool store_segment(struct translation *t, unsigned segment)
+{
+    struct emit *e = &t->hot;
+    translate_park_flags(t);
+    const uint8_t *retry = e->at;
+    if (!translate_address(t, false))
+        return false;
+    translate_check(t, retry, &(struct check){.size = 2, .write = true, .stack = t->insn->mem_segment == SEG_SS});
+    load_selector(e, TMP, segment);
+    emit_bytes(e, "\x66\x45\x89\x37", 4); /* mov [r15], r14w */
     return true;
 }
 
-bool translate_system(struct translation *t)
+/* mov from a segment register; to a register it touches no flags. */
+static bool inline_read_segment(struct translation *t)
 {
-    if (t->insn->mnemonic == ZYDIS_MNEMONIC_RDTSC || t->insn->mnemonic == ZYDIS_MNEMONIC_RDTSCP)
-        return inline_rdtsc(t, t->insn->mnemonic == ZYDIS_MNEMONIC_RDTSCP);
-    if (t->insn->mnemonic == ZYDIS_MNEMONIC_MOV && inline_read_segment(t))
-        return true;
-    if (t->key.pool == TLB_USER)
+    const struct insn *insn = t->insn;
+    unsigned segment = (insn->modrm >> 3) & 7, reg = (insn->modrm & 7) | ((insn->rex & 1u) << 3);
+    if (insn->map || insn->opcode != 0x8c || segment >= SEG_COUNT)
         return false;
+    if (insn->has_mem)
+        return store_segment(t, segment);
+    if (insn->operand_bits == 16)
+        return false;
+    load_selector(&t->hot, reg, segment);
+    if (reg == R14 || reg == R15)
+        emit_store_gs(&t->hot, reg, GPR_OFFSET(reg));
+    return true;
+}
+
+/* rdfsbase, wrfsbase, rdgsbase, wrgsbase; CR4 may forbid them, and a base must be canonical. */
+static bool inline_segment_base(struct translation *t, unsigned segment, bool write)
+{
+    const struct insn *insn = t->insn;
+    struct emit *e = &t->hot;
+    size_t base = offsetof(struct jit_vcpu, seg[segment].base);
+    unsigned reg = insn->rm_gpr, wide = insn->rex >> 3 & 1u;
+    bool in_memory = reg == R14 || reg == R15;
+    translate_park_flags(t);
+    emit_gs_test8(e, offsetof(struct jit_vcpu, cr4) + 2, CR4_FSGSBASE >> 16);
+    translate_leave_unless(t, CONDITION_NE);
+    if (!write) {
+        emit_gs(e, wide, OP_MOV_LOAD, reg, base);
+        if (in_memory)
+            emit_store_gs(e, reg, GPR_OFFSET(reg));
+        return true;
+    }
+    if (in_memory)
+        emit_load_gs(e, ADDR, GPR_OFFSET(reg));
+    else
+        emit_mov(e, ADDR, reg);
+    if (!wide)
+        emit_bytes(e, "\x45\x89\xff", 3); /* mov r15d, r15d */
+    translate_leave_unless_canonical(t);
+    emit_store_gs(e, ADDR, base);
+    return true;
+}
+
+static bool supervisor_system(struct translation *t)
+{
     switch (t->insn->mnemonic) {
-    case ZYDIS_MNEMONIC_MOV:
-        return inline_read_cr(t);
     case ZYDIS_MNEMONIC_CLI:
         return inline_cli(t);
     case ZYDIS_MNEMONIC_STI:
@@ -180,7 +228,38 @@ bool translate_system(struct translation *t)
         return inline_ac(t, false);
     case ZYDIS_MNEMONIC_SWAPGS:
         return inline_swapgs(t);
+    case ZYDIS_MNEMONIC_SYSRET:
+        return translate_sysret(t);
     default:
         return false;
+    }
+}
+
+bool translate_system(struct translation *t)
+{
+    bool user = t->key.pool == TLB_USER;
+    switch (t->insn->mnemonic) {
+    case ZYDIS_MNEMONIC_RDTSC:
+        return inline_rdtsc(t, false);
+    case ZYDIS_MNEMONIC_RDTSCP:
+        return inline_rdtsc(t, true);
+    case ZYDIS_MNEMONIC_CLD:
+        return inline_direction(t, false);
+    case ZYDIS_MNEMONIC_STD:
+        return inline_direction(t, true);
+    case ZYDIS_MNEMONIC_RDFSBASE:
+        return inline_segment_base(t, SEG_FS, false);
+    case ZYDIS_MNEMONIC_RDGSBASE:
+        return inline_segment_base(t, SEG_GS, false);
+    case ZYDIS_MNEMONIC_WRFSBASE:
+        return inline_segment_base(t, SEG_FS, true);
+    case ZYDIS_MNEMONIC_WRGSBASE:
+        return inline_segment_base(t, SEG_GS, true);
+    case ZYDIS_MNEMONIC_SYSCALL:
+        return translate_syscall(t);
+    case ZYDIS_MNEMONIC_MOV:
+        return inline_read_segment(t) || (!user && inline_read_cr(t));
+    default:
+        return !user && supervisor_system(t);
     }
 }

@@ -39,6 +39,11 @@ struct jit_exception {
     uint64_t dr6;   /* VEC_DB only: bits to set in DR6 on delivery */
 };
 
+/* Attributes of the flat segments of system calls: accessed, present, S, page granularity, and 64-bit code or data. */
+#define FLAT_CODE64 0xa09bu
+#define FLAT_DATA 0xc093u
+#define SYSRET_FLAGS 0x3c7fd7u /* what SYSRET takes from r11 */
+
 enum vcpu_mode { MODE_REAL, MODE_PROTECTED, MODE_COMPAT, MODE_LONG };
 
 struct jit_vcpu {
