@@ -155,6 +155,20 @@ static void load_selector(struct emit *e, unsigned to, unsigned segment)
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, seg[segment].selector));
 }
 
+/* To the low half of a 32-bit register; the rest stays. */
+static void load_selector_low(struct emit *e, unsigned reg, unsigned segment)
+{
+    load_selector(e, TMP, segment);
+    emit_u8(e, 0x66);
+    if (reg == R14 || reg == R15) {
+        emit_gs(e, 0, OP_MOV_STORE, TMP, GPR_OFFSET(reg));
+        return;
+    }
+    emit_u8(e, emit_rex(0, TMP, 0, reg)); /* mov reg16, r14w */
+    emit_u8(e, OP_MOV_STORE);
+    emit_u8(e, 0xc0 | (TMP & 7) << 3 | (reg & 7));
+}
+
 static bool store_segment(struct translation *t, unsigned segment)
 {
     struct emit *e = &t->hot;
@@ -177,8 +191,10 @@ static bool inline_read_segment(struct translation *t)
         return false;
     if (insn->has_mem)
         return store_segment(t, segment);
-    if (insn->operand_bits == 16)
-        return false;
+    if (insn->operand_bits == 16) {
+        load_selector_low(&t->hot, reg, segment);
+        return true;
+    }
     load_selector(&t->hot, reg, segment);
     if (reg == R14 || reg == R15)
         emit_store_gs(&t->hot, reg, GPR_OFFSET(reg));
