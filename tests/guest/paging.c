@@ -227,6 +227,68 @@ static void test_aliases(void)
     check_equal(*(uint64_t *)(page + PAGE), 2, "moved page");
 }
 
+#define STEP (16ul << 20)
+#define TURNS 16u
+
+static void map_turn(unsigned i, uint64_t pages, uint64_t flags)
+{
+    *page_entry(VA + i * STEP, 1) = (pages + i * PAGE) | P_PRESENT | flags;
+}
+
+/* Pages that a TLB indexed by low address bits keeps in one place, used by turns. */
+static void test_turns(void)
+{
+    clear_slot();
+    uint64_t old = (uint64_t)alloc_pages(TURNS), new = (uint64_t)alloc_pages(TURNS);
+    for (unsigned i = 0; i < TURNS; i++) {
+        map_page(VA + i * STEP, old + i * PAGE, 1, P_PRESENT | P_WRITE);
+        *at(new + i * PAGE) = 100 + i;
+    }
+    for (unsigned round = 0; round < 3; round++)
+        for (unsigned i = 0; i < TURNS; i++)
+            *at(VA + i * STEP) += i;
+    for (unsigned i = 0; i < TURNS; i++) {
+        check_equal(*at(old + i * PAGE), 3ul * i, "written by turns");
+        map_turn(i, new, 0);
+        invlpg(VA + i * STEP);
+        check_equal(*at(VA + i * STEP), 100 + i, "moved page among those that take turns");
+        check_fault(TRAP(*at(VA + i * STEP) = 1), ERR_P | ERR_W, VA + i * STEP, "write to it, now read-only");
+        check_equal(*at(VA + (TURNS - 1) * STEP), i + 1 < TURNS ? 3ul * (TURNS - 1) : 100 + i, "the last of them");
+    }
+    for (unsigned i = 0; i < TURNS; i++)
+        map_turn(i, old, P_WRITE);
+    write_cr3(read_cr3());
+    for (unsigned i = 0; i < TURNS; i++)
+        check_equal(*at(VA + i * STEP), 3ul * i, "moved back, after a CR3 load");
+}
+
+#define MANY 20000u
+
+static unsigned count_wrong(unsigned flip)
+{
+    unsigned wrong = 0;
+    for (unsigned i = 0; i < MANY; i++)
+        wrong += *at(VA + i * PAGE) != ((i ^ flip) & 1);
+    return wrong;
+}
+
+/* More pages than a TLB holds. */
+static void test_many(void)
+{
+    clear_slot();
+    uint64_t pages = (uint64_t)alloc_pages(2);
+    *at(pages) = 0;
+    *at(pages + PAGE) = 1;
+    for (unsigned i = 0; i < MANY; i++)
+        map_page(VA + i * PAGE, pages + (i & 1) * PAGE, 1, P_PRESENT);
+    check_equal(count_wrong(0), 0, "pages read wrong");
+    check_equal(count_wrong(0), 0, "pages read wrong again");
+    for (unsigned i = 0; i < MANY; i++)
+        *page_entry(VA + i * PAGE, 1) ^= pages ^ (pages + PAGE);
+    write_cr3(read_cr3());
+    check_equal(count_wrong(1), 0, "pages read wrong after all moved");
+}
+
 static void test_canonical(void)
 {
     check_trap(TRAP((void)*at(0x0000800000000000)), GP, 0, "non-canonical read");
@@ -253,5 +315,7 @@ void guest_main(void)
     }
     test_crossing();
     test_aliases();
+    test_turns();
+    test_many();
     test_canonical();
 }
