@@ -47,17 +47,19 @@ static const uint8_t *resume_by_lookup(struct jit_vcpu *cpu)
     return block ? resume_at(cpu, block_inner(cpu->translator, block)) : NULL;
 }
 
-/* Tries the jump cache first. What it holds may be dead: then the way goes through handle_dead, which must not come here. */
-static const uint8_t *resume_at_rip(struct jit_vcpu *cpu)
+const uint8_t *enter_known(struct jit_vcpu *cpu)
 {
     struct block_key key = cache_key(cpu);
     const struct translator *tr = cpu->translator;
     bool valid = key.fpu_ok == tr->fpu_ok && ((cpu->cr4 & CR4_SMAP) != 0) == tr->smap;
-    const uint8_t *known = valid ? jump_cache_find(cpu, key.pool, cpu->rip) : NULL;
-    if (!known)
-        return resume_by_lookup(cpu);
     cpu->site_linear = cpu->rip; /* goes to r15, where entries of position-independent blocks expect it */
-    return resume_at(cpu, known);
+    return valid ? jump_cache_find(cpu, key.pool, cpu->rip) : NULL;
+}
+
+static const uint8_t *resume_at_rip(struct jit_vcpu *cpu)
+{
+    const uint8_t *known = enter_known(cpu);
+    return known ? resume_at(cpu, known) : resume_by_lookup(cpu);
 }
 
 static bool wants_run_loop(const struct jit_vcpu *cpu)
@@ -229,7 +231,10 @@ static const uint8_t *handle_dead(struct jit_vcpu *cpu)
     const struct block *block = &cpu->translator->blocks[cpu->site];
     flags_from_ax(cpu, cpu->flags_parked);
     cpu->rip = block->pic ? cpu->site_linear : block->rip;
-    return resume_by_lookup(cpu);
+    const uint8_t *host = resume_by_lookup(cpu);
+    if (!host) /* not to be translated now: the run loop, which interprets, must not find the dead block again */
+        jump_cache_flush(cpu);
+    return host;
 }
 
 static bool in_r14_r15(unsigned gpr)
@@ -368,19 +373,27 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
     return start;
 }
 
-/* The second level of the jump cache. rcx is in its slot of cpu->gpr; r14 is for `miss`. No flags. */
+/* Of the rip in r15, to rcx; no flags. */
+static void emit_second_index(struct emit *e)
+{
+    emit_bytes(e, "\xc4\xc3\xfb\xf0\xcf", 5); /* rorx rcx, r15, imm8 */
+    emit_u8(e, JUMP2_ROTATE);
+    emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 0);
+    emit_pext(e, RCX, RCX, offsetof(struct jit_vcpu, jump2_mask));
+}
+
+/* The second level of the jump cache. rcx is in its slot of cpu->gpr too; r14 is for `miss`. No flags. */
 static const uint8_t *emit_second_level(struct emit *e, unsigned pool, const uint8_t *miss)
 {
     const uint8_t *start = e->at;
-    size_t mask = offsetof(struct jit_vcpu, jump2_mask);
-    emit_pext(e, RCX, R15, mask);
+    emit_second_index(e);
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, offsetof(struct jit_vcpu, jump_cache.not_rip2[pool]));
     emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_jmp(e, miss);
     emit_bind_short(e, hit);
-    emit_pext(e, RCX, R15, mask);
+    emit_second_index(e);
     emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, offsetof(struct jit_vcpu, jump_cache.entry2[pool]));
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */

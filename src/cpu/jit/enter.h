@@ -6,6 +6,9 @@
 
 struct jit_vcpu;
 
+/* Translated code for rip, in long mode, that the jump cache has; NULL if none. What it holds may be dead and then goes through
+ * C code that looks for a block of its own. */
+const uint8_t *enter_known(struct jit_vcpu *cpu);
 /* Runs translated code from `entry` (executable view) until it leaves to the run loop; guest state is then in *cpu.
  * The thread's gs base must point to cpu. */
 void enter_run(struct jit_vcpu *cpu, const uint8_t *entry);

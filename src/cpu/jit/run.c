@@ -276,9 +276,10 @@ static bool translatable(const struct jit_vcpu *cpu)
 static void run_guest(struct jit_vcpu *cpu)
 {
     if (translatable(cpu)) {
-        struct block *block = cache_lookup(cpu);
-        if (block) {
-            enter_run(cpu, block_inner(cpu->translator, block));
+        const uint8_t *host = enter_known(cpu);
+        struct block *block = host ? NULL : cache_lookup(cpu);
+        if (host || block) {
+            enter_run(cpu, host ? host : block_inner(cpu->translator, block));
             return;
         }
     }

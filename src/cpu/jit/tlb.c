@@ -62,7 +62,7 @@ void tlb_init(struct jit_vcpu *cpu)
     cpu->page_mask = ~(uint64_t)(MEM_PAGE_SIZE - 1);
     cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 2;
     cpu->fetch_mask = (uint64_t)(FETCH_TLB_ENTRIES - 1) * MEM_PAGE_SIZE;
-    cpu->jump2_mask = (uint64_t)(JUMP2_ENTRIES - 1) << 2;
+    cpu->jump2_mask = (uint64_t)(JUMP2_ENTRIES - 1) << 1;
     cpu->flush_epoch = 1;
 }
 
@@ -223,13 +223,20 @@ static unsigned jump_index(uint64_t mask, uint64_t rip)
     return (unsigned)slot;
 }
 
+/* The second level's index. What meets in one slot of the first is apart here: pages 64 KiB from each other, and places within
+ * four bytes, such as an exception handler and what follows its CLAC. As enter.c computes it; all ones for ~0. */
+static unsigned jump2_index(const struct jit_vcpu *cpu, uint64_t rip)
+{
+    return jump_index(cpu->jump2_mask, rip + (rip >> JUMP2_ROTATE | rip << (64 - JUMP2_ROTATE)));
+}
+
 const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip)
 {
     const struct jump_cache *jumps = &cpu->jump_cache;
     unsigned index = jump_index(cpu->jump_mask, rip);
     if (jumps->not_rip[pool][index] == ~rip)
         return jumps->entry[pool][index];
-    index = jump_index(cpu->jump2_mask, rip);
+    index = jump2_index(cpu, rip);
     return jumps->not_rip2[pool][index] == ~rip ? jumps->entry2[pool][index] : NULL;
 }
 
@@ -244,7 +251,7 @@ static void list_jump(uint32_t *list, uint32_t *count, uint32_t flat)
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)
 {
     struct jump_cache *jumps = &cpu->jump_cache;
-    unsigned one = jump_index(cpu->jump_mask, rip), two = jump_index(cpu->jump2_mask, rip);
+    unsigned one = jump_index(cpu->jump_mask, rip), two = jump2_index(cpu, rip);
     jumps->not_rip[pool][one] = jumps->not_rip2[pool][two] = ~rip;
     jumps->entry[pool][one] = jumps->entry2[pool][two] = entry;
     uint32_t *list = global ? jumps->global : jumps->local, *count = global ? &jumps->global_count : &jumps->local_count;

@@ -66,6 +66,7 @@ struct fetch_entry {
 #define JUMP_ENTRIES (1u << JUMP_BITS)
 #define JUMP2_BITS 17
 #define JUMP2_ENTRIES (1u << JUMP2_BITS)
+#define JUMP2_ROTATE 14u
 #define JUMP_FLAT (TLB_POOLS * (JUMP_ENTRIES + JUMP2_ENTRIES))
 #define JUMP_LISTED 8192u
 

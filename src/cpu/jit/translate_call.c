@@ -61,7 +61,7 @@ static void set_flags(struct emit *e)
 static void leave_to(struct translation *t, enum tlb_pool pool)
 {
     struct block_key key = t->key;
-    t->key.pool = (uint8_t)pool & 0xf;
+    t->key = (struct block_key){.pool = pool & 0xf, .fpu_ok = key.fpu_ok};
     t->parked = true;
     translate_exit_to_r15(t, &t->hot, NO_SITE);
     t->key = key;
