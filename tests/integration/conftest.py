@@ -1,9 +1,8 @@
 """Engines and nested hosts for the integration tests.
 
 A test that takes `engine` is run for jit and for kvm. The kvm half runs right here where KVM is hardware
-virtualization (or POLDER_KVM=direct), else in one nested host, whose outcomes are shown one by one: those of
-NESTED_ALWAYS, or all with POLDER_KVM=nested, which takes the better part of an hour. POLDER_KVM=skip leaves them out.
-`-k jit` or `-k kvm` picks one engine.
+virtualization (or POLDER_KVM=direct), else (or POLDER_KVM=nested) in one nested host, whose outcomes are shown one by
+one. POLDER_KVM=skip leaves it out. `-k jit` or `-k kvm` picks one engine.
 """
 import os
 import subprocess
@@ -16,8 +15,10 @@ import vmm
 
 NESTED_IMAGES = ["busybox", "debian", "debian-full", "busybox-i386", "memtest"]
 NESTED_PROGRAMS = ["vsock-echo"]
-NESTED_ALWAYS = "test_boots_to_init"
 NESTED_TIMEOUT_S = int(os.environ.get("POLDER_NESTED_TIMEOUT", "2700"))
+
+
+passed = {}  # tests that have passed, but for their teardown: seconds
 
 
 def kvm_mode():
@@ -25,11 +26,11 @@ def kvm_mode():
     if mode != "auto":
         return mode
     words = set(Path("/proc/cpuinfo").read_text().split())
-    return "direct" if {"vmx", "svm"} & words and os.access("/dev/kvm", os.R_OK | os.W_OK) else "nested-boot"
+    return "direct" if {"vmx", "svm"} & words and os.access("/dev/kvm", os.R_OK | os.W_OK) else "nested"
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "not_nested: too heavy or impossible in a nested host; the kvm half is skipped there")
+    config.addinivalue_line("markers", "not_nested(reason): the kvm half is skipped in a nested host")
     config.addinivalue_line("markers", "needs_no_vmm: does not run polder-vmm")
 
 
@@ -48,6 +49,7 @@ class NestedItem(pytest.Item):
         if NestedItem.outcomes is None:
             NestedItem.outcomes = self.run_all()
         outcome = NestedItem.outcomes[self.inner_node]
+        self.user_properties.append(("nested_seconds", f"{outcome.seconds:.1f}"))
         if outcome.state == "skipped":
             pytest.skip(outcome.detail)
         if outcome.state == "failed":
@@ -82,11 +84,9 @@ def pytest_collection_modifyitems(config, items):
             continue
         if mode == "skip":
             item.add_marker(pytest.mark.skip(reason="POLDER_KVM=skip"))
-        elif mode == "nested-boot" and not item.name.startswith(NESTED_ALWAYS):
-            item.add_marker(pytest.mark.skip(reason="takes minutes in a translated host; POLDER_KVM=nested runs it"))
-        elif mode.startswith("nested") and item.get_closest_marker("not_nested"):
-            item.add_marker(pytest.mark.skip(reason="too heavy for KVM in a translated host; runs where KVM is hardware"))
-        elif mode.startswith("nested") and not item.get_closest_marker("skip"):
+        elif mode == "nested" and (marker := item.get_closest_marker("not_nested")):
+            item.add_marker(pytest.mark.skip(reason=f"not in a nested host: {marker.args[0]}"))
+        elif mode == "nested" and not item.get_closest_marker("skip"):
             proxy = NestedItem.from_parent(item.parent, name=item.name)
             proxy.inner_node = f"{item.path.name}::{item.name}"
             items[index] = proxy
@@ -101,6 +101,22 @@ def pytest_runtest_setup(item):
         return
     if not vmm.BINARY.exists():
         pytest.fail(f"{vmm.BINARY} is missing; run 'make'", pytrace=False)
+
+
+def pytest_runtest_logreport(report):
+    """In a nested host: tell the outside at once."""
+    file = os.environ.get("POLDER_RESULTS")
+    if not file:
+        return
+    if report.when == "call" and report.passed:
+        passed[report.nodeid] = report.duration
+    elif report.skipped:
+        nested.report(file, report.nodeid, "skipped", report.longrepr[2], report.duration)
+    elif report.failed:
+        passed.pop(report.nodeid, None)
+        nested.report(file, report.nodeid, "failed", report.longreprtext, report.duration)
+    elif report.when == "teardown" and report.nodeid in passed:
+        nested.report(file, report.nodeid, "passed", "", passed[report.nodeid])
 
 
 @pytest.fixture

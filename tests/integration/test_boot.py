@@ -15,7 +15,7 @@ def test_boots_to_init(engine, tmp, cpus):
         assert vmm.wait(30) == 0
 
 
-@pytest.mark.not_nested
+@pytest.mark.not_nested("32 vCPUs take turns on two translated CPUs")
 def test_boots_with_as_many_vcpus_as_there_may_be(engine, tmp):
     with busybox(engine, tmp, mode="boot", cpus=32, memory="512M") as vmm:
         assert int(vmm.wait_for(r"^POLDER-INIT uptime=\S+ cpus=(\d+)$", 180)[1]) == 32
