@@ -212,6 +212,12 @@ static void test_same_index(void)
     uint64_t value = 0x1234;
     __asm__ volatile("push %2; pop %1; mov %1, %0" : "=r"(value), "+m"(*(uint64_t *)to) : "m"(*(uint64_t *)from) : "memory");
     check(!memcmp(to, from, 8), "push and pop between pages of one index");
+    uint64_t sum = 0;
+    *(uint64_t *)from = 1;
+    *(uint64_t *)to = 2;
+    for (unsigned i = 0; i < 20; i++)
+        __asm__ volatile("stc; adc (%1), %0; adc (%2), %0; adc (%1), %0; adc (%2), %0" : "+r"(sum) : "r"(from), "r"(to) : "cc", "memory");
+    check_equal(sum, 140, "carries over pages of one index");
 }
 
 static void test_ports(void)

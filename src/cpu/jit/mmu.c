@@ -68,11 +68,13 @@ static struct place resolve(struct jit_vcpu *cpu, uint64_t linear, unsigned acce
     linear = check_linear(cpu, linear, access);
     enum tlb_pool pool = tlb_pool_of(cpu, access);
     enum tlb_access kind = access & ACCESS_WRITE ? TLB_WRITE : TLB_READ;
-    const struct tlb_entry *entry = &cpu->tlb.entries[pool][kind][linear / MEM_PAGE_SIZE % TLB_ENTRIES];
+    struct tlb_entry *entry = &cpu->tlb.entries[pool][kind][linear / MEM_PAGE_SIZE % TLB_ENTRIES];
+    const struct tlb_entry *second = NULL;
+    if (entry->tag != (linear & ~PAGE_MASK))
+        second = tlb_second(cpu, pool, kind, linear);
+    if (second) /* to the first, where inline checks look: not all of them try the second themselves */
+        *entry = *second;
     if (entry->tag == (linear & ~PAGE_MASK))
-        return (struct place){.host = entry->host + (linear & PAGE_MASK)};
-    entry = tlb_second(cpu, pool, kind, linear);
-    if (entry)
         return (struct place){.host = entry->host + (linear & PAGE_MASK)};
     struct walk_result walk;
     bool user = cpu->cpl == 3 && !(access & ACCESS_SYSTEM);
