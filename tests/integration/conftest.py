@@ -111,7 +111,7 @@ def pytest_runtest_logreport(report):
     if report.when == "call" and report.passed:
         passed[report.nodeid] = report.duration
     elif report.skipped:
-        nested.report(file, report.nodeid, "skipped", report.longrepr[2], report.duration)
+        nested.report(file, report.nodeid, "skipped", report.longrepr[2].removeprefix("Skipped: "), report.duration)
     elif report.failed:
         passed.pop(report.nodeid, None)
         nested.report(file, report.nodeid, "failed", report.longreprtext, report.duration)
