@@ -97,13 +97,13 @@ static enum vcpu_exit run_for_a_moment(void)
     return engine_jit.vcpu_run(vcpu);
 }
 
-/* mov rax, [r15], which the guest's load became, turns into ud2; how many there were. */
+/* mov rax, [r14 + r15], which the guest's load became, turns into ud2; how many there were. */
 static unsigned replace_loads(struct translator *tr)
 {
     unsigned count = 0;
-    for (uint8_t *at = tr->regions_start; at + 3 <= tr->hot; at++)
-        if (!memcmp(at, "\x49\x8b\x07", 3)) {
-            memcpy(at, "\x0f\x0b\x90", 3);
+    for (uint8_t *at = tr->regions_start; at + 4 <= tr->hot; at++)
+        if (!memcmp(at, "\x4b\x8b\x04\x3e", 4)) {
+            memcpy(at, "\x0f\x0b\x90\x90", 4);
             count++;
         }
     return count;
