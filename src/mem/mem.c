@@ -30,6 +30,12 @@ static void mem_lay_out(struct mem *mem)
     }
 }
 
+static void trim(uint8_t *at, size_t bytes)
+{
+    if (bytes)
+        munmap(at, bytes);
+}
+
 /* Anonymous memory that starts on a huge page, so that the host can use transparent ones all through. */
 static uint8_t *map_ordinary(uint64_t bytes)
 {
@@ -37,11 +43,11 @@ static uint8_t *map_ordinary(uint64_t bytes)
     if (range == MAP_FAILED)
         return MAP_FAILED;
     size_t before = -(uintptr_t)range & (HUGE_SIZE - 1);
-    if (before)
-        munmap(range, before);
-    munmap(range + before + bytes, HUGE_SIZE - before);
-    madvise(range + before, bytes, MADV_HUGEPAGE); /* a wish: not all kernels have them */
-    return range + before;
+    uint8_t *start = range + before;
+    trim(range, before);
+    trim(start + bytes, HUGE_SIZE - before);
+    madvise(start, bytes, MADV_HUGEPAGE); /* a wish: not all kernels have them */
+    return start;
 }
 
 /* Reserved at once: a missing one would show as SIGBUS when the guest touches it. */

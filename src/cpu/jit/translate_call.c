@@ -81,7 +81,8 @@ bool translate_syscall(struct translation *t)
     emit_gs(e, 0, OP_MOV_LOAD, TMP, offsetof(struct jit_vcpu, sfmask));
     emit_bytes(e, "\xc4\x42\x08\xf2\xf3", 5); /* andn r14d, r14d, r11d */
     set_flags(e);
-    set_level(e, (struct star){.at = 4}, (struct star){.at = 4, .add = 8}, 0);
+    static const struct star cs = {.at = 4}, ss = {.at = 4, .add = 8};
+    set_level(e, cs, ss, 0);
     emit_load_gs(e, ADDR, offsetof(struct jit_vcpu, lstar));
     leave_to(t, TLB_SUPER);
     return true;
@@ -104,7 +105,8 @@ bool translate_sysret(struct translation *t)
     translate_leave_unless(t, CONDITION_E);
     emit_imm(e, GROUP_AND, TMP, SYSRET_FLAGS);
     set_flags(e);
-    set_level(e, (struct star){.at = 6, .add = 16}, (struct star){.at = 6, .add = 8}, 3);
+    static const struct star cs = {.at = 6, .add = 16}, ss = {.at = 6, .add = 8};
+    set_level(e, cs, ss, 3);
     emit_mov(e, ADDR, RCX);
     leave_to(t, TLB_USER);
     return true;
