@@ -49,7 +49,10 @@ class Client:
         connection = UnixConnection(self.path)
         data = raw if raw is not None else None if body is None else json.dumps(body)
         try:
-            connection.request(method, path, data, {"Content-Type": "application/json"} if data is not None else {})
+            try:
+                connection.request(method, path, data, {"Content-Type": "application/json"} if data is not None else {})
+            except BrokenPipeError:
+                pass  # refused before all was sent; the answer is there
             return Answer(connection.getresponse())
         finally:
             connection.close()

@@ -300,10 +300,10 @@ def test_drive_update(machine, tmp):
     machine.refused("PATCH", "/drives/rootfs", {"drive_id": "rootfs", "path_on_host": "/nope"}, "/nope")
     machine.patch("/drives/rootfs", drive_id="rootfs", path_on_host=str(other),
                   rate_limiter={"bandwidth": {"size": 100 << 20, "refill_time": 100}})
+    assert machine.get("/vm/config")["drives"][0]["path_on_host"] == str(other)
     machine.vmm.send("go\n")
     machine.vmm.wait_for("^second$", 60)
     machine.vmm.wait_for("^SIZE 4096$", 60)
-    assert machine.get("/vm/config")["drives"][0]["path_on_host"] == str(other)
 
 
 FORBID_IO_URING = """
