@@ -6,6 +6,7 @@ one. POLDER_KVM=skip leaves it out. `-k jit` or `-k kvm` picks one engine.
 """
 import os
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,8 @@ class NestedItem(pytest.Item):
             pytest.skip(outcome.detail)
         if outcome.state == "failed":
             raise NestedFailure(outcome.detail)
+        if outcome.detail:
+            warnings.warn(pytest.PytestWarning(outcome.detail))
 
     def run_all(self):
         if why := nested.missing():

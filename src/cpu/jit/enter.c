@@ -470,6 +470,8 @@ static void raise_host_fault(struct jit_vcpu *cpu)
 {
     struct jit_exception exception = cpu->exception;
     fpu_leave_live(cpu);
+    if (exception.vector == VEC_GP)
+        interp_raise_protection(cpu);
     vcpu_raise(cpu, exception.vector, 0);
 }
 
