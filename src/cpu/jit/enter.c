@@ -465,11 +465,16 @@ void enter_run(struct jit_vcpu *cpu, const uint8_t *entry)
 
 /* ---- host faults ---- */
 
-/* Runs on the run loop's stack after a signal in translated code; the vector state is still the guest's. */
+/* Runs on the run loop's stack after a signal in translated code; the vector state is still the guest's. Accesses around 2^63 meet the
+ * empty entries of the soft TLB and fault on the host, whose #GP may be the guest's #SS: the interpreter knows. */
 static void raise_host_fault(struct jit_vcpu *cpu)
 {
     struct jit_exception exception = cpu->exception;
     fpu_leave_live(cpu);
+    if (exception.vector == VEC_GP) {
+        interp_step(cpu);
+        vcpu_resume(cpu); /* it did not raise: another vCPU has changed the code */
+    }
     vcpu_raise(cpu, exception.vector, 0);
 }
 

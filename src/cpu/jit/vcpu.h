@@ -121,6 +121,8 @@ struct jit_vcpu {
 _Noreturn void vcpu_raise(struct jit_vcpu *cpu, enum x86_vector vector, uint32_t error);
 _Noreturn void vcpu_raise_page_fault(struct jit_vcpu *cpu, uint64_t linear, uint32_t error);
 _Noreturn void vcpu_raise_exception(struct jit_vcpu *cpu, struct jit_exception exception);
+/* Unwinds to the run loop, which goes on at rip. */
+_Noreturn void vcpu_resume(struct jit_vcpu *cpu);
 
 /* Recomputes mode from CR0, EFER and CS; call after changing any of them. */
 void vcpu_update_mode(struct jit_vcpu *cpu);
