@@ -18,6 +18,7 @@
 #define GPR_OFFSET(r) (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)(r))
 #define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
 #define OF_IN_AX 1u
+#define TRIES_MAX 8u /* two in a row were seen that were not the instruction's own */
 
 /* Flags as lahf and seto leave them in ax, from and to rflags. */
 static uint16_t to_ax(uint64_t rflags)
@@ -497,13 +498,14 @@ static const struct insn_map *find_insn(const struct translator *tr, const struc
 
 /* Below a paravirtual kernel (seen: PVM) a host exception may be none of the code's: #GP because the kernel cannot return from an
  * interrupt to a stack pointer that is not canonical, #UD because the hypervisor failed to emulate an access to a page it
- * watches. Goes on at the same place by a stub that loads rsp; a second exception there in a row is the instruction's own. */
+ * watches. Goes on at the same place by a stub that loads rsp; if it comes again and again, it is the instruction's own. */
 static bool try_again(struct jit_vcpu *cpu, greg_t *regs)
 {
     const struct translator *tr = cpu->translator;
     uint64_t pc = (uint64_t)regs[REG_RIP];
     bool suspicious = regs[REG_TRAPNO] == VEC_UD || (regs[REG_TRAPNO] == VEC_GP && !is_canonical((uint64_t)regs[REG_RSP]));
-    if (!suspicious || cpu->tried_again_pc == pc) {
+    cpu->tries = cpu->tried_again_pc == pc ? cpu->tries + 1 : 1;
+    if (!suspicious || cpu->tries > TRIES_MAX) {
         cpu->tried_again_pc = 0;
         return false;
     }

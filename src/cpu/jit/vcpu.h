@@ -106,6 +106,7 @@ struct jit_vcpu {
     uint64_t code_page;       /* linear address of the page that position-independent code runs from: translate.h */
     uint64_t host_rsp, resume; /* host stack of the run loop; where translated code goes on */
     uint64_t tried_again_pc;     /* host address of the last exception that was not taken for the code's own: enter.c */
+    uint32_t tries;              /* how often in a row */
     uint64_t flush_epoch;     /* counts mmu_flush_*: a changed value means fetch translations may have changed */
     uint64_t fetch_mask;      /* pext mask that makes an index into fetch_tlb from a linear address */
     uint64_t tlb_mask, page_mask;   /* pext masks: of a linear address the index into the soft TLB; what is beyond a page */
