@@ -176,3 +176,9 @@ struct jit_engine {
     uint32_t *code_pages;  /* holds translations of code in this page */
     uint32_t *write_pages; /* may have a TLB write entry for this page */
 };
+
+/* Whether an optimisation is on. */
+static inline bool vcpu_optimises(const struct jit_vcpu *cpu, enum jit_opt opt)
+{
+    return !(cpu->engine->options.off >> opt & 1);
+}
