@@ -40,6 +40,7 @@ struct engine_config {
     unsigned vcpus; /* 1..32; APIC id = index */
     const char *cpu_model;
     const char *options; /* engine's own options, "name=value,..."; NULL for none */
+    const char *jit_opt; /* of the jit engine, "no-NAME,...": optimisations to do without; NULL for none */
 };
 
 struct engine_class {

@@ -85,6 +85,7 @@ struct vm_config {
     bool track_dirty_pages;
     char *cpu_model;
     char *engine, *engine_options;
+    char *jit_opt; /* optimisations that the jit engine does without: "no-NAME,..." */
     unsigned disk_count, net_count;
     struct vm_disk disks[VM_MAX_DISKS];
     struct vm_net nets[VM_MAX_NETS];

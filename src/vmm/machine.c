@@ -102,6 +102,7 @@ static int create_engine(struct machine *machine, struct err *err)
         .vcpus = config->cpus,
         .cpu_model = config->cpu_model,
         .options = config->engine_options,
+        .jit_opt = config->jit_opt,
     };
     if (class->create(&engine_config, &machine->engine, err) < 0)
         return err_ctx(err, "engine %s", class->name);

@@ -9,6 +9,7 @@
 #include "base/own.h"
 #include "base/size.h"
 #include "cpu/cpuid.h"
+#include "cpu/jit/jit_options.h"
 
 static struct vm_config *config_of(void *target)
 {
@@ -84,8 +85,20 @@ static int set_engine(void *target, const char *value, struct err *err)
         return err_set(err, ENOMEM, "engine");
     if (strcmp(name, "auto") && strcmp(name, "kvm") && strcmp(name, "jit"))
         return err_say(err, EINVAL, "unknown engine '%s', give auto, kvm or jit", value);
+    struct jit_options parsed;
+    if (comma && !strcmp(name, "kvm"))
+        return err_say(err, EINVAL, "kvm takes no options, not '%s'", comma + 1);
+    if (comma && jit_options_parse(comma + 1, &parsed, err) < 0)
+        return err_ctx(err, "%s", name);
     int r = vm_config_set(&config->engine, name, err);
     return r == 0 && comma ? vm_config_set(&config->engine_options, comma + 1, err) : r;
+}
+
+static int set_jit_opt(void *target, const char *value, struct err *err)
+{
+    uint32_t off;
+    int r = jit_options_parse_opt(value, &off, err);
+    return r < 0 ? r : vm_config_set(&config_of(target)->jit_opt, value, err);
 }
 
 /* Takes the next comma-separated word off *rest; NULL at the end. */
@@ -330,7 +343,10 @@ static const struct option_spec options[] = {
      "A guest with a named model can move to any host that has what the model promises.", set_cpu_model},
     {"engine", "auto|kvm|jit", "what runs guest code (default: auto)",
      "auto measures /dev/kvm and takes it if it runs at hardware speed, else jit; the choice is logged at level info. "
-     "Options of the engine follow behind a comma.", set_engine},
+     "Options of jit follow behind a comma: cache=SIZE for the translated code of one vCPU (default: 64M), interpret=on to "
+     "translate nothing, perf-map=on to name translated code for perf(1).", set_engine},
+    {"jit-opt", "no-NAME[,no-NAME...]", "switch optimisations of the jit engine off; no-all: all of them",
+     "To find out what one gives, or whether it is at fault. The names are below. Engine kvm takes no notice.", set_jit_opt},
     {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
 
     {"", NULL, "Devices", NULL, NULL},
@@ -366,6 +382,7 @@ static const struct option_spec options[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+#define JIT_OPT_MAN(id, name, text) "\n\n" name ": " text "."
 static const char *const sections[] = {
     "Exit status",
     "0: the guest powered off, or the user left.\n\n"
@@ -376,6 +393,8 @@ static const char *const sections[] = {
     "5: the guest's kernel panicked and said so through the pvpanic device.\n\n"
     "6: the engine could not go on.\n\n"
     "128+N: signal N ended it.",
+    "Optimisations of the jit engine",
+    "What each NAME of --jit-opt no-NAME stands for while it is on; no-all switches all of them off." JIT_OPTS(JIT_OPT_MAN),
     "Examples",
     "polder-vmm --kernel vmlinuz --initrd initrd.img --memory 1G --cpus 2\n\n"
     "polder-vmm --kernel vmlinuz --disk root.ext4,root --net user --cmdline 'console=ttyS0'",

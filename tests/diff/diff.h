@@ -77,7 +77,7 @@ void diff_native_stop(struct diff_native *native);
 struct diff_runner {
     const char *name;
     bool loose_flags; /* undefined flags, and flags at faults that the code ahead overwrites, need not be the CPU's */
-    int (*create)(const struct diff_runner *runner);
+    int (*create)(const struct diff_runner *runner, const char *jit_opt); /* jit_opt: as in struct engine_config */
     /* Before the cases of a batch: their code is new. */
     void (*load)(const struct diff_batch *batch);
     void (*run)(const struct diff_batch *batch, unsigned index, struct diff_result *ret_result);

@@ -136,7 +136,7 @@ static int boot(struct err *err)
     return engine_jit.vcpu_set_state(guest.vcpu, &state, err);
 }
 
-static int create(const struct diff_runner *runner)
+static int create(const struct diff_runner *runner, const char *jit_opt)
 {
     struct err err = {0};
     struct engine_config config = {
@@ -144,6 +144,7 @@ static int create(const struct diff_runner *runner)
                     .mmio_write = mmio_write, .eoi = eoi},
         .vcpus = 1,
         .cpu_model = "host",
+        .jit_opt = jit_opt,
     };
     int r = mem_create(4 << 20, false, &guest.mem, &err);
     config.mem = guest.mem;

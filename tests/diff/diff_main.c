@@ -1,5 +1,6 @@
 /* Compares the engine with the bare CPU over generated cases and reports differences and coverage. See diff.h.
  *     jit_diff [--runner interp|jit] [--bits 64|32|16] [--aligned] [--cases N] [--seed S] [--failures N] [--coverage]
+ *              [--jit-opt no-NAME,...]
  * A difference prints the seed of its case; --seed with --cases 1 runs just that one. */
 #include <getopt.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@ struct options {
     uint64_t cases, seed;
     unsigned failures, bits;
     bool coverage, aligned;
+    const char *jit_opt;
 };
 
 static uint64_t covered[ZYDIS_MNEMONIC_MAX_VALUE + 1], vectors[256], dead;
@@ -391,7 +393,7 @@ static int run_all(const struct options *options)
     unsigned failures = 0;
     uint64_t done = 0;
     diff_generate_init();
-    if (!native || options->runner->create(options->runner))
+    if (!native || options->runner->create(options->runner, options->jit_opt))
         return 2;
     if (!cpu_runs(options, native, batch)) {
         printf("SKIP: this host's kernel runs no %u-bit code\n", options->bits);
@@ -411,8 +413,8 @@ static int run_all(const struct options *options)
         failures += run_batch(options, native, batch);
     }
     diff_native_stop(native);
-    printf("%s: %lu cases from seed %lu, %u different, %lu batches lost\n", options->runner->name, done, options->seed,
-           failures, dead);
+    printf("%s%s%s: %lu cases from seed %lu, %u different, %lu batches lost\n", options->runner->name,
+           options->jit_opt ? " " : "", options->jit_opt ? options->jit_opt : "", done, options->seed, failures, dead);
     print_coverage(options->coverage);
     return failures || dead ? 1 : 0;
 }
@@ -421,7 +423,8 @@ static bool parse_options(int argc, char **argv, struct options *options)
 {
     static const struct option names[] = {{"runner", 1, NULL, 'r'},   {"cases", 1, NULL, 'n'},
                                           {"seed", 1, NULL, 's'},     {"bits", 1, NULL, 'b'},       {"failures", 1, NULL, 'f'},
-                                          {"coverage", 0, NULL, 'c'}, {"aligned", 0, NULL, 'a'},   {0}};
+                                          {"coverage", 0, NULL, 'c'}, {"aligned", 0, NULL, 'a'},   {"jit-opt", 1, NULL, 'o'},
+                                          {0}};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         switch (option) {
         case 'r': options->runner = strcmp(optarg, "jit") ? &diff_runner_interp : &diff_runner_jit; break;
@@ -431,6 +434,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
         case 'b': options->bits = (unsigned)strtoul(optarg, NULL, 0); break;
         case 'c': options->coverage = true; break;
         case 'a': options->aligned = true; break;
+        case 'o': options->jit_opt = optarg; break;
         default: return false;
         }
     }
@@ -444,7 +448,7 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (!parse_options(argc, argv, &options)) {
         fprintf(stderr, "usage: jit_diff [--runner interp|jit] [--bits 64|32|16] [--aligned] [--cases N] [--seed S] [--failures N] "
-                        "[--coverage]\n");
+                        "[--coverage] [--jit-opt no-NAME,...]\n");
         return 2;
     }
     return run_all(&options);

@@ -143,6 +143,64 @@ static void test_remap(void)
     check_trap(TRAP(call(VA)), PF, 0x11, "page that became no-execute");
 }
 
+#define ADDS 40u
+#define FUNCTION_BYTES (2 + 2 * ADDS + 1)
+#define FUNCTIONS 3000u
+
+/* Runs more code than a small cache (guests.cfg) has room for: the translations of what ran before are dropped. */
+static void run_much_code(void)
+{
+    static uint8_t *pages;
+    const unsigned a_page = PAGE / FUNCTION_BYTES;
+    uint64_t word = 3, wrong_sums = 0;
+    if (!pages) {
+        pages = alloc_pages(FUNCTIONS / a_page + 1);
+        for (unsigned i = 0; i < FUNCTIONS; i++) {
+            uint8_t *at = pages + i / a_page * PAGE + i % a_page * FUNCTION_BYTES;
+            memcpy(at, "\x31\xc0", 2); /* xor eax, eax */
+            for (unsigned add = 0; add < ADDS; add++)
+                memcpy(at + 2 + 2 * add, "\x03\x07", 2); /* add eax, [rdi] */
+            at[2 + 2 * ADDS] = 0xc3;
+        }
+    }
+    for (unsigned i = 0; i < FUNCTIONS; i++) {
+        uint64_t (*fn)(uint64_t *p) = (void *)(pages + i / a_page * PAGE + i % a_page * FUNCTION_BYTES);
+        wrong_sums += fn(&word) != 3 * ADDS;
+    }
+    check_equal(wrong_sums, 0, "wrong sums");
+}
+
+/* Two linear pages that are one frame, and an instruction that begins in one and ends in the other. */
+static void test_same_frame(void)
+{
+    uint8_t *frame = alloc_pages(1), function[6];
+    map_page(VA, (uint64_t)frame, 1, RWX);
+    map_page(VA + PAGE, (uint64_t)frame, 1, RWX);
+    for (unsigned split = 1; split <= 5; split++) {
+        uint64_t at = VA + PAGE - split;
+        put_function(function, 0x01020304);
+        memcpy((void *)at, function, sizeof function);
+        check_equal(call(at), 0x01020304, "instruction over the end of a frame to its start");
+        for (unsigned byte = 1; byte < 5; byte++) { /* of the immediate, on either side, through any of three addresses */
+            frame[(PAGE - split + byte) % PAGE] ^= 0x10;
+            function[byte] ^= 0x10;
+            uint32_t wanted;
+            memcpy(&wanted, function + 1, sizeof wanted);
+            check_equal(call(at), wanted, "the same after a change");
+            ((uint8_t *)at)[byte] ^= 0x20;
+            function[byte] ^= 0x20;
+            memcpy(&wanted, function + 1, sizeof wanted);
+            check_equal(call(at), wanted, "the same after a change in place");
+        }
+        run_much_code();
+        put_function(function, 0x0a0b0c0d);
+        memcpy((void *)at, function, sizeof function);
+        check_equal(call(at), 0x0a0b0c0d, "the same after it was dropped for others");
+        run_much_code();
+        check_equal(call(at), 0x0a0b0c0d, "the same again, not changed");
+    }
+}
+
 /* The same page holds data that is written all the time and code that runs: it must stay right, if not fast. */
 static void test_data_beside_code(void)
 {
@@ -227,6 +285,7 @@ void guest_main(void)
     test_alias();
     test_string_write();
     test_crossing();
+    test_same_frame();
     test_remap();
     test_data_beside_code();
     test_flags_ahead();

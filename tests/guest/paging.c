@@ -1,6 +1,7 @@
 /* Page tables: every level and size, permissions, accessed and dirty bits, reserved bits, errors and CR2. */
 #include "lib/guest.h"
 
+#define CR4_PGE (1ul << 7)
 #define VA 0x200000000000ul /* PML4 slot 64: nothing else lives there */
 #define ERR_P 1ul
 #define ERR_W 2ul
@@ -289,6 +290,18 @@ static void test_many(void)
     check_equal(count_wrong(1), 0, "pages read wrong after all moved");
 }
 
+/* Around 2^63, where empty entries of a TLB may lie: no access starts or ends there, by whatever code. */
+static void test_middle(uint64_t address)
+{
+    write_cr4(read_cr4() ^ CR4_PGE); /* empties it */
+    write_cr4(read_cr4() ^ CR4_PGE);
+    check_trap(TRAP((void)*at(address)), GP, 0, "read at 2^63");
+    check_trap(TRAP(__asm__ volatile("push %%rbp; mov %0, %%rbp; movq (%%rbp), %%mm0; pop %%rbp"
+                                     : : "r"(address) : "rcx", "memory")), SS, 0, "read at 2^63 through rbp");
+    check_trap(TRAP(__asm__ volatile("push %%rbp; mov %0, %%rbp; stc; mov (%%rbp), %%rax; adc %%rax, %%rax; pop %%rbp"
+                                     : : "r"(address) : "rax", "memory", "cc")), SS, 0, "the same with live flags");
+}
+
 static void test_canonical(void)
 {
     check_trap(TRAP((void)*at(0x0000800000000000)), GP, 0, "non-canonical read");
@@ -296,6 +309,8 @@ static void test_canonical(void)
     check_trap(TRAP(__asm__ volatile("mov %%rbp, %%rcx; mov %0, %%rbp; mov (%%rbp), %%rax; mov %%rcx, %%rbp"
                                      : : "r"(1ul << 47) : "rax", "rcx", "memory")),
                SS, 0, "non-canonical through rbp");
+    for (int i = -1; i <= 1; i++) /* ends below it, across it, begins at it */
+        test_middle(0x8000000000000000 - 4 + (uint64_t)(4 * i));
     check_trap(catch_trap(call_it, (void *)0x0000800000000000), GP, 0, "non-canonical call");
     write_cr2(0x123456789abc);
     check_trap(TRAP((void)*at(0x0000800000000000)), GP, 0, "non-canonical read");

@@ -17,6 +17,14 @@ def test_auto_chooses_and_says_why(tmp):
         assert chosen[1] == "jit", vmm.errors
 
 
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_jit_without_optimisations(tmp, cpus):
+    """Linux runs as well with all of them off; tests/guest and tests/diff have each by itself."""
+    with busybox("jit", tmp, "--jit-opt", "no-all", mode="boot", cpus=cpus) as vmm:
+        assert int(vmm.wait_for(r"^POLDER-INIT uptime=\S+ cpus=(\d+)$", 90)[1]) == cpus
+        assert vmm.wait(30) == 0
+
+
 def test_jit_debugger(tmp):
     """A watchpoint in the debug registers and single steps of a process, as gdb uses them."""
     program = static_program(tmp, "debug")

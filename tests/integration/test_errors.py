@@ -101,10 +101,12 @@ def test_disk_too_small(tmp):
 
 
 @pytest.mark.parametrize("args", [["--no-such-flag"], ["--cpus"], ["--cpus", "zero"], ["--cpus", "0"], ["--cpus", "1000"],
-                                  ["--memory", "lots"], ["--engine", "magic"], ["--net", "carrier-pigeon"], ["--console", "teletype"],
+                                  ["--memory", "lots"], ["--engine", "magic"], ["--engine", "jit,magic=1"],
+                                  ["--jit-opt", "no-magic"], ["--net", "carrier-pigeon"], ["--console", "teletype"],
                                   ["--log-level", "shout"], ["stray"]])
 def test_usage(tmp, args):
-    refused(tmp, 2, args[-1] if args[-1] not in ("zero", "0") else "cpus", args=["--kernel", kernel(), *args])
+    named = "cpus" if args[-1] in ("zero", "0") else args[-1].split("=")[0].split(",")[-1]
+    refused(tmp, 2, named, args=["--kernel", kernel(), *args])
 
 
 def test_memory_beyond_the_host(tmp):

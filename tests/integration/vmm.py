@@ -85,6 +85,17 @@ class Vmm:
         """Resident memory of the process, guest memory included."""
         return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[1])
 
+    def own_kib(self, memory_mib):
+        """Memory of the process but for the guest's, which is the one mapping that is as large. By proportional set size: translated
+        code has two mappings."""
+        total, counted = 0, True
+        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
+            if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                counted = int(match[2], 16) - int(match[1], 16) < memory_mib << 20
+            elif counted and (match := re.match(r"Pss: +(\d+) kB", line)):
+                total += int(match[1])
+        return total
+
     def describe(self):
         return f"$ {' '.join(self.argv)}\n--- stderr\n{tail(self.errors)}\n--- console\n{tail(self.text)}"
 

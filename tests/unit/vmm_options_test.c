@@ -55,10 +55,12 @@ static void test_machine(void **state)
     assert_string_equal(options.config->cmdline, "a b");
     assert_int_equal(options.config->cpus, 4);
     assert_int_equal(options.config->memory_bytes, UINT64_C(512) << 20);
-    assert_int_equal(parse("--memory", "2G", "--engine", "jit,tier=1", "--cpu-model", "x86-64-v3", "--no-reboot", NULL), 0);
+    assert_int_equal(parse("--memory", "2G", "--engine", "jit,cache=8M", "--jit-opt", "no-gather,no-near", "--cpu-model",
+                           "x86-64-v3", "--no-reboot", NULL), 0);
     assert_int_equal(options.config->memory_bytes, UINT64_C(2) << 30);
     assert_string_equal(options.config->engine, "jit");
-    assert_string_equal(options.config->engine_options, "tier=1");
+    assert_string_equal(options.config->engine_options, "cache=8M");
+    assert_string_equal(options.config->jit_opt, "no-gather,no-near");
     assert_true(options.config->no_reboot);
 }
 
@@ -97,6 +99,14 @@ static void test_refused(void **state)
     refused("--memory", "lots", "512M");
     refused("--memory", "99999999999T", "size");
     refused("--engine", "magic", "kvm");
+    refused("--engine", "jit,tier=1", "interpret=on|off");
+    refused("--engine", "jit,cache=1", "1M..1G");
+    refused("--engine", "auto,interpret=perhaps", "on|off");
+    refused("--engine", "kvm,interpret=on", "no options");
+    refused("--jit-opt", "gather", "flagless");
+    refused("--jit-opt", "no-gather,no-magic", "no-magic");
+    refused("--jit-opt", "no-magic", " grow"); /* the last name */
+    refused("--jit-opt", "", "no-NAME");
     refused("--cpu-model", "pentium", "x86-64-v2");
     refused("--disk", "/a,rw", "ro");
     refused("--net", "carrier-pigeon", "tap=NAME");

@@ -160,7 +160,8 @@ static void make_link(struct jit_vcpu *cpu, uint32_t id, struct block *to)
         link->target = target;
         link->next = to->incoming;
         to->incoming = id;
-        point(tr, link, to->entry + (link->far ? 0u : link->distance > 0 ? to->forward : to->inner));
+        bool forward = link->distance > 0 && vcpu_optimises(cpu, JIT_OPT_FORWARD);
+        point(tr, link, to->entry + (link->far ? 0u : forward ? to->forward : to->inner));
         tr->stat_links++;
     }
 }

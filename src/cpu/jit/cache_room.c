@@ -110,9 +110,9 @@ int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
     if (!create_tables(tr))
         return err_set(err, ENOMEM, "translator tables");
     mcode_touch(&tr->mcode, tr->mcode.write, CACHE_ROOM_HOT);
-    tr->regions_start = enter_make_trampolines(tr);
+    tr->regions_start = enter_make_trampolines(cpu);
     tr->region_bytes = (code_bytes - (size_t)(tr->regions_start - tr->mcode.write)) / tr->region_count & ~(size_t)63;
-    size_t used = START_BYTES / tr->region_bytes;
+    size_t used = (vcpu_optimises(cpu, JIT_OPT_GROW) ? START_BYTES : code_bytes) / tr->region_bytes;
     tr->regions_used = used < 2 ? 2 : used > tr->region_count ? tr->region_count : (uint32_t)used;
     for (uint32_t r = tr->region_count; r-- > 0;)
         start_region(tr, r);

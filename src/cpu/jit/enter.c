@@ -18,6 +18,7 @@
 #define GPR_OFFSET(r) (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)(r))
 #define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
 #define OF_IN_AX 1u
+#define TRIES_MAX 8u /* two in a row were seen that were not the instruction's own */
 
 /* Flags as lahf and seto leave them in ax, from and to rflags. */
 static uint16_t to_ax(uint64_t rflags)
@@ -163,7 +164,7 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
         fpu_load(cpu);
         return block_entry(cpu->translator, block) + site->retry;
     }
-    if (site->run && run_across_pages(cpu))
+    if (site->run && vcpu_optimises(cpu, JIT_OPT_RUN_ACROSS) && run_across_pages(cpu))
         return wants_run_loop(cpu) ? NULL : resume_at_rip(cpu);
     const struct insn *insn = interp_fetch(cpu);
     bool same = insn->length == site->insn_length; /* else changed under us by another vCPU */
@@ -382,7 +383,7 @@ static void emit_second_index(struct emit *e)
     emit_pext(e, RCX, RCX, offsetof(struct jit_vcpu, jump2_mask));
 }
 
-/* The second level of the jump cache. rcx is in its slot of cpu->gpr too; r14 is for `miss`. No flags. */
+/* The second level of the jump cache. rcx is in its slot of cpu->gpr; r14 is for `miss`. No flags. */
 static const uint8_t *emit_second_level(struct emit *e, unsigned pool, const uint8_t *miss)
 {
     const uint8_t *start = e->at;
@@ -390,7 +391,6 @@ static const uint8_t *emit_second_level(struct emit *e, unsigned pool, const uin
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, offsetof(struct jit_vcpu, jump_cache.not_rip2[pool]));
     emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
-    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_jmp(e, miss);
     emit_bind_short(e, hit);
     emit_second_index(e);
@@ -427,8 +427,10 @@ static const uint8_t *emit_way_out(struct emit *e, handler_fn *handler, const ui
     return start;
 }
 
-uint8_t *enter_make_trampolines(struct translator *tr)
+uint8_t *enter_make_trampolines(struct jit_vcpu *cpu)
 {
+    struct translator *tr = cpu->translator;
+    bool jump2 = vcpu_optimises(cpu, JIT_OPT_JUMP2), tlb2 = vcpu_optimises(cpu, JIT_OPT_TLB2);
     struct emit e = {tr->mcode.write};
     /* leave: back to enter_run's caller */
     const uint8_t *leave = e.at;
@@ -441,14 +443,16 @@ uint8_t *enter_make_trampolines(struct translator *tr)
     tr->to.miss = emit_way_out(&e, handle_miss, leave);
     tr->to.interp = emit_way_out(&e, handle_interp, leave);
     tr->to.link = emit_way_out(&e, handle_link, leave);
-    const uint8_t *jump = emit_way_out(&e, handle_jump, leave);
+    const uint8_t *jump = e.at;
+    emit_load_gs(&e, RCX, GPR_OFFSET(RCX));
+    emit_way_out(&e, handle_jump, leave);
     tr->to.poll = emit_way_out(&e, handle_poll, leave);
     tr->to.dead = emit_way_out(&e, handle_dead, leave);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
-        tr->to.jump[pool] = emit_second_level(&e, pool, jump);
+        tr->to.jump[pool] = jump2 ? emit_second_level(&e, pool, jump) : jump;
     const uint8_t *retry = emit_retry(&e, tr);
     for (unsigned table = 0; table < TLB_POOLS * TLB_ACCESSES; table++)
-        tr->to.refill[table / TLB_ACCESSES][table % TLB_ACCESSES] = emit_tlb_refill(&e, tr, table, retry);
+        tr->to.refill[table / TLB_ACCESSES][table % TLB_ACCESSES] = tlb2 ? emit_tlb_refill(&e, tr, table, retry) : tr->to.miss;
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.stack[pool] = emit_stack_refill(&e, tr, pool, retry);
     tr->to.load_rsp = e.at;
@@ -465,13 +469,16 @@ void enter_run(struct jit_vcpu *cpu, const uint8_t *entry)
 
 /* ---- host faults ---- */
 
-/* Runs on the run loop's stack after a signal in translated code; the vector state is still the guest's. */
+/* Runs on the run loop's stack after a signal in translated code; the vector state is still the guest's. Accesses around 2^63 meet the
+ * empty entries of the soft TLB and fault on the host, whose #GP may be the guest's #SS: the interpreter knows. */
 static void raise_host_fault(struct jit_vcpu *cpu)
 {
     struct jit_exception exception = cpu->exception;
     fpu_leave_live(cpu);
-    if (exception.vector == VEC_GP)
-        interp_raise_protection(cpu);
+    if (exception.vector == VEC_GP) {
+        interp_step(cpu);
+        vcpu_resume(cpu); /* it did not raise: another vCPU has changed the code */
+    }
     vcpu_raise(cpu, exception.vector, 0);
 }
 
@@ -494,13 +501,14 @@ static const struct insn_map *find_insn(const struct translator *tr, const struc
 
 /* Below a paravirtual kernel (seen: PVM) a host exception may be none of the code's: #GP because the kernel cannot return from an
  * interrupt to a stack pointer that is not canonical, #UD because the hypervisor failed to emulate an access to a page it
- * watches. Goes on at the same place by a stub that loads rsp; a second exception there in a row is the instruction's own. */
+ * watches. Goes on at the same place by a stub that loads rsp; if it comes again and again, it is the instruction's own. */
 static bool try_again(struct jit_vcpu *cpu, greg_t *regs)
 {
     const struct translator *tr = cpu->translator;
     uint64_t pc = (uint64_t)regs[REG_RIP];
     bool suspicious = regs[REG_TRAPNO] == VEC_UD || (regs[REG_TRAPNO] == VEC_GP && !is_canonical((uint64_t)regs[REG_RSP]));
-    if (!suspicious || cpu->tried_again_pc == pc) {
+    cpu->tries = cpu->tried_again_pc == pc ? cpu->tries + 1 : 1;
+    if (!suspicious || cpu->tries > TRIES_MAX) {
         cpu->tried_again_pc = 0;
         return false;
     }

@@ -211,16 +211,6 @@ static void check_before_access(struct jit_vcpu *cpu, const struct insn *insn)
     interp_require_alignment(cpu, insn, insn->mem_align);
 }
 
-void interp_raise_protection(struct jit_vcpu *cpu)
-{
-    const struct insn *insn = interp_fetch(cpu);
-    if (insn->has_mem && !insn->mem_is_agen) {
-        check_before_access(cpu, insn);
-        interp_linear(cpu, insn, insn->mem_bytes, insn->mem_write ? ACCESS_WRITE : ACCESS_READ);
-    }
-    vcpu_raise(cpu, insn->kind == INSN_STACK || insn->kind == INSN_BRANCH ? VEC_SS : VEC_GP, 0);
-}
-
 void interp_plain(struct jit_vcpu *cpu, const struct insn *insn)
 {
     interp_check_fpu(cpu, insn);

@@ -13,9 +13,6 @@ void interp_step(struct jit_vcpu *cpu);
 const struct insn *interp_fetch(struct jit_vcpu *cpu);
 /* Executes `insn`, which was decoded from rip in the current mode, and moves rip on. */
 void interp_execute(struct jit_vcpu *cpu, const struct insn *insn);
-/* For the instruction at rip, whose access the host refused with #GP: raises what the guest is due, which is #SS for an address that
- * is not canonical in the stack segment, and #GP else. */
-_Noreturn void interp_raise_protection(struct jit_vcpu *cpu);
 /* Per-vCPU state: 0 or -ENOMEM. */
 int interp_init(struct jit_vcpu *cpu);
 void interp_free(struct jit_vcpu *cpu);

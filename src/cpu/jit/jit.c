@@ -77,6 +77,8 @@ static int jit_create(const struct engine_config *config, struct engine **ret_en
 {
     struct jit_options options;
     int result = jit_options_parse(config->options, &options, err);
+    if (!result)
+        result = jit_options_parse_opt(config->jit_opt, &options.off, err);
     if (result)
         return result;
     result = jit_probe(err);

@@ -35,20 +35,6 @@ static bool set_cache(struct jit_options *options, const char *value)
     return true;
 }
 
-/* Optimisations are on; each can be turned off by itself, to find out what it gives and what it breaks. */
-static bool set_opt(struct jit_options *options, const char *value)
-{
-    if (!strcmp(value, "no-flagless"))
-        options->no_flagless = true;
-    else if (!strcmp(value, "no-near"))
-        options->no_near = true;
-    else if (!strcmp(value, "no-gather"))
-        options->no_gather = true;
-    else
-        return false;
-    return true;
-}
-
 static const struct {
     const char *name, *values;
     bool (*set)(struct jit_options *options, const char *value);
@@ -56,7 +42,6 @@ static const struct {
     {"interpret", "on|off", set_interpret},
     {"cache", "1M..1G", set_cache},
     {"perf-map", "on|off", set_perf_map},
-    {"opt", "no-flagless|no-near|no-gather", set_opt},
 };
 
 static int set_one(struct jit_options *options, const char *name, const char *value, struct err *err)
@@ -67,12 +52,12 @@ static int set_one(struct jit_options *options, const char *name, const char *va
         if (!strcmp(name, table[i].name)) {
             if (table[i].set(options, value))
                 return 0;
-            return err_say(err, EINVAL, "jit: %s=%s: give %s", name, value, table[i].values);
+            return err_say(err, EINVAL, "%s=%s: give %s", name, value, table[i].values);
         }
         length += (size_t)snprintf(known + length, sizeof known - length, "%s%s=%s", i ? ", " : "", table[i].name,
                                    table[i].values);
     }
-    return err_say(err, EINVAL, "jit: no option '%s'; there is %s", name, known);
+    return err_say(err, EINVAL, "no option '%s'; there is %s", name, known);
 }
 
 int jit_options_parse(const char *text, struct jit_options *ret_options, struct err *err)
@@ -82,7 +67,7 @@ int jit_options_parse(const char *text, struct jit_options *ret_options, struct 
     if (!text)
         text = "";
     if ((size_t)snprintf(copy, sizeof copy, "%s", text) >= sizeof copy)
-        return err_say(err, EINVAL, "jit: options are too long");
+        return err_say(err, EINVAL, "options are too long");
     char *rest = copy, *item;
     while ((item = strsep(&rest, ","))) {
         if (!*item)
@@ -95,5 +80,40 @@ int jit_options_parse(const char *text, struct jit_options *ret_options, struct 
             return r;
     }
     *ret_options = options;
+    return 0;
+}
+
+#define JIT_OPT_NAME(id, name, text) [id] = name,
+#define JIT_OPT_LISTED(id, name, text) " " name
+static const char *const opt_names[JIT_OPT_COUNT] = {JIT_OPTS(JIT_OPT_NAME)};
+_Static_assert(JIT_OPT_COUNT < 32, "bits of jit_options.off");
+
+/* The bits that a word of --jit-opt stands for; 0 when it is unknown. */
+static uint32_t opt_bits(const char *word)
+{
+    if (strncmp(word, "no-", 3))
+        return 0;
+    if (!strcmp(word + 3, "all"))
+        return (UINT32_C(1) << JIT_OPT_COUNT) - 1;
+    for (unsigned i = 0; i < JIT_OPT_COUNT; i++)
+        if (!strcmp(word + 3, opt_names[i]))
+            return UINT32_C(1) << i;
+    return 0;
+}
+
+int jit_options_parse_opt(const char *text, uint32_t *ret_off, struct err *err)
+{
+    uint32_t off = 0;
+    char copy[256];
+    if (text && (size_t)snprintf(copy, sizeof copy, "%s", text) >= sizeof copy)
+        return err_say(err, EINVAL, "too long, no-all switches all off");
+    char *rest = text ? copy : NULL, *word;
+    while ((word = strsep(&rest, ","))) {
+        uint32_t bits = opt_bits(word);
+        if (!bits)
+            return err_say(err, EINVAL, "unknown '%.32s', give no-NAME; names: all" JIT_OPTS(JIT_OPT_LISTED), word);
+        off |= bits;
+    }
+    *ret_off = off;
     return 0;
 }

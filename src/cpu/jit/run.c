@@ -31,6 +31,8 @@
 #define SS_AUTODISARM (1u << 31)
 #endif
 
+enum unwind { UNWIND_RAISED = 1, UNWIND_RESUMED };
+
 static __thread struct jit_vcpu *this_vcpu;
 
 /* ---- raising ---- */
@@ -43,7 +45,12 @@ static bool has_error_code(unsigned vector)
 void vcpu_raise_exception(struct jit_vcpu *cpu, struct jit_exception exception)
 {
     cpu->exception = exception;
-    _longjmp(cpu->unwind, 1);
+    _longjmp(cpu->unwind, UNWIND_RAISED);
+}
+
+void vcpu_resume(struct jit_vcpu *cpu)
+{
+    _longjmp(cpu->unwind, UNWIND_RESUMED);
 }
 
 void vcpu_raise(struct jit_vcpu *cpu, enum x86_vector vector, uint32_t error)
@@ -329,7 +336,7 @@ static enum step run_until_event(struct jit_vcpu *cpu)
 static enum step run_and_deliver(struct jit_vcpu *cpu)
 {
     for (;;) {
-        if (_setjmp(cpu->unwind)) {
+        if (_setjmp(cpu->unwind) == UNWIND_RAISED) {
             if (!cpu->exception.software) /* what the instruction met counts only if it retires */
                 cpu->debug_pending = 0;
             excp_deliver(cpu, &cpu->exception);

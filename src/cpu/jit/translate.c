@@ -86,13 +86,13 @@ static void find_live_flags(const struct jit_vcpu *cpu, const uint8_t *page, con
         rip += insns[i].length;
     const struct insn *last = &insns[count - 1];
     uint16_t after = FLAGS_ARITHMETIC;
-    bool relative = last->kind == INSN_BRANCH && last->branch_relative;
-    if (relative) {
+    bool ahead = vcpu_optimises(cpu, JIT_OPT_AHEAD), relative = last->kind == INSN_BRANCH && last->branch_relative;
+    if (ahead && relative) {
         after = liveness_at(rip + (uint64_t)last->imm, cpu->rip, page, &ret_ahead[0]);
         bool conditional = !(last->map == 0 && (last->opcode == 0xe8 || last->opcode == 0xe9 || last->opcode == 0xeb));
         if (conditional)
             after |= liveness_at(rip, cpu->rip, page, &ret_ahead[1]);
-    } else if (!ends_block(last)) {
+    } else if (ahead && !ends_block(last)) {
         after = liveness_at(rip, cpu->rip, page, &ret_ahead[0]);
     }
     live[count] = after;
@@ -252,7 +252,7 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
     find_live_flags(cpu, page, insns, count, live, ahead);
     struct block *block = cache_new_block(cpu);
     struct translator *tr = cpu->translator;
-    bool pic = key.pool == TLB_USER;
+    bool pic = key.pool == TLB_USER && vcpu_optimises(cpu, JIT_OPT_PIC);
     *block = (struct block){.rip = pic ? cpu->rip & PAGE_MASK : cpu->rip,
                             .pic = pic,
                             .page = {translator_page(tr, page), second ? translator_page(tr, second) : NO_PAGE},

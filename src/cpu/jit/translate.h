@@ -295,4 +295,4 @@ uint16_t liveness_reads(const struct insn *insn);
 uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span);
 
 /* enter.c: into the start of the code memory. Returns what is free behind them. */
-uint8_t *enter_make_trampolines(struct translator *tr);
+uint8_t *enter_make_trampolines(struct jit_vcpu *cpu);

@@ -20,9 +20,14 @@ static size_t jump_tags(const struct translation *t)
     return offsetof(struct jit_vcpu, jump_cache.not_rip) + sizeof(uint64_t) * JUMP_ENTRIES * t->key.pool;
 }
 
-/* Says where the flags are on the way through the jump cache: a block that reads none does not care. No flags. */
+/* Says where the flags are on the way through the jump cache: a block that reads none does not care. Touches no flags that are not
+ * parked; r14 is lost. */
 static void say_parked(struct translation *t, struct emit *e)
 {
+    if (t->parked && !vcpu_optimises(t->cpu, JIT_OPT_PARK)) {
+        translate_load_flags(e);
+        t->parked = false;
+    }
     emit_bytes(e, "\x65\xc6\x04\x25", 4); /* mov byte gs:[flags_parked], imm8 */
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, flags_parked));
     emit_u8(e, t->parked);
@@ -32,6 +37,11 @@ static void say_parked(struct translation *t, struct emit *e)
 static void exit_by_jump_cache(struct translation *t, struct emit *e, uint32_t site)
 {
     emit_store_gs(e, RCX, GPR_OFFSET(RCX));
+    if (!vcpu_optimises(t->cpu, JIT_OPT_JUMP)) {
+        emit_mov_imm(e, TMP, site);
+        emit_jmp(e, t->tr->to.jump[t->key.pool]);
+        return;
+    }
     emit_pext(e, RCX, ADDR, offsetof(struct jit_vcpu, jump_mask));
     emit_gs_scaled(e, OP_MOV_LOAD, TMP, RCX, jump_entries(t));
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, jump_tags(t));
@@ -62,7 +72,7 @@ void translate_rip(struct translation *t, struct emit *e, unsigned reg, uint64_t
 
 void translate_exit_indirectly(struct translation *t, struct emit *e, uint64_t rip)
 {
-    if (t->block->pic) {
+    if (t->block->pic || !vcpu_optimises(t->cpu, JIT_OPT_JUMP)) {
         translate_rip(t, e, ADDR, rip);
         translate_exit_to_r15(t, e, NO_SITE);
         return;
@@ -97,7 +107,7 @@ static uint32_t place(const struct translation *t, const uint8_t *at)
 
 static bool linkable(const struct translation *t, uint64_t rip)
 {
-    return t->links < 2 && on_this_page(t, rip);
+    return t->links < 2 && on_this_page(t, rip) && vcpu_optimises(t->cpu, JIT_OPT_LINK);
 }
 
 /* Reserves a link. Its stub, where it leads while it has no target, is emitted out of line at once; the caller names the rel32. */
@@ -168,7 +178,8 @@ void translate_exit(struct translation *t, struct emit *e, uint64_t rip)
         struct link *link = new_link(t, rip, false);
         emit_jmp(e, t->tr->mcode.write + link->stub);
         link->patch = place(t, e->at - 4) & INT32_MAX;
-    } else if (t->links < 2 && t->tr->pages <= FETCH_TLB_PAGES_MAX && distance == (int32_t)distance) {
+    } else if (t->links < 2 && t->tr->pages <= FETCH_TLB_PAGES_MAX && distance == (int32_t)distance &&
+               vcpu_optimises(t->cpu, JIT_OPT_FAR)) {
         exit_far(t, e, rip);
     } else {
         translate_exit_indirectly(t, e, rip);

@@ -21,7 +21,7 @@ static bool parks(const struct insn *insn)
 
 bool translate_flagless_pays(const struct translation *t)
 {
-    if (t->parked || !t->live_before || t->cpu->engine->options.no_flagless)
+    if (t->parked || !t->live_before || !vcpu_optimises(t->cpu, JIT_OPT_FLAGLESS))
         return false;
     unsigned checks = 0;
     for (unsigned i = 0; i <= t->ahead; i++) {
@@ -144,7 +144,7 @@ bool translate_flagless_near(const struct translation *t, bool write, int32_t *r
     *ret_delta = (int32_t)delta;
     return t->near.valid && insn->mem_base == t->near.base && insn->mem_index == INSN_NO_REG && !insn->mem_rip &&
            insn->mem_segment < SEG_FS && (!write || t->near.write) && insn->mem_disp >= t->near.last_disp && delta < 4096 &&
-           !t->cpu->engine->options.no_near;
+           vcpu_optimises(t->cpu, JIT_OPT_NEAR);
 }
 
 /* Displacements of such accesses never fall, so that offsets are not negative. Where r14 and r15 must survive from one instruction

@@ -104,7 +104,7 @@ bool translate_gather(struct translation *t)
 {
     const struct insn *insn = t->insn;
     struct emit *e = &t->hot, *c = &t->cold;
-    if (!is_gather(insn) || insn->address_bits != 64 || e->at - t->tr->hot > BLOCK_BYTES || t->cpu->engine->options.no_gather)
+    if (!is_gather(insn) || insn->address_bits != 64 || e->at - t->tr->hot > BLOCK_BYTES || !vcpu_optimises(t->cpu, JIT_OPT_GATHER))
         return false;
     struct insn_gather g = insn_gather_shape(insn);
     bool wide = insn_vector_bytes(insn) == 32;

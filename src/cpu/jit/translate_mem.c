@@ -118,7 +118,7 @@ uint32_t translate_new_site(struct translation *t)
 uint32_t translate_new_interp_site(struct translation *t)
 {
     uint32_t site = translate_new_site(t);
-    t->tr->sites[site].insn = insn_pool_add(&t->tr->insns, t->insn);
+    t->tr->sites[site].insn = vcpu_optimises(t->cpu, JIT_OPT_POOL) ? insn_pool_add(&t->tr->insns, t->insn) : INSN_POOL_NONE;
     return site;
 }
 
@@ -147,8 +147,10 @@ void translate_check(struct translation *t, const uint8_t *retry, const struct c
     uint32_t site = translate_new_site(t);
     struct site *s = &t->tr->sites[site];
     s->size = (check->size < 255 ? check->size : 255) & 0xff;
+    s->first = check->first & 0x7f;
     s->write = check->write;
     s->stack = check->stack;
+    s->run = check->run;
     s->retry = translate_offset(t, retry);
 
     emit_bytes(e, "\xc4\x43\xfb\xf0\xf7\x08", 6); /* rorx r14, r15, 8 */
@@ -170,6 +172,12 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, const st
     struct emit *e = &t->hot, *c = &t->cold;
     size_t entry = offsetof(struct jit_vcpu, tlb.stack) + sizeof(struct tlb_entry) * t->key.pool;
     size_t tag = entry + offsetof(struct tlb_entry, tag), host = entry + offsetof(struct tlb_entry, host);
+    if (!vcpu_optimises(t->cpu, JIT_OPT_STACK)) {
+        struct check ordinary = *check;
+        ordinary.stack = true;
+        translate_check(t, retry, &ordinary);
+        return;
+    }
 
     uint32_t site = translate_new_site(t);
     struct site *s = &t->tr->sites[site];
@@ -350,7 +358,7 @@ bool translate_bit_string(struct translation *t)
     const struct insn *insn = t->insn;
     struct emit *e = &t->hot;
     unsigned bits = insn->operand_bits, reg = insn->reg_gpr;
-    if (bits == 16 || insn->address_bits != 64)
+    if (bits == 16 || insn->address_bits != 64 || !vcpu_optimises(t->cpu, JIT_OPT_BIT))
         return false;
     struct insn_remap remap = insn_remap_identity;
     uint8_t code[INSN_MAX_BYTES];
@@ -549,7 +557,7 @@ unsigned translate_stack_run(struct translation *t, const struct insn *insns, un
     while (n < count && n < STACK_RUN_MAX && (push ? is_push(&insns[n]) : is_pop(&insns[n])))
         n++;
     bool with_ret = !push && n && n < count && is_ret(&insns[n]);
-    if (n + with_ret < 2)
+    if (n + with_ret < 2 || !vcpu_optimises(t->cpu, JIT_OPT_RUN))
         return 0;
     translate_park_flags(t);
     if (push)

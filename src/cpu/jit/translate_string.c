@@ -110,6 +110,8 @@ bool translate_string(struct translation *t)
     const struct insn *insn = t->insn;
     unsigned operation = insn->opcode & 0xfeu, size = element_size(insn);
     bool rep = insn->has_rep || insn->has_repne, reads = operation != OPCODE_STOS, writes = operation != OPCODE_LODS;
+    if (!vcpu_optimises(t->cpu, JIT_OPT_STRING))
+        return false;
     if (insn->map || insn->address_bits != 64 || (reads && (insn->mem_segment == SEG_FS || insn->mem_segment == SEG_GS)))
         return false;
     if (operation != OPCODE_MOVS && operation != OPCODE_STOS && (operation != OPCODE_LODS || rep))

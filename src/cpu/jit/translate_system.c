@@ -254,6 +254,9 @@ static bool supervisor_system(struct translation *t)
 bool translate_system(struct translation *t)
 {
     bool user = t->key.pool == TLB_USER;
+    bool call = t->insn->mnemonic == ZYDIS_MNEMONIC_SYSCALL || t->insn->mnemonic == ZYDIS_MNEMONIC_SYSRET;
+    if (!vcpu_optimises(t->cpu, call ? JIT_OPT_SYSCALL : JIT_OPT_SYSTEM))
+        return false;
     switch (t->insn->mnemonic) {
     case ZYDIS_MNEMONIC_RDTSC:
         return inline_rdtsc(t, false);

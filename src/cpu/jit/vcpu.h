@@ -106,6 +106,7 @@ struct jit_vcpu {
     uint64_t code_page;       /* linear address of the page that position-independent code runs from: translate.h */
     uint64_t host_rsp, resume; /* host stack of the run loop; where translated code goes on */
     uint64_t tried_again_pc;     /* host address of the last exception that was not taken for the code's own: enter.c */
+    uint32_t tries;              /* how often in a row */
     uint64_t flush_epoch;     /* counts mmu_flush_*: a changed value means fetch translations may have changed */
     uint64_t fetch_mask;      /* pext mask that makes an index into fetch_tlb from a linear address */
     uint64_t tlb_mask, page_mask;   /* pext masks: of a linear address the index into the soft TLB; what is beyond a page */
@@ -121,6 +122,8 @@ struct jit_vcpu {
 _Noreturn void vcpu_raise(struct jit_vcpu *cpu, enum x86_vector vector, uint32_t error);
 _Noreturn void vcpu_raise_page_fault(struct jit_vcpu *cpu, uint64_t linear, uint32_t error);
 _Noreturn void vcpu_raise_exception(struct jit_vcpu *cpu, struct jit_exception exception);
+/* Unwinds to the run loop, which goes on at rip. */
+_Noreturn void vcpu_resume(struct jit_vcpu *cpu);
 
 /* Recomputes mode from CR0, EFER and CS; call after changing any of them. */
 void vcpu_update_mode(struct jit_vcpu *cpu);
@@ -173,3 +176,9 @@ struct jit_engine {
     uint32_t *code_pages;  /* holds translations of code in this page */
     uint32_t *write_pages; /* may have a TLB write entry for this page */
 };
+
+/* Whether an optimisation is on. */
+static inline bool vcpu_optimises(const struct jit_vcpu *cpu, enum jit_opt opt)
+{
+    return !(cpu->engine->options.off >> opt & 1);
+}

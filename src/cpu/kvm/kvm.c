@@ -160,7 +160,7 @@ static int engine_set_up(struct kvm_engine *engine, struct err *err)
 static int kvm_create(const struct engine_config *config, struct engine **ret_engine, struct err *err)
 {
     if (config->options && *config->options)
-        return err_say(err, EINVAL, "engine kvm takes no options, not '%s'", config->options);
+        return err_say(err, EINVAL, "takes no options, not '%s'", config->options);
     struct kvm_engine *engine = calloc(1, sizeof *engine);
     if (!engine)
         return err_set(err, ENOMEM, "engine");
