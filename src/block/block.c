@@ -10,6 +10,7 @@
 
 const struct block_class *const block_classes[] = {
     &block_file,
+    &block_qcow2,
     NULL,
 };
 

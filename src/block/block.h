@@ -105,7 +105,7 @@ struct block_node {
     char *name; /* path, for messages and maps; owned */
 };
 
-extern const struct block_class block_file;
+extern const struct block_class block_file, block_qcow2;
 /* NULL-terminated. */
 extern const struct block_class *const block_classes[];
 
