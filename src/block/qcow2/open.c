@@ -266,6 +266,7 @@ static void release(struct qcow2 *q)
     if (q->data != q->file)
         block_close(q->data);
     block_close(q->file);
+    free(q->unpacked);
     free(q->l1);
     free(q->reftable);
     free(q->free_list);

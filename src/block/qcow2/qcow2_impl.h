@@ -96,6 +96,8 @@ struct qcow2 {
     struct fiber_queue busy_waiters;
     struct part *free_parts;
     uint64_t free_hint; /* no cluster before this is free; an index */
+    uint8_t *unpacked; /* the compressed cluster that was read last, of `unpacked_entry`; 0: none */
+    uint64_t unpacked_entry;
     uint64_t packed_at; /* where the next compressed cluster goes; 0: to a new host cluster */
     uint64_t *free_list;
     unsigned free_count, free_room;

@@ -356,6 +356,7 @@ int apply_frees(struct qcow2 *q)
     if (count)
         qsort(list, count, sizeof *list, compare_offsets);
     int result = 0;
+    q->unpacked_entry = 0;
     for (unsigned i = 0; i < count; i++) {
         uint64_t refs = 0, cluster = list[i] >> q->cluster_bits;
         int r = refcount_get(q, cluster, &refs);

@@ -134,18 +134,29 @@ static int read_compressed(struct qcow2 *q, uint64_t entry, uint8_t *cluster)
     return r;
 }
 
+/* The last cluster is kept: guests read on in it. Unless its space may have been freed while it was read. */
 static int copy_compressed(struct qcow2 *q, struct block_request *req, const struct map *map)
 {
+    uint32_t skip = (uint32_t)(req->offset + req->progress) & (q->cluster_size - 1);
+    if (q->unpacked_entry == map->host) {
+        iov_write(req->iov, req->iov_count, req->progress, q->unpacked + skip, map->len);
+        return 0;
+    }
     uint8_t *cluster = malloc(q->cluster_size);
     if (!cluster)
         return -ENOMEM;
+    unsigned generation = q->generation;
     int r = read_compressed(q, map->host, cluster);
-    if (r == 0) {
-        uint32_t skip = (uint32_t)(req->offset + req->progress) & (q->cluster_size - 1);
+    if (r == 0)
         iov_write(req->iov, req->iov_count, req->progress, cluster + skip, map->len);
+    if (r < 0 || generation != q->generation) {
+        free(cluster);
+        return r;
     }
-    free(cluster);
-    return r;
+    free(q->unpacked);
+    q->unpacked = cluster;
+    q->unpacked_entry = map->host;
+    return 0;
 }
 
 static int read_in_fiber(struct qcow2 *q, struct block_request *req)
