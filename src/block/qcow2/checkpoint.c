@@ -7,7 +7,8 @@
  *     counts of clusters that lost a reference            only after the reference is gone
  *
  * So a crash between any two writes leaves clusters that are counted and not used, never the other way round. A step with
- * nothing to write is left out, with its sync. */
+ * nothing to write is left out, with its sync. What could not be written (the host's disk is full, perhaps) stays dirty for
+ * the next time; after a sync that failed nobody knows what is on disk, so nothing more is written. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -44,8 +45,6 @@ int write_entries(struct qcow2 *q, uint64_t offset, const uint64_t *entries, uin
         store_be64(buf + (size_t)(i - first) * 8, entries[i]);
     int r = block_do(q->file, BLOCK_WRITE, offset + (uint64_t)first * 8, buf, (uint64_t)(last - first) * 8);
     free(buf);
-    if (r < 0)
-        q->failed = r;
     return r;
 }
 

@@ -338,39 +338,57 @@ static int compare_offsets(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Gives the space of clusters that are free now back to the host; only advice. */
-static void discard_run(struct qcow2 *q, uint64_t offset, uint64_t len)
+/* Clusters in a row that lose their last reference: their space goes back to the host (only advice), and only then their
+ * counts let others have them. */
+static int free_row(struct qcow2 *q, uint64_t offset, uint64_t len)
 {
-    if (len && q->file->can_discard && offset + len <= q->file->size && len >= q->file->discard_alignment) {
+    int r = 0;
+    if (q->file->can_discard && offset + len <= q->file->size && len >= q->file->discard_alignment) {
         int ignored = block_do(q->file, BLOCK_DISCARD, offset, NULL, len);
         (void)ignored;
     }
+    for (uint64_t at = offset; r == 0 && at < offset + len; at += q->cluster_size)
+        r = refcount_set(q, at >> q->cluster_bits, 0);
+    return r;
 }
 
+/* What was cached of a cluster that is about to be free. */
+static void forget_cluster(struct qcow2 *q, uint64_t offset)
+{
+    tables_drop(q, offset);
+    if (q->packed_at && (q->packed_at - 1) >> q->cluster_bits == offset >> q->cluster_bits)
+        q->packed_at = 0;
+}
+
+/* The list is sorted, so that what lies in a row comes in a row; a cluster in it twice loses two references. */
 int apply_frees(struct qcow2 *q)
 {
     unsigned count = q->free_count;
-    uint64_t *list = q->free_list;
+    uint64_t *list = q->free_list, row = 0, row_len = 0;
+    int result = 0;
     q->free_list = NULL;
     q->free_count = q->free_room = 0;
+    q->unpacked_entry = 0;
     if (count)
         qsort(list, count, sizeof *list, compare_offsets);
-    int result = 0;
-    q->unpacked_entry = 0;
     for (unsigned i = 0; i < count; i++) {
-        uint64_t refs = 0, cluster = list[i] >> q->cluster_bits;
-        int r = refcount_get(q, cluster, &refs);
-        if (r == 0 && refs == 1) { /* the last one: first the space, then the count that lets others have it */
-            tables_drop(q, list[i]);
-            if (q->packed_at && (q->packed_at - 1) >> q->cluster_bits == cluster)
-                q->packed_at = 0;
-            discard_run(q, list[i], q->cluster_size);
+        uint64_t refs = 0;
+        int r = refcount_get(q, list[i] >> q->cluster_bits, &refs);
+        if (r == 0 && refs == 1 && (i + 1 == count || list[i + 1] != list[i])) {
+            forget_cluster(q, list[i]);
+            if (row_len && row + row_len != list[i]) {
+                r = free_row(q, row, row_len);
+                row_len = 0;
+            }
+            row = row_len ? row : list[i];
+            row_len += q->cluster_size;
+        } else if (r == 0) {
+            r = refcount_add(q, list[i] >> q->cluster_bits, -1);
         }
-        if (r == 0)
-            r = refcount_add(q, cluster, -1);
         if (r < 0 && result == 0)
             result = r;
     }
+    int r = row_len ? free_row(q, row, row_len) : 0;
     free(list);
-    return result;
+    return result < 0 ? result : r;
 }

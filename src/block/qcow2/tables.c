@@ -238,6 +238,7 @@ struct table_write {
     struct qcow2 *q;
     struct writer *writer;
     struct table *table; /* pinned; NULL: this slot is free */
+    uint32_t from, to;   /* its bytes that are on their way */
     struct iovec iov;
 };
 
@@ -245,10 +246,12 @@ static void write_done(struct block_request *request, int result)
 {
     struct table_write *write = (struct table_write *)(void *)request;
     struct writer *writer = write->writer;
+    if (result < 0) {
+        writer->result = result;
+        tables_mark(write->q, write->table, write->from, write->to - write->from);
+    }
     tables_put(write->q, write->table);
     write->table = NULL;
-    if (result < 0 && writer->result == 0)
-        writer->result = result;
     writer->in_flight--;
     if (writer->waits) {
         writer->waits = false;
@@ -270,6 +273,8 @@ static void write_table(struct qcow2 *q, struct table *table, struct table_write
         to = q->cluster_size;
     table->pins++;
     write->table = table;
+    write->from = from;
+    write->to = to;
     write->writer->in_flight++;
     write->iov = (struct iovec){table->data + from, to - from};
     write->request = (struct block_request){.op = BLOCK_WRITE,
@@ -286,7 +291,7 @@ static void write_table(struct qcow2 *q, struct table *table, struct table_write
 static void write_pass(struct qcow2 *q, enum table_kind kind, struct table_write *writes, struct writer *writer)
 {
     unsigned slot = 0;
-    for (struct table *t = q->cache.oldest; t; t = t->newer) {
+    for (struct table *t = q->cache.oldest; t && writer->result == 0; t = t->newer) {
         if (t->kind != kind || !table_dirty(t))
             continue;
         while (writer->in_flight == WRITES_MAX)
@@ -299,7 +304,7 @@ static void write_pass(struct qcow2 *q, enum table_kind kind, struct table_write
     }
 }
 
-/* The lock keeps tables from changing. What fails leaves the image `failed`. */
+/* The lock keeps tables from changing. What fails stays dirty. */
 int tables_write(struct qcow2 *q, enum table_kind kind)
 {
     if (!tables_has_dirty(q, kind))
@@ -312,12 +317,11 @@ int tables_write(struct qcow2 *q, enum table_kind kind)
         writes[i].q = q;
         writes[i].writer = &writer;
     }
-    while (tables_has_dirty(q, kind))
+    while (writer.result == 0 && tables_has_dirty(q, kind)) {
         write_pass(q, kind, writes, &writer);
-    while (writer.in_flight)
-        wait_one(&writer);
+        while (writer.in_flight)
+            wait_one(&writer);
+    }
     free(writes);
-    if (writer.result < 0)
-        q->failed = writer.result;
     return writer.result;
 }
