@@ -63,6 +63,8 @@ static int set_one(struct qcow2_create *create, const char *name, const char *va
             *texts[i].text = value;
             return 0;
         }
+    if (strcmp(name, "preallocation") == 0)
+        return strcmp(value, "off") == 0 ? 0 : err_say(err, ENOTSUP, "-o preallocation: only off is there; images grow as they are written");
     if (strcmp(name, "compat") == 0)
         return set_compat(create, value, err);
     if (strcmp(name, "compression_type") == 0)

@@ -158,7 +158,7 @@ static int parse_backing(struct qcow2 *q, const uint8_t *h, size_t len, struct e
 static int parse(struct qcow2 *q, const uint8_t *h, size_t len, const char *name, struct err *err)
 {
     if (len < QCOW2_V2_HEADER_LEN || load_be32(h) != QCOW2_MAGIC)
-        return say("it is no qcow2 image; say format=raw if it is a raw one");
+        return say("it is no qcow2 image; is its format raw?");
     q->version = load_be32(h + H_VERSION);
     q->cluster_bits = load_be32(h + H_CLUSTER_BITS);
     if (q->version != 2 && q->version != 3)
