@@ -47,6 +47,9 @@ static struct record records[RECORDS_MAX];
 static struct operation operations[OPERATIONS_MAX];
 static unsigned record_count, operation_count;
 static bool recording;
+static unsigned unknown_from; /* records before the first snapshot was applied: what sectors hold is not modelled behind */
+static char snapshots[OPERATIONS_MAX][16];
+static unsigned snapshot_first, snapshot_end;
 static unsigned calls, fail_at; /* the call that fails; 0: none */
 static int fail_code;
 
@@ -122,10 +125,30 @@ static void fill_sector(uint8_t *sector, uint32_t id)
         memcpy(sector + (size_t)i * 4, &id, 4);
 }
 
-static int do_operation(struct block_node *node, struct operation *op, uint32_t id)
+/* Takes, deletes or (late) applies a snapshot. */
+static int change_snapshots(struct block_node *node, uint32_t id, bool late)
+{
+    bool some = snapshot_first < snapshot_end;
+    int r;
+    if (some && late && id % 3 == 0) {
+        if (record_count < unknown_from)
+            unknown_from = record_count;
+        return qcow2_snapshot_apply(node, snapshots[snapshot_end - 1], NULL);
+    }
+    if (some && id % 2) {
+        r = qcow2_snapshot_delete(node, snapshots[snapshot_first], NULL);
+        snapshot_first += r == 0;
+        return r;
+    }
+    snprintf(snapshots[snapshot_end], sizeof *snapshots, "s%u", id);
+    r = qcow2_snapshot_create(node, snapshots[snapshot_end], NULL);
+    snapshot_end += r == 0;
+    return r;
+}
+
+static int do_operation(struct block_node *node, struct operation *op, uint32_t id, bool late)
 {
     static uint8_t data[DISK_SIZE];
-    char name[16];
     uint64_t offset = (uint64_t)op->first * SECTOR, len = (uint64_t)op->count * SECTOR;
     switch (op->kind) {
     case OPERATION_WRITE:
@@ -140,14 +163,13 @@ static int do_operation(struct block_node *node, struct operation *op, uint32_t 
     case OPERATION_OTHER:
         break;
     }
-    snprintf(name, sizeof name, "s%u", id);
-    return qcow2_snapshot_create(node, name, NULL);
+    return change_snapshots(node, id, late);
 }
 
 static void choose(struct operation *op, unsigned refcount_bits)
 {
     long r = random() % 100;
-    op->kind = r < 60 ? OPERATION_WRITE : r < 75 ? OPERATION_ZERO : r < 98 || refcount_bits < 8 ? OPERATION_FLUSH : OPERATION_OTHER;
+    op->kind = r < 60 ? OPERATION_WRITE : r < 75 ? OPERATION_ZERO : r < 93 || refcount_bits < 8 ? OPERATION_FLUSH : OPERATION_OTHER;
     op->first = (uint32_t)random() % SECTORS;
     op->count = 1 + (uint32_t)random() % (random() % 4 ? 8 : 128);
     if (op->count > SECTORS - op->first)
@@ -166,7 +188,7 @@ static int run_guest(void *arg)
         struct operation *op = &operations[operation_count++];
         choose(op, guest->refcount_bits);
         op->begun = record_count;
-        int r = do_operation(guest->node, op, i + 1);
+        int r = do_operation(guest->node, op, i + 1, i > guest->count * 2 / 3);
         assert(r == 0 || fail_at);
         op->failed = r < 0;
         op->ended = record_count;
@@ -231,7 +253,7 @@ static int judge_image(void *arg)
         return -1;
     if (check.corruptions)
         return -1;
-    for (uint32_t s = 0; s < SECTORS; s++) {
+    for (uint32_t s = 0; s < SECTORS && j->at < unknown_from; s++) {
         const char *wrong = judge_sector(data + (size_t)s * SECTOR, s, j->at);
         if (wrong) {
             uint32_t id;
@@ -337,7 +359,8 @@ static int run_once(const struct qcow2_create *create, struct guest *guest, unsi
     struct block_options options = {.driver = "qcow2", .path = create->path, .fd = -1};
     for (unsigned i = 0; i < record_count; i++)
         free(records[i].data);
-    record_count = operation_count = calls = 0;
+    record_count = operation_count = calls = snapshot_first = snapshot_end = 0;
+    unknown_from = UINT32_MAX;
     srandom(seed);
     if (qcow2_create(create, &err) < 0 || block_open(&options, &guest->node, &err) < 0 ||
         block_attach(guest->node, ring, &err) < 0) {

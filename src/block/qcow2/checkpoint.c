@@ -104,6 +104,16 @@ int checkpoint(struct qcow2 *q)
     return r;
 }
 
+int checkpoint_flags_first(struct qcow2 *q)
+{
+    if (q->failed)
+        return q->failed;
+    int r = write_mapping(q);
+    if (r == 0)
+        r = sync_files(q);
+    return r < 0 ? r : checkpoint(q);
+}
+
 int make_room(struct qcow2 *q)
 {
     if (q->failed)

@@ -176,6 +176,9 @@ int apply_frees(struct qcow2 *q);
 bool is_dirty(const struct qcow2 *q);
 /* All metadata to the file, all of it and all data stable; then deferred frees are done. */
 int checkpoint(struct qcow2 *q);
+/* A checkpoint for counts that went down and COPIED flags that were set for it: the flags are stable before the counts, so
+ * that a crash leaves counts that are too high, as ever. Nothing else is dirty. */
+int checkpoint_flags_first(struct qcow2 *q);
 /* A checkpoint when much is dirty; before metadata is changed. */
 int make_room(struct qcow2 *q);
 int sync_files(struct qcow2 *q);

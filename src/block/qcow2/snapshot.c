@@ -128,6 +128,21 @@ int qcow2_snapshot_create(struct block_node *node, const char *name, struct err 
 
 /* ---- delete ---- */
 
+/* A tree that nothing names any more: counts go down, and what has one reference left becomes the disk's own again. */
+static int drop_tree(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size, uint64_t l1_offset)
+{
+    int r = tree_add(q, l1, l1_size, -1);
+    if (r == 0)
+        r = free_run_later(q, l1_offset, cluster_count(q, (uint64_t)(l1_size ? l1_size : 1) * 8));
+    if (r < 0)
+        return r;
+    drain_generation(q);
+    r = apply_frees(q);
+    if (r == 0)
+        r = tree_fix_copied(q);
+    return r < 0 ? r : checkpoint_flags_first(q);
+}
+
 static int delete(struct work *work, uint32_t index)
 {
     struct qcow2 *q = work->q;
@@ -142,13 +157,7 @@ static int delete(struct work *work, uint32_t index)
     free(gone.name);
     free(gone.extra);
     r = snapshot_table_store(q, &work->all, work->old_len);
-    if (r == 0)
-        r = tree_add(q, l1, gone.l1_size, -1);
-    if (r == 0)
-        r = free_run_later(q, gone.l1_offset, cluster_count(q, (uint64_t)(gone.l1_size ? gone.l1_size : 1) * 8));
-    if (r == 0)
-        r = checkpoint(q);
-    return r < 0 ? r : tree_fix_copied(q);
+    return r < 0 ? r : drop_tree(q, l1, gone.l1_size, gone.l1_offset);
 }
 
 int qcow2_snapshot_delete(struct block_node *node, const char *name, struct err *err)
@@ -186,13 +195,7 @@ static int apply(struct work *work, const struct qcow2_snapshot *s, uint64_t *l1
     if (r == 0)
         r = switch_l1(q, offset, l1_size);
     if (r == 0)
-        r = tree_add(q, old, old_size, -1);
-    if (r == 0)
-        r = free_run_later(q, old_offset, cluster_count(q, (uint64_t)old_size * 8));
-    if (r == 0)
-        r = checkpoint(q);
-    if (r == 0)
-        r = tree_fix_copied(q);
+        r = drop_tree(q, old, old_size, old_offset);
     if (r < 0)
         q->failed = r;
     free(old);
