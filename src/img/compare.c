@@ -43,12 +43,33 @@ static void differ(struct comparison *c, uint64_t offset, uint64_t len)
     c->at = offset + i;
 }
 
+/* How far both images are known to be zero; 0: one of them is not. */
+static int zero_run(struct comparison *c, uint64_t at, uint64_t size, uint64_t *ret_len)
+{
+    *ret_len = size - at;
+    for (unsigned i = 0; i < 2 && *ret_len; i++) {
+        struct block_extent extent = {.zero = true, .len = size - at};
+        int r = at < c->nodes[i]->size ? block_status(c->nodes[i], at, c->nodes[i]->size - at, &extent) : 0;
+        if (r < 0)
+            return r;
+        if (!extent.zero || (c->strict && extent.data))
+            extent.len = 0;
+        *ret_len = extent.len < *ret_len ? extent.len : *ret_len;
+    }
+    return 0;
+}
+
 static int compare(void *arg)
 {
     struct comparison *c = arg;
     uint64_t size = c->nodes[0]->size > c->nodes[1]->size ? c->nodes[0]->size : c->nodes[1]->size, len;
     for (uint64_t at = 0; at < size && !c->what; at += len) {
         struct block_extent extents[2];
+        int zero = zero_run(c, at, size, &len);
+        if (zero < 0)
+            return zero;
+        if (len)
+            continue;
         len = size - at < CHUNK ? size - at : CHUNK;
         for (unsigned i = 0; i < 2; i++) {
             int r = fetch(c, i, at, len, &extents[i]);

@@ -50,8 +50,14 @@ static int copy_chunk(struct convert *c, uint64_t offset, uint64_t len, uint8_t 
 {
     struct block_extent extent;
     bool any = false;
+    int r = block_status(c->from, offset, c->from->size - offset, &extent);
+    if (r == 0 && extent.zero && extent.len > len) { /* a large hole: all go on behind it */
+        if (c->next < offset + extent.len / CHUNK * CHUNK)
+            c->next = offset + extent.len / CHUNK * CHUNK;
+        return 0;
+    }
     for (uint64_t at = offset; at < offset + len; at += extent.len) {
-        int r = block_status(c->from, at, offset + len - at, &extent);
+        r = block_status(c->from, at, offset + len - at, &extent);
         if (r < 0)
             return r;
         any = any || !extent.zero;
@@ -60,7 +66,7 @@ static int copy_chunk(struct convert *c, uint64_t offset, uint64_t len, uint8_t 
         return 0;
     uint64_t readable = c->from->size - offset < len ? c->from->size - offset : len;
     memset(data + readable, 0, len - readable);
-    int r = block_do(c->from, BLOCK_READ, offset, data, readable);
+    r = block_do(c->from, BLOCK_READ, offset, data, readable);
     return r < 0 ? r : write_chunk(c, offset, data, len, unit);
 }
 

@@ -64,7 +64,7 @@ static int set_one(struct qcow2_create *create, const char *name, const char *va
             return 0;
         }
     if (strcmp(name, "preallocation") == 0)
-        return strcmp(value, "off") == 0 ? 0 : err_say(err, ENOTSUP, "-o preallocation: only off is there; images grow as they are written");
+        return strcmp(value, "off") == 0 ? 0 : err_say(err, ENOTSUP, "-o preallocation: only off is there; images grow by writes");
     if (strcmp(name, "compat") == 0)
         return set_compat(create, value, err);
     if (strcmp(name, "compression_type") == 0)

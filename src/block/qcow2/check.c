@@ -86,6 +86,11 @@ static int count_l2(struct checker *c, uint64_t l2, bool active, uint8_t *table)
     count_range(c, l2, q->cluster_size, "L2 table");
     if (l2 >> q->cluster_bits >= c->clusters)
         return 0;
+    if (active && c->counts[l2 >> q->cluster_bits] > 1) { /* the first tree to be counted: nobody else may have it */
+        check_report(c, "ERROR L2 table at %#" PRIx64 " is used twice", l2);
+        c->out->corruptions++;
+        return 0;
+    }
     int r = block_do(q->file, BLOCK_READ, l2, table, q->cluster_size);
     for (uint32_t i = 0; r == 0 && i < 1u << q->l2_bits; i++) {
         const uint8_t *at = table + (size_t)i * q->entry_size;
