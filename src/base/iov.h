@@ -52,6 +52,43 @@ static inline size_t iov_write(const struct iovec *iov, unsigned count, size_t s
     return done;
 }
 
+/* Fills up to `len` bytes with zeroes, starting `skip` bytes into it. Returns how many. */
+static inline size_t iov_zero(const struct iovec *iov, unsigned count, size_t skip, size_t len)
+{
+    size_t done = 0;
+    for (unsigned i = 0; i < count && done < len; i++) {
+        if (skip >= iov[i].iov_len) {
+            skip -= iov[i].iov_len;
+            continue;
+        }
+        size_t n = iov[i].iov_len - skip;
+        n = n < len - done ? n : len - done;
+        memset((uint8_t *)iov[i].iov_base + skip, 0, n);
+        done += n;
+        skip = 0;
+    }
+    return done;
+}
+
+/* Copies the part of an iovec that begins `skip` bytes into it and has `len` bytes; `out` has room for `count`
+ * elements. Returns how many it took. */
+static inline unsigned iov_slice(const struct iovec *iov, unsigned count, size_t skip, size_t len, struct iovec *out)
+{
+    unsigned used = 0;
+    for (unsigned i = 0; i < count && len; i++) {
+        if (skip >= iov[i].iov_len) {
+            skip -= iov[i].iov_len;
+            continue;
+        }
+        size_t n = iov[i].iov_len - skip;
+        n = n < len ? n : len;
+        out[used++] = (struct iovec){(uint8_t *)iov[i].iov_base + skip, n};
+        len -= n;
+        skip = 0;
+    }
+    return used;
+}
+
 /* Drops the first `len` bytes in place: moves *iov and *count forward. */
 static inline void iov_advance(struct iovec **iov, unsigned *count, size_t len)
 {

@@ -20,19 +20,45 @@ static const struct option_spec *find_option(const struct option_program *progra
     return NULL;
 }
 
+/* The option's name, without dashes, that argv[at] holds: from its letter or as it stands. NULL: an operand. */
+static const char *name_of(const struct option_program *program, const char *argument, size_t *ret_len, const char **ret_value)
+{
+    *ret_value = NULL;
+    if (strncmp(argument, "--", 2) == 0 && argument[2]) {
+        const char *equals = strchr(argument + 2, '=');
+        *ret_len = equals ? (size_t)(equals - argument - 2) : strlen(argument + 2);
+        *ret_value = equals ? equals + 1 : NULL;
+        return argument + 2;
+    }
+    for (const struct option_letter *l = program->letters; l && l->letter; l++)
+        if (argument[0] == '-' && argument[1] == l->letter) {
+            *ret_len = strlen(l->name);
+            *ret_value = argument[2] ? argument + 2 : NULL;
+            return l->name;
+        }
+    return NULL;
+}
+
+static int take_operand(const struct option_program *program, void *target, const char *argument, struct err *err)
+{
+    if (!program->operand || (argument[0] == '-' && argument[1]))
+        return err_say(err, EINVAL, "unexpected argument '%s', see %s --help", argument, program->name);
+    return program->operand(target, argument, err);
+}
+
 /* Handles argv[*at]; moves *at when the value is the next argument. */
 static int parse_one(const struct option_program *program, void *target, int argc, char **argv, int *at, struct err *err)
 {
-    const char *argument = argv[*at];
-    if (strncmp(argument, "--", 2) || !argument[2])
-        return err_say(err, EINVAL, "unexpected argument '%s', see %s --help", argument, program->name);
-    const char *name = argument + 2, *equals = strchr(name, '=');
-    const struct option_spec *spec = find_option(program, name, equals ? (size_t)(equals - name) : strlen(name));
+    const char *argument = argv[*at], *value;
+    size_t len = 0;
+    const char *name = name_of(program, argument, &len, &value);
+    if (!name)
+        return take_operand(program, target, argument, err);
+    const struct option_spec *spec = find_option(program, name, len);
     if (!spec)
         return err_say(err, EINVAL, "unknown option '%s', see %s --help", argument, program->name);
-    if (!spec->value && equals)
+    if (!spec->value && value)
         return err_say(err, EINVAL, "option '--%s' takes no value", spec->name);
-    const char *value = equals ? equals + 1 : NULL;
     if (spec->value && !value) {
         if (*at + 1 >= argc)
             return err_say(err, EINVAL, "option '--%s' needs a value: --%s %s", spec->name, spec->name, spec->value);
@@ -45,8 +71,13 @@ static int parse_one(const struct option_program *program, void *target, int arg
 
 int option_parse(const struct option_program *program, void *target, int argc, char **argv, struct err *err)
 {
+    bool operands = false;
     for (int at = 1; at < argc; at++) {
-        int r = parse_one(program, target, argc, argv, &at, err);
+        if (!operands && program->operand && strcmp(argv[at], "--") == 0) {
+            operands = true;
+            continue;
+        }
+        int r = operands ? program->operand(target, argv[at], err) : parse_one(program, target, argc, argv, &at, err);
         if (r < 0)
             return r;
     }

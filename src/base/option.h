@@ -16,6 +16,12 @@ struct option_spec {
     int (*set)(void *target, const char *value, struct err *err);
 };
 
+/* `-f VALUE` or `-fVALUE` for `--format VALUE`. */
+struct option_letter {
+    char letter; /* 0 ends the table */
+    const char *name;
+};
+
 struct option_program {
     const char *name, *version;
     const char *summary;     /* one line: "run a virtual machine" */
@@ -23,9 +29,11 @@ struct option_program {
     const char *usage;       /* behind the program's name: "--kernel PATH [OPTION...]" */
     const struct option_spec *options;
     const char *const *sections; /* man page: heading, text, heading, text, ..., NULL */
+    const struct option_letter *letters; /* NULL: none */
+    int (*operand)(void *target, const char *value, struct err *err); /* arguments that are no options; NULL: refused */
 };
 
-/* 0, or -EINVAL and one line that names the option and what it takes. Arguments that are no options are refused. */
+/* 0, or -EINVAL and one line that names the option and what it takes. Behind `--` there are only operands. */
 must_check int option_parse(const struct option_program *program, void *target, int argc, char **argv, struct err *err);
 void option_print_help(const struct option_program *program, FILE *out);
 /* The man page in roff's man macros. */

@@ -1,21 +1,27 @@
 #include "block/block.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include "base/own.h"
+#include "block/fiber.h"
 
 const struct block_class *const block_classes[] = {
     &block_file,
+    &block_qcow2,
     NULL,
 };
 
 int block_open(const struct block_options *options, struct block_node **ret_node, struct err *err)
 {
-    const char *driver = options->driver ? options->driver : "file";
+    const char *driver = options->driver && strcmp(options->driver, "raw") != 0 ? options->driver : "file";
     for (unsigned i = 0; block_classes[i]; i++) {
         if (strcmp(block_classes[i]->name, driver) == 0)
             return block_classes[i]->open(options, ret_node, err);
     }
-    return err_say(err, EINVAL, "disk driver '%s' is not known", driver);
+    return err_say(err, EINVAL, "disk format '%s' is not known, give raw or qcow2", driver);
 }
 
 void block_close(struct block_node *node)
@@ -28,4 +34,87 @@ int block_attach(struct block_node *node, struct block_ring *ring, struct err *e
 {
     node->ring = ring;
     return node->class->attach ? node->class->attach(node, ring, err) : 0;
+}
+
+struct waiting {
+    struct fiber *fiber;
+    bool done;
+    int result;
+};
+
+static void request_done(struct block_request *request, int result)
+{
+    struct waiting *waiting = request->user;
+    waiting->result = result;
+    waiting->done = true;
+    if (waiting->fiber)
+        fiber_resume(waiting->fiber);
+}
+
+int block_do_request(struct block_node *node, struct block_request *request)
+{
+    struct waiting waiting = {0};
+    request->user = &waiting; // cppcheck-suppress autoVariables ; only until this returns
+    request->done = request_done;
+    block_submit(node, request);
+    if (!waiting.done) {
+        waiting.fiber = fiber_current();
+        fiber_wait();
+    }
+    return waiting.result;
+}
+
+int block_do(struct block_node *node, enum block_op op, uint64_t offset, void *buf, uint64_t len)
+{
+    struct iovec iov = {buf, len};
+    struct block_request request = {.op = op, .offset = offset, .len = len, .iov = &iov, .iov_count = buf ? 1 : 0};
+    request.may_unmap = op == BLOCK_DISCARD;
+    return block_do_request(node, &request);
+}
+
+int block_status(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent)
+{
+    if (node->class->status)
+        return node->class->status(node, offset, len, ret_extent);
+    *ret_extent = (struct block_extent){
+        .len = len, .present = true, .data = true, .has_offset = true, .offset = offset, .name = node->name};
+    return 0;
+}
+
+struct run {
+    int (*fn)(void *arg);
+    void *arg;
+    int result;
+    bool ended;
+};
+
+static void run_fiber(void *arg)
+{
+    struct run *run = arg;
+    run->result = run->fn(run->arg);
+    run->ended = true;
+}
+
+int block_run(struct block_ring *ring, int (*fn)(void *arg), void *arg)
+{
+    struct fiber_pool pool = {0};
+    struct run run = {.fn = fn, .arg = arg};
+    int r = fiber_start(&pool, run_fiber, &run);
+    while (r == 0 && !run.ended) {
+        block_ring_wait(ring, UINT64_MAX);
+        block_ring_dispatch(ring);
+    }
+    fiber_pool_drain(&pool);
+    return r < 0 ? r : run.result;
+}
+
+enum block_guess block_guess_format(const char *path)
+{
+    static const char magic[4] = {'Q', 'F', 'I', (char)0xfb};
+    char start[4] = {0};
+    own_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 || pread(fd, start, sizeof start, 0) != sizeof start || memcmp(start, magic, sizeof magic) != 0)
+        return BLOCK_GUESS_RAW;
+    size_t len = strlen(path);
+    return len > 6 && strcmp(path + len - 6, ".qcow2") == 0 ? BLOCK_GUESS_QCOW2 : BLOCK_GUESS_UNSURE;
 }

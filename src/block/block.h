@@ -1,8 +1,10 @@
-/* Block nodes: disks as the guest's block device (and other nodes) see them.
+/* Block nodes: disks as their users (a guest's block device, a tool, a server, other nodes) see them.
  *
- * A node takes requests and completes them later, in the thread that runs its ring. Nodes may stack: a format or filter
- * submits requests of its own to the node below; only the lowest ones need a file descriptor.
- * Threads: open and close anywhere; after block_attach everything happens in the ring's thread. */
+ * A node takes requests and completes them later, in the thread that runs its ring: any number may be in flight, none has
+ * a thread of its own. Nodes may stack: a format or filter submits requests of its own to the node below; only the lowest
+ * ones need a file descriptor. What takes many steps inside a node runs in a fiber (fiber.h) of the ring's thread.
+ * Threads: open and close anywhere, and they may wait for I/O; after block_attach everything happens in the ring's
+ * thread. Between requests a node does nothing, so that it may be attached to another ring or closed. */
 #pragma once
 
 #include <stdbool.h>
@@ -30,11 +32,13 @@ struct block_request {
     enum block_op op;
     bool may_unmap;
     bool stable; /* WRITE, DISCARD, WRITE_ZEROES: on stable storage before it completes */
+    bool compress; /* WRITE: whole clusters, to be stored compressed where the format can; -ENOTSUP where it cannot */
     uint64_t offset, len;
     struct iovec *iov; /* READ, WRITE: `len` bytes in all; as it was when `done` is called */
     unsigned iov_count;
     /* Once, in the ring's thread, possibly before block_submit returns. `result`: 0 or -errno. */
     void (*done)(struct block_request *request, int result);
+    void *user; /* the submitter's */
 
     /* the serving node's */
     struct block_node *node;
@@ -44,14 +48,36 @@ struct block_request {
     struct iovec whole; /* what *cut was before it was cut to its unfinished part */
     struct iovec *cut;
     struct iovec bounce;
+    struct block_request *next;
+    unsigned pending; /* parts in flight, and one for the submission itself */
+    int result;
+};
+
+/* What a range holds, as far as it holds the same. */
+struct block_extent {
+    uint64_t len;
+    bool present;    /* this node or one of its backing chain says what is here */
+    bool data;       /* ... and has it stored */
+    bool zero;       /* reads as zeroes */
+    bool compressed;
+    bool has_offset; /* stored as it is, from `offset` on, in the file `name` */
+    uint64_t offset;
+    unsigned depth;  /* 0: this image, 1: its backing image, ... */
+    const char *name;
 };
 
 struct block_options {
-    const char *driver; /* NULL: "file" */
+    const char *driver; /* name of a class, or "raw"; NULL: "file" */
     const char *path;
     int fd; /* an open file instead of `path` (which then only names it), the node's once it is open; -1: open `path` */
     bool read_only;
     bool direct;        /* O_DIRECT: past the host's page cache */
+    bool below;         /* file: any length, grows by writes, zeroes behind its end: what formats stand on */
+    bool no_backing;    /* qcow2: read nothing from the backing file, and do not open it */
+    bool repair;        /* qcow2: open for repair even what is marked as damaged */
+    /* NULL or NULL-terminated: folders besides the image's own in which backing and data files may lie */
+    const char *const *allow_dirs;
+    unsigned depth;     /* of this image in its chain; for nodes that open others */
 };
 
 struct block_class {
@@ -60,6 +86,10 @@ struct block_class {
     void (*close)(struct block_node *node);
     int (*attach)(struct block_node *node, struct block_ring *ring, struct err *err);
     void (*submit)(struct block_node *node, struct block_request *request);
+    /* Optional, in a fiber: what the range holds; len > 0 and inside the node. NULL: all is data. */
+    int (*status)(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
+    /* Optional, in a fiber, with no request in flight: a new size in bytes, a multiple of block_size. */
+    int (*resize)(struct block_node *node, uint64_t size, struct err *err);
 };
 
 /* First member of every node's struct. */
@@ -72,9 +102,10 @@ struct block_node {
     uint32_t memory_alignment; /* of iov bases and lengths; 1 when any will do */
     uint32_t discard_alignment;
     bool read_only, can_discard, can_write_zeroes;
+    char *name; /* path, for messages and maps; owned */
 };
 
-extern const struct block_class block_file;
+extern const struct block_class block_file, block_qcow2;
 /* NULL-terminated. */
 extern const struct block_class *const block_classes[];
 
@@ -90,3 +121,23 @@ static inline void block_submit(struct block_node *node, struct block_request *r
     request->node = node;
     node->class->submit(node, request);
 }
+
+/* ---- In fibers: requests that wait ---- */
+
+/* 0 or -errno. `buf` has `len` bytes for READ and WRITE and is NULL otherwise. */
+int block_do(struct block_node *node, enum block_op op, uint64_t offset, void *buf, uint64_t len);
+/* The same for a request that the caller has filled in (all but `done`). */
+int block_do_request(struct block_node *node, struct block_request *request);
+int block_status(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
+
+/* Outside of fibers, in the ring's thread: runs fn(arg) in a fiber and the ring until it has ended. Returns what it did,
+ * or -ENOMEM. */
+int block_run(struct block_ring *ring, int (*fn)(void *arg), void *arg);
+
+/* ---- Formats ---- */
+
+enum block_guess { BLOCK_GUESS_RAW, BLOCK_GUESS_QCOW2, BLOCK_GUESS_UNSURE };
+/* What format a file has whose user states none: qcow2 when its name ends in .qcow2 and its header agrees, else raw. UNSURE:
+ * the header says qcow2 and the name does not; a guest that owns a raw disk can write such a header, so believing it
+ * would let the guest name host files to read. */
+enum block_guess block_guess_format(const char *path);

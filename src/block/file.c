@@ -25,6 +25,7 @@ struct file_node {
     struct block_node node; /* first */
     int fd;
     bool direct;
+    bool grows; /* below a format */
     bool dirty; /* something was written since the last flush */
 };
 
@@ -47,8 +48,14 @@ static void finish(struct block_request *req, int result)
 {
     free(req->bounce.iov_base);
     req->bounce.iov_base = NULL;
+    struct file_node *file = file_of(req);
     if (req->op != BLOCK_READ && req->op != BLOCK_FLUSH)
-        file_of(req)->dirty = true;
+        file->dirty = true;
+    if (req->op == BLOCK_WRITE && file->grows && req->offset + req->progress > file->node.size)
+        file->node.size = req->offset + req->progress;
+    struct stat st;
+    if (result < 0 && file->grows && fstat(file->fd, &st) == 0 && (uint64_t)st.st_size > file->node.size)
+        file->node.size = (uint64_t)st.st_size; /* what failed may have made it longer */
     req->done(req, result);
 }
 
@@ -74,6 +81,12 @@ static void restore_iov(struct block_request *req)
     req->cut = NULL;
 }
 
+/* True when the rest of a read lies behind the end of the file. */
+static bool past_end(const struct block_request *req)
+{
+    return req->op == BLOCK_READ && req->progress < req->len && req->offset + req->progress >= req->node->size;
+}
+
 static void transfer_done(struct block_io *io, int result)
 {
     struct block_request *req = request_of(io);
@@ -83,7 +96,13 @@ static void transfer_done(struct block_io *io, int result)
             iov_write(req->iov, req->iov_count, req->progress, req->bounce.iov_base, (size_t)result);
         req->progress += (uint64_t)result;
         req->retries = 0;
-    } else if (!again(req, result)) {
+    }
+    if (result >= 0 && file_of(req)->grows && past_end(req)) {
+        iov_zero(req->iov, req->iov_count, req->progress, req->len - req->progress);
+        finish(req, 0);
+        return;
+    }
+    if (result <= 0 && !again(req, result)) {
         finish(req, result < 0 ? result : -EIO); /* nothing moved: the file is shorter than it was */
         return;
     }
@@ -380,6 +399,8 @@ static int measure(int fd, const struct block_options *o, struct block_node *nod
         node->block_size = 512;
     }
     node->discard_alignment = node->block_size > 4096 ? node->block_size : 4096;
+    if (o->below)
+        return 0;
     if (!node->size)
         return err_say(err, EINVAL, "disk '%s' is empty; make it larger (truncate -s SIZE)", o->path);
     if (node->size % node->block_size)
@@ -408,7 +429,13 @@ static int file_open(const struct block_options *options, struct block_node **re
     struct file_node *file = calloc(1, sizeof *file);
     if (!file)
         return err_set(err, ENOMEM, "disk '%s'", o.path);
-    *file = (struct file_node){.node = node, .fd = use, .direct = fcntl(use, F_GETFL) & O_DIRECT};
+    *file = (struct file_node){
+        .node = node, .fd = use, .direct = fcntl(use, F_GETFL) & O_DIRECT, .grows = o.below};
+    file->node.name = strdup(o.path);
+    if (!file->node.name) {
+        free(file);
+        return err_set(err, ENOMEM, "disk '%s'", o.path);
+    }
     TAKE_FD(fd);
     *ret_node = &file->node;
     return 0;
@@ -420,7 +447,45 @@ static void file_close(struct block_node *node)
     if (file->dirty && fdatasync(file->fd) < 0)
         log_error("disk: last flush failed: errno %d", errno);
     close(file->fd);
+    free(file->node.name);
     free(file);
+}
+
+/* ---- extents, size ---- */
+
+static int file_status(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent)
+{
+    struct file_node *file = (struct file_node *)node;
+    *ret_extent = (struct block_extent){.len = len, .present = true, .has_offset = true, .offset = offset, .name = node->name};
+    off_t data = lseek(file->fd, (off_t)offset, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) { /* no data from here on */
+        ret_extent->zero = true;
+    } else if (data > (off_t)offset) {
+        ret_extent->zero = true;
+        ret_extent->len = (uint64_t)data - offset < len ? (uint64_t)data - offset : len;
+    } else {
+        ret_extent->data = true;
+        off_t hole = data < 0 ? -1 : lseek(file->fd, (off_t)offset, SEEK_HOLE);
+        if (hole > (off_t)offset && (uint64_t)hole - offset < len)
+            ret_extent->len = (uint64_t)hole - offset;
+    }
+    ret_extent->len += node->block_size - 1; /* file systems' blocks are no smaller, only the file's end may be odd */
+    ret_extent->len -= ret_extent->len % node->block_size;
+    if (ret_extent->len > len)
+        ret_extent->len = len;
+    return 0;
+}
+
+static int file_resize(struct block_node *node, uint64_t size, struct err *err)
+{
+    struct file_node *file = (struct file_node *)node;
+    if (size > INT64_MAX)
+        return err_say(err, EFBIG, "disk '%s': no file can have %llu bytes", node->name, (unsigned long long)size);
+    if (ftruncate(file->fd, (off_t)size) < 0)
+        return err_set(err, errno, "disk '%s': resize", node->name);
+    node->size = size;
+    file->dirty = true;
+    return 0;
 }
 
 const struct block_class block_file = {
@@ -428,4 +493,6 @@ const struct block_class block_file = {
     .open = file_open,
     .close = file_close,
     .submit = file_submit,
+    .status = file_status,
+    .resize = file_resize,
 };

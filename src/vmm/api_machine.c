@@ -210,10 +210,8 @@ static int job_disk_path(struct api_machine *binding, const struct job_args *arg
     struct virtio_device *dev = disk_find(binding, args->id, &disk);
     if (!dev || !disk)
         return err_say(err, ENOENT, "there is no disk '%s'", args->id);
-    struct block_options options = {
-        .path = args->path, .fd = -1, .read_only = disk->read_only, .direct = disk->direct};
     struct block_node *node;
-    int ret = block_open(&options, &node, err);
+    int ret = machine_open_disk(binding->config, disk, args->path, &node, err);
     if (ret < 0)
         return ret;
     ret = virtio_blk_set_node(dev, node, err);

@@ -32,6 +32,7 @@ void vm_disk_clear(struct vm_disk *disk)
 {
     free(disk->id);
     free(disk->path);
+    free(disk->format);
     free(disk->partuuid);
     *disk = (struct vm_disk){.writeback = true};
 }
@@ -50,6 +51,8 @@ void vm_config_free(struct vm_config *config)
         return;
     for (unsigned i = 0; i < config->disk_count; i++)
         vm_disk_clear(&config->disks[i]);
+    for (unsigned i = 0; config->allow_backing[i]; i++)
+        free(config->allow_backing[i]);
     for (unsigned i = 0; i < config->net_count; i++)
         vm_net_clear(&config->nets[i]);
     char *const strings[] = {config->id, config->kernel, config->initrd, config->cmdline, config->cpu_model,

@@ -26,6 +26,7 @@ enum vm_io_engine { VM_IO_ANY, VM_IO_SYNC, VM_IO_ASYNC };
 
 struct vm_disk {
     char *id, *path;
+    char *format;     /* "raw" or "qcow2"; NULL: as block_guess_format() says, raw in doubt */
     bool read_only;
     bool direct;      /* O_DIRECT */
     bool writeback;   /* guest flushes reach the disk; without it they are acknowledged at once (cache_type Unsafe) */
@@ -88,6 +89,8 @@ struct vm_config {
     char *jit_opt; /* optimisations that the jit engine does without: "no-NAME,..." */
     unsigned disk_count, net_count;
     struct vm_disk disks[VM_MAX_DISKS];
+    /* NULL-terminated: folders, besides an image's own, that backing and data files may lie in */
+    char *allow_backing[VM_MAX_DISKS + 1];
     struct vm_net nets[VM_MAX_NETS];
     struct vm_vsock vsock;
     struct vm_balloon balloon;

@@ -11,6 +11,7 @@
 
 struct machine;
 struct virtio_device;
+struct block_node;
 
 enum machine_end {
     MACHINE_POWEROFF,
@@ -45,6 +46,9 @@ void machine_power_button(struct machine *machine);
 
 /* A configured rate limit in the devices' terms. */
 struct limiter_config machine_limiter(const struct vm_rate_limit *limit);
+/* Opens the image `path` as the configuration of a disk says. */
+must_check int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk, const char *path,
+                                 struct block_node **ret_node, struct err *err);
 
 /* For the API and metrics; index as in the configuration. NULL when there is none. */
 struct virtio_device *machine_disk(struct machine *machine, unsigned index);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "block/block.h"
 #include "net/net.h"
 #include "virtio/balloon.h"
@@ -35,13 +36,32 @@ static const char *ring_of(enum vm_io_engine engine)
     return engine == VM_IO_SYNC ? "sync" : engine == VM_IO_ASYNC ? "io_uring" : NULL;
 }
 
+int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk, const char *path,
+                      struct block_node **ret_node, struct err *err)
+{
+    const char *dirs[VM_MAX_DISKS + 1];
+    for (unsigned i = 0; i <= VM_MAX_DISKS; i++)
+        dirs[i] = config->allow_backing[i];
+    struct block_options options = {.driver = disk->format,
+                                    .path = path,
+                                    .fd = -1,
+                                    .read_only = disk->read_only,
+                                    .direct = disk->direct,
+                                    .allow_dirs = dirs};
+    enum block_guess guess = disk->format ? BLOCK_GUESS_RAW : block_guess_format(path);
+    if (guess == BLOCK_GUESS_QCOW2)
+        options.driver = "qcow2";
+    else if (guess == BLOCK_GUESS_UNSURE)
+        log_warn("disk '%s' has a qcow2 header and is taken as raw; say format=qcow2 if it is an image", path);
+    return block_open(&options, ret_node, err);
+}
+
 static int add_disk(struct machine *machine, unsigned index, struct err *err)
 {
     const struct vm_disk *disk = &machine->config->disks[index];
     struct virtio_host host = device_host(machine);
-    struct block_options options = {.path = disk->path, .fd = -1, .read_only = disk->read_only, .direct = disk->direct};
     struct block_node *node;
-    int r = block_open(&options, &node, err);
+    int r = machine_open_disk(machine->config, disk, disk->path, &node, err);
     if (r < 0)
         return r;
     struct virtio_blk_config config = {

@@ -115,8 +115,10 @@ static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err
         disk->direct = true;
     else if (!strcmp(word, "root"))
         disk->root = true;
+    else if (!strcmp(word, "format=raw") || !strcmp(word, "format=qcow2"))
+        return vm_config_set(&disk->format, word + 7, err);
     else
-        return err_say(err, EINVAL, "unknown word '%s', give ro, direct or root", word);
+        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=raw or format=qcow2", word);
     return 0;
 }
 
@@ -133,6 +135,15 @@ static int set_disk(void *target, const char *value, struct err *err)
     while (r == 0 && rest)
         r = set_disk_word(disk, next_word(&rest), err);
     return r;
+}
+
+static int set_allow_backing(void *target, const char *value, struct err *err)
+{
+    char **folder = config_of(target)->allow_backing;
+    unsigned i = 0;
+    while (folder[i])
+        i++;
+    return i < VM_MAX_DISKS ? vm_config_set(&folder[i], value, err) : err_say(err, EINVAL, "more than %d folders", VM_MAX_DISKS);
 }
 
 static int parse_mac(const char *text, uint8_t mac[6], struct err *err)
@@ -350,8 +361,11 @@ static const struct option_spec options[] = {
     {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
 
     {"", NULL, "Devices", NULL, NULL},
-    {"disk", "PATH[,ro][,direct][,root]", "add a disk; repeat for more",
-     "ro: read-only. direct: bypass the host's page cache. root: name it as root device on the command line.", set_disk},
+    {"disk", "PATH[,format=F][,ro][,direct][,root]", "add a disk; repeat for more",
+     "format: raw or qcow2; without it an image is qcow2 when its name ends in .qcow2 and its header agrees, else raw. ro: "
+     "read-only. direct: bypass the host's page cache. root: name it as root device on the command line.", set_disk},
+    {"allow-backing", "DIR", "backing files that disks name may lie in DIR; repeat for more",
+     "Those in an image's own folder and below are allowed anyway.", set_allow_backing},
     {"net", "user[,forward=H:G]|tap=NAME|none", "add a network interface; repeat for more",
      "user goes through passt and needs no privilege; forward=HOST:GUEST leads a TCP port of the host into the guest "
      "(repeat for more). tap uses an existing tap interface. mac=ADDRESS sets the MAC address.", set_net},

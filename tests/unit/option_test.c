@@ -10,6 +10,8 @@
 struct values {
     const char *path;
     int flags;
+    const char *operand;
+    int operands;
 };
 
 static int set_path(void *target, const char *value, struct err *err)
@@ -39,6 +41,22 @@ static const struct option_program program = {
     .name = "prog", .version = "1", .summary = "does things", .description = "One.\n\nTwo.", .usage = "[OPTION...]",
     .options = options};
 
+static int take_operand(void *target, const char *value, struct err *err)
+{
+    (void)err;
+    struct values *values = target;
+    values->operand = value;
+    values->operands++;
+    return 0;
+}
+
+static const struct option_letter letters[] = {{'p', "path"}, {'x', "flag"}, {0, NULL}};
+
+static const struct option_program with_operands = {
+    .name = "prog", .options = options, .letters = letters, .operand = take_operand};
+
+static const struct option_program *used = &program;
+
 static int parse(struct values *values, struct err *err, int argc, ...)
 {
     char *argv[8] = {NULL};
@@ -51,7 +69,7 @@ static int parse(struct values *values, struct err *err, int argc, ...)
     va_end(args);
     *values = (struct values){0};
     *err = (struct err){0};
-    return option_parse(&program, values, argc + 1, argv, err);
+    return option_parse(used, values, argc + 1, argv, err);
 }
 
 static void test_forms(void **state)
@@ -87,6 +105,28 @@ static void test_mistakes(void **state)
     assert_int_equal(parse(&v, &err, 1, "-p"), -EINVAL);
 }
 
+static void test_letters_and_operands(void **state)
+{
+    (void)state;
+    struct values v;
+    struct err err;
+    used = &with_operands;
+    assert_int_equal(parse(&v, &err, 5, "-p", "/a", "one", "-x", "two"), 0);
+    assert_string_equal(v.path, "/a");
+    assert_int_equal(v.flags, 1);
+    assert_int_equal(v.operands, 2);
+    assert_int_equal(parse(&v, &err, 2, "-p/b", "-"), 0);
+    assert_string_equal(v.path, "/b");
+    assert_string_equal(v.operand, "-");
+    assert_int_equal(parse(&v, &err, 3, "--", "-x", "--flag"), 0);
+    assert_int_equal(v.operands, 2);
+    assert_int_equal(v.flags, 0);
+    assert_int_equal(parse(&v, &err, 1, "-y"), -EINVAL);
+    assert_int_equal(parse(&v, &err, 1, "-xy"), -EINVAL);
+    assert_int_equal(parse(&v, &err, 1, "-p"), -EINVAL);
+    used = &program;
+}
+
 static void test_texts(void **state)
 {
     (void)state;
@@ -106,6 +146,7 @@ static void test_texts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_forms), cmocka_unit_test(test_mistakes), cmocka_unit_test(test_texts)};
+        cmocka_unit_test(test_forms), cmocka_unit_test(test_mistakes), cmocka_unit_test(test_letters_and_operands),
+        cmocka_unit_test(test_texts)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -67,11 +67,15 @@ static void test_machine(void **state)
 static void test_devices(void **state)
 {
     (void)state;
-    assert_int_equal(parse("--disk", "/a", "--disk", "/b,ro,direct", "--disk=/c,root", NULL), 0);
+    assert_int_equal(parse("--disk", "/a", "--disk", "/b,ro,direct,format=qcow2", "--allow-backing", "/base", "--disk=/c,root", NULL), 0);
     const struct vm_config *config = options.config;
     assert_int_equal(config->disk_count, 3);
     assert_string_equal(config->disks[1].path, "/b");
     assert_true(config->disks[1].read_only && config->disks[1].direct && !config->disks[0].read_only);
+    assert_string_equal(config->disks[1].format, "qcow2");
+    assert_null(config->disks[0].format);
+    assert_string_equal(config->allow_backing[0], "/base");
+    assert_null(config->allow_backing[1]);
     assert_true(config->disks[2].root && config->disks[2].writeback);
     assert_string_equal(config->disks[2].id, "drive2");
     assert_int_equal(parse("--net", "user,forward=8080:80,forward=22", "--net", "tap=t0,mac=06:00:ac:10:00:02", "--net", "none",

@@ -1,0 +1,329 @@
+/* Opening and closing: header, tables, the files that the image names. Both do their I/O on a ring of their own, as the
+ * ring that will serve the node may not run yet, or no more. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "base/own.h"
+#include "block/qcow2/qcow2.h"
+#include "block/qcow2/qcow2_impl.h"
+
+#define FIRST_READ 4096u
+
+static int qcow2_attach(struct block_node *node, struct block_ring *ring, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    node->ring = ring;
+    int r = block_attach(q->file, ring, err);
+    if (r == 0 && q->external)
+        r = block_attach(q->data, ring, err);
+    if (r == 0 && q->backing)
+        r = block_attach(q->backing, ring, err);
+    return r;
+}
+
+static int run_alone(struct qcow2 *q, int (*fn)(void *arg), void *arg, struct err *err)
+{
+    struct block_ring *ring;
+    int r = block_ring_create("sync", &ring, err);
+    if (r < 0)
+        return r;
+    r = block_ring_start(ring, err);
+    if (r == 0)
+        r = qcow2_attach(&q->node, ring, err);
+    if (r == 0)
+        r = block_run(ring, fn, arg);
+    q->node.ring = NULL;
+    block_ring_free(ring);
+    return r;
+}
+
+/* ---- loading ---- */
+
+struct loading {
+    struct qcow2 *q;
+    struct err *err;
+};
+
+static int read_header(struct qcow2 *q, struct err *err)
+{
+    uint8_t first[FIRST_READ];
+    int r = block_do(q->file, BLOCK_READ, 0, first, sizeof first);
+    if (r < 0)
+        return err_set(err, -r, "disk '%s'", q->node.name);
+    uint32_t bits = load_be32(first + H_CLUSTER_BITS);
+    size_t len = bits > 12 && bits <= CLUSTER_BITS_MAX && load_be32(first) == QCOW2_MAGIC ? (size_t)1 << bits : sizeof first;
+    uint8_t *start = aligned_alloc(4096, len);
+    if (!start)
+        return err_set(err, ENOMEM, "disk '%s'", q->node.name);
+    r = block_do(q->file, BLOCK_READ, 0, start, len);
+    r = r < 0 ? err_set(err, -r, "disk '%s'", q->node.name) : header_parse(q, start, len, q->node.name, err);
+    free(start);
+    return r;
+}
+
+int read_entries(struct qcow2 *q, uint64_t offset, uint32_t count, uint64_t **ret_entries)
+{
+    uint64_t len = cluster_count(q, (uint64_t)count * 8) << q->cluster_bits;
+    uint64_t *entries = aligned_alloc(4096, len ? (len + 4095) & ~(uint64_t)4095 : 4096);
+    if (!entries)
+        return -ENOMEM;
+    int r = len ? block_do(q->file, BLOCK_READ, offset, entries, len) : 0;
+    for (uint64_t i = 0; i < len / 8; i++)
+        entries[i] = i < count ? be64toh(entries[i]) : 0;
+    if (r < 0)
+        free(entries);
+    else
+        *ret_entries = entries;
+    return r;
+}
+
+static int load(void *arg)
+{
+    struct loading *loading = arg;
+    struct qcow2 *q = loading->q;
+    int r = read_header(q, loading->err);
+    if (r < 0)
+        return r;
+    if (q->file->block_size > q->cluster_size || q->file->block_size > FIRST_READ)
+        return err_say(loading->err, EINVAL, "disk '%s': clusters of %u bytes are too small for direct I/O here; use the page cache",
+                       q->node.name, q->cluster_size);
+    r = tables_init(q);
+    if (r == 0)
+        r = read_entries(q, q->l1_offset, q->l1_size, &q->l1);
+    if (r == 0)
+        r = read_entries(q, q->reftable_offset, q->reftable_size, &q->reftable);
+    return r < 0 ? err_set(loading->err, -r, "disk '%s'", q->node.name) : 0;
+}
+
+/* ---- files that the image names ---- */
+
+static int open_backing(struct qcow2 *q, const struct block_options *o, struct err *err)
+{
+    const char *format = q->backing_format;
+    own_free char *path = NULL;
+    own_fd int fd = -1;
+    if (o->depth + 1 >= CHAIN_MAX)
+        return err_say(err, ELOOP, "a chain of more than %u images; does one back itself?", CHAIN_MAX);
+    int r = names_open(o, q->backing_name, true, &fd, &path, err);
+    if (r < 0)
+        return r;
+    if (!format) {
+        enum block_guess guess = block_guess_format(path);
+        if (guess == BLOCK_GUESS_UNSURE)
+            return err_say(err, EINVAL, "it states no format for '%.100s'; do so: qemu-img rebase -u -F FORMAT", path);
+        format = guess == BLOCK_GUESS_QCOW2 ? "qcow2" : "raw";
+    }
+    bool raw = strcmp(format, "raw") == 0;
+    if (!raw && strcmp(format, "qcow2") != 0)
+        return err_say(err, ENOTSUP, "its backing file has the format '%.20s', which is not supported", format);
+    struct block_options below = {.driver = raw ? "file" : format,
+                                  .path = path,
+                                  .fd = fd,
+                                  .read_only = true,
+                                  .direct = o->direct,
+                                  .below = raw,
+                                  .allow_dirs = o->allow_dirs,
+                                  .depth = o->depth + 1};
+    r = block_open(&below, &q->backing, err);
+    if (r < 0)
+        return r;
+    TAKE_FD(fd);
+    q->backing_size = (q->backing->size + q->node.block_size - 1) & ~(uint64_t)(q->node.block_size - 1);
+    return 0;
+}
+
+static int open_data(struct qcow2 *q, const struct block_options *o, struct err *err)
+{
+    own_free char *path = NULL;
+    own_fd int fd = -1;
+    if (!q->data_name)
+        return err_say(err, EINVAL, "its data file has no name");
+    int r = names_open(o, q->data_name, o->read_only, &fd, &path, err);
+    if (r < 0)
+        return r;
+    struct block_options data = {
+        .path = path, .fd = fd, .read_only = o->read_only, .direct = o->direct, .below = true, .depth = o->depth};
+    r = block_open(&data, &q->data, err);
+    if (r == 0)
+        TAKE_FD(fd);
+    return r;
+}
+
+static int open_named(struct qcow2 *q, const struct block_options *o, struct err *err)
+{
+    int r = 0;
+    q->data = q->file;
+    if (q->external) {
+        q->data = NULL;
+        r = open_data(q, o, err);
+    }
+    if (r == 0 && q->backing_name && !o->no_backing)
+        r = open_backing(q, o, err);
+    return r < 0 ? err_ctx(err, "disk '%s'", q->node.name) : 0;
+}
+
+/* ---- opening ---- */
+
+/* What other writers' features would not survive is marked so. */
+static int clear_features(void *arg)
+{
+    struct qcow2 *q = arg;
+    uint8_t field[8];
+    store_be64(field, q->autoclear & AUTOCLEAR_DATA_RAW);
+    return header_update(q, H_AUTOCLEAR, field, sizeof field);
+}
+
+struct repairing {
+    struct qcow2 *q;
+    struct qcow2_check check;
+};
+
+static int repair_counts(void *arg)
+{
+    struct repairing *repairing = arg;
+    return qcow2_check(&repairing->q->node, QCOW2_REPAIR_ALL, &repairing->check, NULL);
+}
+
+/* Lazy refcounts, and a writer that did not end well: the mapping is right, the counts are made anew. */
+static int repair_dirty(struct qcow2 *q, struct err *err)
+{
+    struct repairing repairing = {.q = q};
+    int r = run_alone(q, repair_counts, &repairing, err);
+    if (r < 0)
+        return err_set(err, -r, "disk '%s' was not closed: repair", q->node.name);
+    if (q->incompatible & INCOMPATIBLE_DIRTY)
+        return err_say(err, EIO, "disk '%s' was not closed and is damaged beyond its reference counts; see polder-img check",
+                       q->node.name);
+    log_debug("disk '%s' was not closed; reference counts repaired", q->node.name);
+    return 0;
+}
+
+static int check_writable(struct qcow2 *q, struct err *err)
+{
+    if (q->incompatible & INCOMPATIBLE_CORRUPT)
+        return err_say(err, EIO, "disk '%s' is marked as corrupt; repair it: polder-img check -r all", q->node.name);
+    int r = q->incompatible & INCOMPATIBLE_DIRTY ? repair_dirty(q, err) : 0;
+    if (r < 0)
+        return r;
+    if (!(q->autoclear & ~(uint64_t)AUTOCLEAR_DATA_RAW))
+        return 0;
+    log_debug("disk '%s': dirty bitmaps and unknown features are no longer valid", q->node.name);
+    r = run_alone(q, clear_features, q, err);
+    return r < 0 ? err_set(err, -r, "disk '%s'", q->node.name) : 0;
+}
+
+static void fill_node(struct qcow2 *q, const struct block_options *o)
+{
+    struct block_node *node = &q->node;
+    node->block_size = q->file->block_size;
+    node->physical_block_size = q->file->physical_block_size;
+    node->memory_alignment = q->file->memory_alignment;
+    node->discard_alignment = q->cluster_size > 4096 ? q->cluster_size : 4096;
+    node->read_only = o->read_only;
+    node->can_discard = node->can_write_zeroes = !o->read_only;
+    node->size -= node->size % node->block_size;
+    q->l1_dirty = q->reftable_dirty = (struct dirty_range){UINT32_MAX, 0};
+    q->backlog_end = &q->backlog;
+}
+
+static int qcow2_build(struct qcow2 *q, const struct block_options *o, struct err *err)
+{
+    own_fd int fd = o->fd >= 0 ? fcntl(o->fd, F_DUPFD_CLOEXEC, 0) : -1; /* should this fail, the caller keeps its own */
+    struct block_options file = {.path = o->path, .fd = fd, .read_only = o->read_only, .direct = o->direct, .below = true};
+    q->node.name = strdup(o->path ? o->path : "fd");
+    if (!q->node.name || (o->fd >= 0 && fd < 0))
+        return err_set(err, ENOMEM, "disk");
+    int r = block_open(&file, &q->file, err);
+    if (r < 0)
+        return r;
+    TAKE_FD(fd);
+    r = run_alone(q, load, &(struct loading){.q = q, .err = err}, err);
+    if (r < 0)
+        return r;
+    fill_node(q, o);
+    r = open_named(q, o, err);
+    if (r == 0 && !o->read_only && !o->repair)
+        r = check_writable(q, err);
+    return r;
+}
+
+static void release(struct qcow2 *q)
+{
+    struct part *part;
+    while ((part = q->free_parts)) {
+        q->free_parts = part->next_free;
+        free(part);
+    }
+    if (q->cache.buckets)
+        tables_free(q);
+    fiber_pool_drain(&q->pool);
+    block_close(q->backing);
+    if (q->data != q->file)
+        block_close(q->data);
+    block_close(q->file);
+    free(q->unpacked);
+    free(q->l1);
+    free(q->reftable);
+    free(q->free_list);
+    free(q->backing_name);
+    free(q->backing_format);
+    free(q->data_name);
+    free(q->node.name);
+    free(q);
+}
+
+static int qcow2_open(const struct block_options *options, struct block_node **ret_node, struct err *err)
+{
+    struct qcow2 *q = calloc(1, sizeof *q);
+    if (!q)
+        return err_set(err, ENOMEM, "disk");
+    q->node.class = &block_qcow2;
+    int r = qcow2_build(q, options, err);
+    if (r < 0) {
+        release(q);
+        return r;
+    }
+    if (options->fd >= 0)
+        close(options->fd);
+    *ret_node = &q->node;
+    return 0;
+}
+
+/* Deferred frees dirty the counts again, once. */
+static int write_back(void *arg)
+{
+    struct qcow2 *q = arg;
+    int r = 0;
+    fiber_lock(&q->lock);
+    for (unsigned i = 0; r == 0 && i < 3 && is_dirty(q); i++)
+        r = checkpoint(q);
+    fiber_unlock(&q->lock);
+    return r;
+}
+
+static void qcow2_close(struct block_node *node)
+{
+    struct qcow2 *q = qcow2_of(node);
+    if (is_dirty(q)) {
+        struct err err = {0};
+        int r = q->failed ? q->failed : run_alone(q, write_back, q, &err);
+        if (r < 0)
+            log_error("disk '%s': its metadata could not be written: %s", node->name, strerror(-r));
+    }
+    release(q);
+}
+
+const struct block_class block_qcow2 = {
+    .name = "qcow2",
+    .open = qcow2_open,
+    .close = qcow2_close,
+    .attach = qcow2_attach,
+    .submit = qcow2_submit,
+    .status = qcow2_status,
+    .resize = qcow2_resize,
+};

@@ -1,0 +1,62 @@
+/* qcow2 images as tools handle them: what goes beyond reading and writing a block node. Functions that take a node want one
+ * of class block_qcow2, no request in flight, and run in a fiber of its ring. */
+#pragma once
+
+#include "block/block.h"
+
+struct qcow2_create {
+    const char *path;
+    uint64_t size;          /* bytes; rounded up to sectors */
+    unsigned version;       /* 2 or 3 */
+    uint32_t cluster_size;  /* 512 bytes to 2 MiB */
+    unsigned refcount_bits; /* 1 to 64 */
+    bool extended_l2, lazy_refcounts, data_file_raw;
+    bool zstd;
+    const char *backing, *backing_format, *data_file; /* as they are stored; NULL: none */
+};
+
+/* Makes an empty image, over whatever is at `path` (and at the data file, which is relative to it). Any thread. */
+must_check int qcow2_create(const struct qcow2_create *create, struct err *err);
+
+/* What an image says of itself; strings are the node's. */
+struct qcow2_info {
+    unsigned version, refcount_bits;
+    uint32_t cluster_size, snapshot_count;
+    bool lazy_refcounts, dirty, corrupt, extended_l2, external_raw, zstd;
+    const char *backing, *backing_format, *data_file;
+};
+void qcow2_get_info(struct block_node *node, struct qcow2_info *ret_info);
+
+/* ---- Check ---- */
+
+enum qcow2_repair { QCOW2_CHECK_ONLY, QCOW2_REPAIR_LEAKS, QCOW2_REPAIR_ALL };
+struct qcow2_check {
+    uint64_t corruptions, leaks;             /* found and not repaired */
+    uint64_t corruptions_fixed, leaks_fixed;
+    uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters; /* of the disk */
+    uint64_t image_end; /* bytes of the file that are in use */
+    void (*report)(void *arg, const char *line); /* the caller's; NULL: none */
+    void *arg;
+};
+/* Counts references and compares them with the reference counts. The node is open for repair when it is asked for. */
+must_check int qcow2_check(struct block_node *node, enum qcow2_repair repair, struct qcow2_check *check, struct err *err);
+
+/* ---- Internal snapshots ---- */
+
+struct qcow2_snapshot {
+    char *id, *name; /* owned */
+    uint64_t l1_offset, vm_clock_ns, vm_state_size, disk_size, icount;
+    uint32_t l1_size, date_s, date_ns;
+    uint8_t *extra; /* as stored; owned */
+    uint32_t extra_len;
+};
+struct qcow2_snapshots {
+    struct qcow2_snapshot *list;
+    uint32_t count;
+};
+must_check int qcow2_snapshots_load(struct block_node *node, struct qcow2_snapshots *ret_snapshots, struct err *err);
+void qcow2_snapshots_free(struct qcow2_snapshots *snapshots);
+must_check int qcow2_snapshot_create(struct block_node *node, const char *name, struct err *err);
+/* `name`: a name, or an id when no snapshot has that name. */
+must_check int qcow2_snapshot_apply(struct block_node *node, const char *name, struct err *err);
+must_check int qcow2_snapshot_delete(struct block_node *node, const char *name, struct err *err);

@@ -1,0 +1,104 @@
+/* A larger disk: a longer L1 table where the present one does not reach, then the size in the header. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "block/qcow2/qcow2.h"
+#include "block/qcow2/qcow2_impl.h"
+
+/* Offset and length change in one write of one sector. */
+int switch_l1(struct qcow2 *q, uint64_t offset, uint32_t entries)
+{
+    uint8_t field[12];
+    store_be32(field, entries);
+    store_be64(field + 4, offset);
+    return header_update(q, H_L1_SIZE, field, sizeof field);
+}
+
+static int grow_l1(struct qcow2 *q, uint32_t entries)
+{
+    uint64_t clusters = cluster_count(q, (uint64_t)entries * 8), offset;
+    uint64_t *l1 = aligned_alloc(4096, ((clusters << q->cluster_bits) + 4095) & ~(uint64_t)4095);
+    if (!l1)
+        return -ENOMEM;
+    memset(l1, 0, clusters << q->cluster_bits);
+    memcpy(l1, q->l1, (size_t)q->l1_size * 8);
+    int r = alloc_exactly(q, (uint32_t)clusters, &offset);
+    if (r == 0)
+        r = checkpoint(q);
+    if (r == 0)
+        r = write_entries(q, offset, l1, 0, entries);
+    if (r == 0)
+        r = sync_files(q);
+    if (r == 0)
+        r = switch_l1(q, offset, entries);
+    if (r < 0) {
+        free(l1);
+        return r;
+    }
+    r = free_run_later(q, q->l1_offset, cluster_count(q, (uint64_t)q->l1_size * 8));
+    free(q->l1);
+    q->l1 = l1;
+    q->l1_offset = offset;
+    q->l1_size = entries;
+    return r;
+}
+
+static int resize(struct qcow2 *q, uint64_t size)
+{
+    unsigned span_bits = q->cluster_bits + q->l2_bits;
+    uint64_t entries = (size >> span_bits) + ((size & ((UINT64_C(1) << span_bits) - 1)) != 0);
+    uint8_t field[8];
+    if (entries > L1_BYTES_MAX / 8)
+        return -EFBIG;
+    int r = checkpoint(q);
+    if (r == 0 && entries > q->l1_size)
+        r = grow_l1(q, (uint32_t)entries);
+    if (r == 0 && q->external && q->data->size < size)
+        r = q->data->class->resize(q->data, size, NULL);
+    store_be64(field, size);
+    if (r == 0)
+        r = header_update(q, H_SIZE, field, sizeof field);
+    return r;
+}
+
+int qcow2_resize(struct block_node *node, uint64_t size, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    if (size < node->size)
+        return err_say(err, ENOTSUP, "disk '%s' cannot shrink; make a new one and copy what is needed", node->name);
+    uint64_t old = node->size;
+    fiber_lock(&q->lock);
+    int r = q->failed ? q->failed : resize(q, size);
+    fiber_unlock(&q->lock);
+    if (r < 0)
+        return err_set(err, -r, "disk '%s': resize", node->name);
+    node->size = size;
+    /* what a shorter disk's last cluster has behind the old end must not show, nor must the backing file */
+    uint64_t end = q->backing_size > old ? (q->backing_size < size ? q->backing_size : size) : old;
+    uint64_t edge = (old + q->cluster_size - 1) & ~(uint64_t)(q->cluster_size - 1);
+    if (edge > end)
+        end = edge < size ? edge : size;
+    if (end > old)
+        r = block_do(node, BLOCK_WRITE_ZEROES, old, NULL, end - old);
+    return r < 0 ? err_set(err, -r, "disk '%s': resize", node->name) : 0;
+}
+
+void qcow2_get_info(struct block_node *node, struct qcow2_info *ret_info)
+{
+    const struct qcow2 *q = qcow2_of(node);
+    *ret_info = (struct qcow2_info){.version = q->version,
+                                    .refcount_bits = 1u << q->refcount_order,
+                                    .cluster_size = q->cluster_size,
+                                    .snapshot_count = q->snapshot_count,
+                                    .lazy_refcounts = q->compatible & COMPATIBLE_LAZY_REFCOUNTS,
+                                    .dirty = q->incompatible & INCOMPATIBLE_DIRTY,
+                                    .corrupt = q->incompatible & INCOMPATIBLE_CORRUPT,
+                                    .extended_l2 = q->extended,
+                                    .external_raw = q->external_raw,
+                                    .zstd = q->compression == COMPRESSION_ZSTD,
+                                    .backing = q->backing_name,
+                                    .backing_format = q->backing_format,
+                                    .data_file = q->data_name};
+}

@@ -1,0 +1,98 @@
+/* What hangs below an L1 table: L2 tables and the host clusters that they name. */
+#include <errno.h>
+
+#include "block/qcow2/qcow2_impl.h"
+
+static int add_cluster(struct qcow2 *q, uint64_t offset, int delta)
+{
+    return delta > 0 ? refcount_add(q, offset >> q->cluster_bits, 1) : free_later(q, offset);
+}
+
+static int add_compressed(struct qcow2 *q, uint64_t entry, int delta)
+{
+    uint64_t offset, len;
+    compressed_range(q, entry, &offset, &len);
+    int r = 0;
+    for (uint64_t c = offset >> q->cluster_bits; r == 0 && c <= (offset + len - 1) >> q->cluster_bits; c++)
+        r = add_cluster(q, c << q->cluster_bits, delta);
+    return r;
+}
+
+static int add_table(struct qcow2 *q, uint64_t l2, int delta)
+{
+    struct table *table;
+    int r = tables_get(q, l2, TABLE_L2, &table);
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; r == 0 && i < 1u << q->l2_bits; i++) {
+        uint64_t entry = entry_get(q, table, i);
+        if (entry & ENTRY_COMPRESSED)
+            r = add_compressed(q, entry, delta);
+        else if (entry & ENTRY_OFFSET)
+            r = add_cluster(q, entry & ENTRY_OFFSET, delta);
+    }
+    tables_put(q, table);
+    return r < 0 ? r : add_cluster(q, l2, delta);
+}
+
+int tree_add(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size, int delta)
+{
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < l1_size; i++)
+        if (l1[i] & ENTRY_OFFSET)
+            r = add_table(q, l1[i] & ENTRY_OFFSET, delta);
+    return r;
+}
+
+/* The flag for a cluster that is counted once. */
+static int copied_flag(struct qcow2 *q, uint64_t entry, uint64_t *ret_entry)
+{
+    uint64_t count;
+    int r = refcount_get(q, (entry & ENTRY_OFFSET) >> q->cluster_bits, &count);
+    *ret_entry = count == 1 ? entry | ENTRY_COPIED : entry & ~ENTRY_COPIED;
+    return r;
+}
+
+static int fix_table(struct qcow2 *q, uint64_t l2)
+{
+    struct table *table;
+    int r = tables_get(q, l2, TABLE_L2, &table);
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; r == 0 && i < 1u << q->l2_bits; i++) {
+        uint64_t entry = entry_get(q, table, i), fixed = 0;
+        if (entry & ENTRY_COMPRESSED || !(entry & ENTRY_OFFSET))
+            continue;
+        r = copied_flag(q, entry, &fixed);
+        if (r == 0 && fixed != entry)
+            entry_set(q, table, i, fixed, bitmap_get(q, table, i));
+    }
+    tables_put(q, table);
+    return r;
+}
+
+int tree_fix_copied(struct qcow2 *q)
+{
+    if (q->external)
+        return 0;
+    for (uint32_t i = 0; i < q->l1_size; i++) {
+        uint64_t entry = q->l1[i], fixed = 0;
+        if (!(entry & ENTRY_OFFSET))
+            continue;
+        int r = make_room(q);
+        if (r == 0)
+            r = fix_table(q, entry & ENTRY_OFFSET);
+        if (r == 0)
+            r = copied_flag(q, entry, &fixed);
+        if (r < 0)
+            return r;
+        if (fixed == entry)
+            continue;
+        q->l1[i] = fixed;
+        if (i < q->l1_dirty.from)
+            q->l1_dirty.from = i;
+        if (i >= q->l1_dirty.to)
+            q->l1_dirty.to = i + 1;
+    }
+    return 0;
+}

@@ -1,0 +1,87 @@
+/* What commands do alike: opening images, sizes, JSON. */
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "img/img.h"
+
+int img_guess(const char *path, const char *format, const char **ret_format, struct err *err)
+{
+    if (!format) {
+        enum block_guess guess = block_guess_format(path);
+        if (guess == BLOCK_GUESS_UNSURE)
+            return err_say(err, EINVAL, "'%s' has a qcow2 header and no such name; say -f qcow2, or -f raw if a guest wrote it",
+                           path);
+        format = guess == BLOCK_GUESS_QCOW2 ? "qcow2" : "raw";
+    }
+    if (strcmp(format, "raw") != 0 && strcmp(format, "qcow2") != 0)
+        return err_say(err, EINVAL, "format '%s' is not supported, give raw or qcow2 (qemu-img converts others)", format);
+    *ret_format = format;
+    return 0;
+}
+
+int img_open(const struct img_options *options, const char *path, const char *format, bool read_only, bool repair,
+             struct block_ring *ring, struct img_image *ret_image, struct err *err)
+{
+    struct img_image image = {.ring = ring};
+    int r = img_guess(path, format, &image.format, err);
+    if (r < 0)
+        return r;
+    struct block_options open = {.driver = image.format,
+                                 .path = path,
+                                 .fd = -1,
+                                 .read_only = read_only,
+                                 .below = strcmp(image.format, "raw") == 0,
+                                 .repair = repair,
+                                 .no_backing = repair,
+                                 .allow_dirs = options->allow_dirs};
+    r = block_open(&open, &image.node, err);
+    if (r < 0)
+        return r;
+    if (!ring)
+        r = block_ring_create(NULL, &image.ring, err);
+    if (r == 0 && !ring)
+        r = block_ring_start(image.ring, err);
+    if (r == 0)
+        r = block_attach(image.node, image.ring, err);
+    if (r < 0) {
+        img_close(&image);
+        return r;
+    }
+    *ret_image = image;
+    return 0;
+}
+
+void img_close(struct img_image *image)
+{
+    block_close(image->node);
+    block_ring_free(image->ring);
+    *image = (struct img_image){0};
+}
+
+int img_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)
+{
+    if (!size_parse(text, 1, ret_bytes))
+        return err_say(err, EINVAL, "'%s' is not a size such as 512M or 20G", text);
+    return 0;
+}
+
+int img_print_json(json_t *json)
+{
+    char *text = json ? json_dumps(json, JSON_INDENT(4)) : NULL;
+    json_decref(json);
+    if (!text)
+        return -ENOMEM;
+    puts(text);
+    free(text);
+    return 0;
+}
+
+bool img_is_zero(const void *data, size_t len)
+{
+    const unsigned char *bytes = data;
+    return !len || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
+}

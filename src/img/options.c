@@ -1,0 +1,101 @@
+/* The options of all commands; a command says which of them it knows. Each setter puts one value into img_options. */
+#include <errno.h>
+#include <string.h>
+
+#include "img/img.h"
+
+#define TEXT_SETTER(field)                                                                                   \
+    static int set_##field(void *target, const char *value, struct err *err)                                 \
+    {                                                                                                        \
+        (void)err;                                                                                           \
+        ((struct img_options *)target)->field = value;                                                       \
+        return 0;                                                                                            \
+    }
+#define FLAG_SETTER(field)                                                                                   \
+    static int set_##field(void *target, const char *value, struct err *err)                                 \
+    {                                                                                                        \
+        (void)value, (void)err;                                                                              \
+        ((struct img_options *)target)->field = true;                                                        \
+        return 0;                                                                                            \
+    }
+TEXT_SETTER(format)
+TEXT_SETTER(output_format)
+TEXT_SETTER(settings)
+TEXT_SETTER(backing)
+TEXT_SETTER(backing_format)
+TEXT_SETTER(snapshot_create)
+TEXT_SETTER(snapshot_apply)
+TEXT_SETTER(snapshot_delete)
+FLAG_SETTER(snapshot_list)
+FLAG_SETTER(compress)
+FLAG_SETTER(strict)
+FLAG_SETTER(progress)
+FLAG_SETTER(help)
+FLAG_SETTER(version)
+FLAG_SETTER(man)
+
+static int set_repair(void *target, const char *value, struct err *err)
+{
+    if (strcmp(value, "leaks") != 0 && strcmp(value, "all") != 0)
+        return err_say(err, EINVAL, "'%s' cannot be repaired, give leaks or all", value);
+    ((struct img_options *)target)->repair = value;
+    return 0;
+}
+
+static int set_output(void *target, const char *value, struct err *err)
+{
+    if (strcmp(value, "human") != 0 && strcmp(value, "json") != 0)
+        return err_say(err, EINVAL, "unknown output '%s', give human or json", value);
+    ((struct img_options *)target)->json = value[0] == 'j';
+    return 0;
+}
+
+static int set_allow_backing(void *target, const char *value, struct err *err)
+{
+    struct img_options *options = target;
+    if (options->allow_count == IMG_DIRS_MAX)
+        return err_say(err, EINVAL, "more than %d folders", IMG_DIRS_MAX);
+    options->allow_dirs[options->allow_count++] = value;
+    return 0;
+}
+
+int img_operand(void *target, const char *value, struct err *err)
+{
+    struct img_options *options = target;
+    if (options->operand_count == IMG_OPERANDS_MAX)
+        return err_say(err, EINVAL, "'%s' is one argument too many", value);
+    options->operands[options->operand_count++] = value;
+    return 0;
+}
+
+const struct option_spec img_option_table[] = {
+    {"", NULL, "Images", NULL, NULL},
+    {"format", "FORMAT", "-f: format of the image: raw or qcow2",
+     "Without it, an image is qcow2 when its name ends in .qcow2 and its header agrees, and raw when its header is not "
+     "qcow2's. Any other must be stated: whoever wrote a raw disk could have written such a header.", set_format},
+    {"output-format", "FORMAT", "-O: format of the new image (default: raw)", NULL, set_output_format},
+    {"options", "NAME=VALUE,...", "-o: settings of the new image",
+     "qcow2: compat (0.10, 1.1), cluster_size, refcount_bits, extended_l2, lazy_refcounts, compression_type (zlib, zstd), "
+     "backing_file, backing_fmt, data_file, data_file_raw.", set_settings},
+    {"backing", "PATH", "-b: backing file of the new image, relative to the image's folder", NULL, set_backing},
+    {"backing-format", "FORMAT", "-F: the backing file's format", NULL, set_backing_format},
+    {"allow-backing", "DIR", "backing and data files that an image names may lie in DIR; repeat for more",
+     "Those in the image's own folder and below are allowed anyway.", set_allow_backing},
+
+    {"", NULL, "Work", NULL, NULL},
+    {"compress", NULL, "-c: compress what is written (qcow2)", NULL, set_compress},
+    {"repair", "leaks|all", "-r: repair what is found: leaked clusters only, or reference counts as well", NULL, set_repair},
+    {"strict", NULL, "-s: images of different sizes, or with other places allocated, differ", NULL, set_strict},
+    {"list", NULL, "-l: list snapshots (default)", NULL, set_snapshot_list},
+    {"create", "NAME", "-c: take a snapshot", NULL, set_snapshot_create},
+    {"apply", "NAME", "-a: make the disk what it was at a snapshot, given by name or id", NULL, set_snapshot_apply},
+    {"delete", "NAME", "-d: delete a snapshot, given by name or id", NULL, set_snapshot_delete},
+    {"progress", NULL, "-p: show progress", NULL, set_progress},
+    {"output", "human|json", "how results are printed (default: human)", NULL, set_output},
+
+    {"", NULL, "Information", NULL, NULL},
+    {"help", NULL, "show this help", NULL, set_help},
+    {"version", NULL, "show the version", NULL, set_version},
+    {"man", NULL, "print the man page (roff)", NULL, set_man},
+    {NULL, NULL, NULL, NULL, NULL},
+};
