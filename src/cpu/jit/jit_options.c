@@ -83,7 +83,7 @@ int jit_options_parse(const char *text, struct jit_options *ret_options, struct 
     return 0;
 }
 
-#define JIT_OPT_NAME(id, name, text) [id] = name,
+#define JIT_OPT_NAME(id, name, text) [id] = (name),
 #define JIT_OPT_LISTED(id, name, text) " " name
 static const char *const opt_names[JIT_OPT_COUNT] = {JIT_OPTS(JIT_OPT_NAME)};
 _Static_assert(JIT_OPT_COUNT < 32, "bits of jit_options.off");
