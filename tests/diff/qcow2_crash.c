@@ -401,10 +401,10 @@ int main(int argc, char **argv)
     struct block_ring *ring;
     if (argc < 6)
         return 2;
-    char path[] = "/tmp/polder-crash-XXXXXX";
-    int fd = mkstemp(path), base = memfd_create("base", MFD_CLOEXEC);
-    assert(fd >= 0 && base >= 0);
-    close(fd);
+    char path[32];
+    int image = memfd_create("image", MFD_CLOEXEC), base = memfd_create("base", MFD_CLOEXEC), fd;
+    assert(image >= 0 && base >= 0);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", image);
     struct qcow2_create create = {.path = path,
                                   .size = DISK_SIZE,
                                   .version = 3,
@@ -421,7 +421,6 @@ int main(int argc, char **argv)
         fd = run_once(&create, &guest, seed, ring, base);
         states = fd >= 0 ? replay(base, ring) : 0;
     }
-    unlink(path);
     block_ring_free(ring);
     printf("%u operations, %u records, %u states\n", operation_count, record_count, states);
     return states ? 0 : 1;

@@ -262,6 +262,54 @@ static void test_a_dirty_image_is_repaired(void **state)
     assert_int_equal(load_be64(header + H_INCOMPATIBLE), 0);
 }
 
+/* ---- requests ---- */
+
+static void count_done(struct block_request *request, int result)
+{
+    assert_int_equal(result, 0);
+    ++*(unsigned *)request->user;
+}
+
+/* Both writes need the same new cluster; the second has the lock when the first comes back from its data, behind a flush. */
+static void test_writes_to_one_cluster_around_a_flush(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct block_node *node;
+    struct block_ring *ring;
+    unsigned done = 0;
+    static uint8_t data[2][512] = {{1}, {2}}, back[1024];
+    struct iovec iov[2] = {{data[0], 512}, {data[1], 512}}, whole = {back, sizeof back};
+    make(NULL);
+    assert_int_equal(open_image((struct block_options){0}, &node, &err), 0);
+    assert_int_equal(block_ring_create("sync", &ring, &err), 0);
+    assert_int_equal(block_ring_start(ring, &err), 0);
+    assert_int_equal(block_attach(node, ring, &err), 0);
+    struct block_request requests[] = {
+        {.op = BLOCK_WRITE, .len = 512, .iov = &iov[0], .iov_count = 1},
+        {.op = BLOCK_FLUSH},
+        {.op = BLOCK_WRITE, .offset = 512, .len = 512, .iov = &iov[1], .iov_count = 1},
+        {.op = BLOCK_READ, .len = 1024, .iov = &whole, .iov_count = 1},
+    };
+    for (unsigned i = 0; i < 4; i++) {
+        requests[i].user = &done;
+        requests[i].done = count_done;
+        while (i == 3 && done < 3) {
+            block_ring_wait(ring, 0);
+            block_ring_dispatch(ring);
+        }
+        block_submit(node, &requests[i]);
+    }
+    while (done < 4) {
+        block_ring_wait(ring, 0);
+        block_ring_dispatch(ring);
+    }
+    assert_int_equal(back[0], 1);
+    assert_int_equal(back[512], 2);
+    block_close(node);
+    block_ring_free(ring);
+}
+
 /* ---- names ---- */
 
 static void make_file(const char *name)
@@ -343,6 +391,7 @@ int main(void)
         TEST(test_unknown_features_are_named),
         TEST(test_a_corrupt_image_is_not_written),
         TEST(test_a_dirty_image_is_repaired),
+        TEST(test_writes_to_one_cluster_around_a_flush),
         TEST(test_backing_files_stay_in_the_folder),
         TEST(test_an_image_that_backs_itself),
         TEST(test_guesses),

@@ -26,17 +26,21 @@ struct run {
 
 /* ---- busy clusters ---- */
 
+static bool is_busy(const struct qcow2 *q, uint64_t first, uint64_t last)
+{
+    for (const struct busy *b = q->busy; b; b = b->next)
+        if (b->first <= last && b->last >= first)
+            return true;
+    return false;
+}
+
 void wait_not_busy(struct qcow2 *q, uint64_t first, uint64_t last)
 {
-    for (const struct busy *b = q->busy; b;) {
-        if (b->first > last || b->last < first) {
-            b = b->next;
-            continue;
-        }
+    while (is_busy(q, first, last)) {
         fiber_unlock(&q->lock);
-        fiber_queue_wait(&q->busy_waiters);
+        if (is_busy(q, first, last)) /* who had the lock next may have ended it */
+            fiber_queue_wait(&q->busy_waiters);
         fiber_lock(&q->lock);
-        b = q->busy;
     }
 }
 
