@@ -35,13 +35,15 @@ def ran(tmp, node, state="passed"):
     return text
 
 
-def test_only_tests_without_a_result_get_a_second_host(tmp_path, monkeypatch):
-    first = ran(tmp_path, "a.py::good") + ran(tmp_path, "a.py::bad", "failed") + ran(tmp_path, "a.py::torn")[:20]
-    asked = boots(monkeypatch, (None, "died", first), (0, "", ran(tmp_path, "a.py::torn")))
-    outcomes = nested.run_tests(tmp_path, ["a.py::good", "a.py::bad", "a.py::torn"], [], [], 60)
-    assert asked == [["a.py::good", "a.py::bad", "a.py::torn"], ["a.py::torn"]]
-    assert {node: outcome.state for node, outcome in outcomes.items()} == \
-        {"a.py::good": "passed", "a.py::bad": "failed", "a.py::torn": "passed"}
+def test_tests_without_a_result_or_failed_get_a_second_host(tmp_path, monkeypatch):
+    nodes = ["a.py::good", "a.py::bad", "a.py::flaky", "a.py::torn"]
+    first = ran(tmp_path, nodes[0]) + ran(tmp_path, nodes[1], "failed") + ran(tmp_path, nodes[2], "failed") + ran(tmp_path, nodes[3])[:20]
+    second = ran(tmp_path, nodes[1], "failed") + ran(tmp_path, nodes[2]) + ran(tmp_path, nodes[3])
+    asked = boots(monkeypatch, (None, "died", first), (0, "", second))
+    outcomes = nested.run_tests(tmp_path, nodes, [], [], 60)
+    assert asked == [nodes, nodes[1:]]
+    assert [outcomes[node].state for node in nodes] == ["passed", "failed", "passed", "passed"]
+    assert outcomes[nodes[2]].detail.startswith("only the second time") and "only" not in outcomes[nodes[3]].detail
 
 
 def test_a_second_host_that_dies_is_a_failure(tmp_path, monkeypatch):

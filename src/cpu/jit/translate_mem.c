@@ -228,7 +228,7 @@ static bool plain_on_registers(struct translation *t)
         if (insn->address_bits != 64)
             return false;
         /* lea reg, [rip + disp] */
-        unsigned reg = ((insn->modrm >> 3) & 7) | ((insn->rex & 4) << 1);
+        unsigned reg = ((insn->modrm >> 3) & 7u) | (insn->rex & 4u) << 1;
         uint64_t value = t->next_rip + (uint64_t)insn->mem_disp;
         if (insn->operand_bits != 64 || !translate_rip_fits(t, value))
             return false;
