@@ -121,6 +121,30 @@ def test_resize(folder):
     assert (folder / "a.raw").stat().st_size == 2 << 20
 
 
+def test_snapshot_table_without_extra_data(folder):
+    """Tables of old images are shorter than what is written in their place; only their own clusters are freed."""
+    theirs("create", "-f", "qcow2", "-o", "cluster_size=512", "disk.qcow2", "1M")
+    for i in range(16):
+        theirs("snapshot", "-c", f"s{i}", "disk.qcow2")
+    image = bytearray((folder / "disk.qcow2").read_bytes())
+    start = int.from_bytes(image[64:72], "big")
+    old, new = start, b""
+    for _ in range(16):
+        id_len, name_len = (int.from_bytes(image[old + at:old + at + 2], "big") for at in (12, 14))
+        extra = int.from_bytes(image[old + 36:old + 40], "big")
+        text = image[old + 40 + extra:old + 40 + extra + id_len + name_len]
+        entry = image[old:old + 36] + bytes(4) + text
+        new += bytes(entry) + bytes(-len(entry) % 8)
+        old += (40 + extra + len(text) + 7) & ~7
+    image[start:old] = new + bytes(old - start - len(new))
+    (folder / "disk.qcow2").write_bytes(image)
+    ours("check", "-r", "all", "disk.qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", "disk.qcow2")
+    ours("snapshot", "-c", "more", "disk.qcow2")
+    ours("check", "disk.qcow2")
+    theirs("check", "disk.qcow2")
+
+
 def test_snapshots(folder):
     make_raw(folder / "a.raw", 4 << 20)
     ours("convert", "-O", "qcow2", "a.raw", "disk.qcow2")

@@ -116,17 +116,15 @@ static int count_snapshots(struct checker *c, struct err *err)
     int r = qcow2_snapshots_load(&q->node, &all, err);
     if (r < 0)
         return r;
-    uint64_t table_len = 0;
     for (uint32_t i = 0; r == 0 && i < all.count; i++) {
         const struct qcow2_snapshot *s = &all.list[i];
         own_free uint64_t *l1 = NULL;
-        table_len += (40 + (uint64_t)s->extra_len + strlen(s->id) + strlen(s->name) + 7) & ~UINT64_C(7);
         count_range(c, s->l1_offset, (uint64_t)s->l1_size * 8, "snapshot's L1 table");
         r = read_entries(q, s->l1_offset, s->l1_size, &l1);
         if (r == 0)
             r = count_tree(c, l1, s->l1_size, false);
     }
-    count_range(c, q->snapshots_offset, table_len, "snapshot table");
+    count_range(c, q->snapshots_offset, all.table_len, "snapshot table");
     qcow2_snapshots_free(&all);
     return r;
 }

@@ -53,6 +53,7 @@ struct qcow2_snapshot {
 struct qcow2_snapshots {
     struct qcow2_snapshot *list;
     uint32_t count;
+    uint64_t table_len; /* bytes of their table in the file */
 };
 must_check int qcow2_snapshots_load(struct block_node *node, struct qcow2_snapshots *ret_snapshots, struct err *err);
 void qcow2_snapshots_free(struct qcow2_snapshots *snapshots);

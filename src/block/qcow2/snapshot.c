@@ -28,7 +28,7 @@ static int begin(struct work *work, struct block_node *node, struct err *err)
     int r = qcow2_snapshots_load(node, &work->all, err);
     if (r < 0)
         return r;
-    work->old_len = snapshot_table_len(&work->all);
+    work->old_len = work->all.table_len;
     fiber_lock(&q->lock);
     return 0;
 }

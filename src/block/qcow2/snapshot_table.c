@@ -68,6 +68,7 @@ static int parse_table(const struct qcow2 *q, const uint8_t *table, size_t len, 
             return r;
         at += used;
     }
+    out->table_len = at;
     return 0;
 }
 
