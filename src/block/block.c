@@ -81,6 +81,14 @@ int block_status(struct block_node *node, uint64_t offset, uint64_t len, struct 
     return 0;
 }
 
+int block_resize(struct block_node *node, uint64_t size, struct err *err)
+{
+    if (size == 0 || size % node->block_size)
+        return err_say(err, EINVAL, "disk '%s': a size is a multiple of %u bytes", node->name, node->block_size);
+    return node->class->resize ? node->class->resize(node, size, err)
+                               : err_say(err, ENOTSUP, "disk '%s' cannot be resized now", node->name);
+}
+
 struct run {
     int (*fn)(void *arg);
     void *arg;

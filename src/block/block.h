@@ -90,6 +90,11 @@ struct block_class {
     int (*status)(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
     /* Optional, in a fiber, with no request in flight: a new size in bytes, a multiple of block_size. */
     int (*resize)(struct block_node *node, uint64_t size, struct err *err);
+    /* In a fiber, with no request in flight: writes back what is only in memory; from then on the node is read-only, and
+     * others may open its files for reading. */
+    int (*freeze)(struct block_node *node);
+    /* Optional, in a fiber: ends what the node does between requests. */
+    void (*stop)(struct block_node *node);
 };
 
 /* First member of every node's struct. */
@@ -129,6 +134,7 @@ int block_do(struct block_node *node, enum block_op op, uint64_t offset, void *b
 /* The same for a request that the caller has filled in (all but `done`). */
 int block_do_request(struct block_node *node, struct block_request *request);
 int block_status(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
+must_check int block_resize(struct block_node *node, uint64_t size, struct err *err);
 
 /* Outside of fibers, in the ring's thread: runs fn(arg) in a fiber and the ring until it has ended. Returns what it did,
  * or -ENOMEM. */

@@ -488,6 +488,20 @@ static int file_resize(struct block_node *node, uint64_t size, struct err *err)
     return 0;
 }
 
+static int file_freeze(struct block_node *node)
+{
+    struct file_node *file = (struct file_node *)node;
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+    int r = block_do(node, BLOCK_FLUSH, 0, NULL, 0);
+    if (r < 0)
+        return r;
+    node->read_only = true;
+    node->can_discard = node->can_write_zeroes = false;
+    if (fcntl(file->fd, F_OFD_SETLK, &lock) < 0)
+        log_debug("disk '%s': this file system has no locks", node->name);
+    return 0;
+}
+
 const struct block_class block_file = {
     .name = "file",
     .open = file_open,
@@ -495,4 +509,5 @@ const struct block_class block_file = {
     .submit = file_submit,
     .status = file_status,
     .resize = file_resize,
+    .freeze = file_freeze,
 };

@@ -85,11 +85,6 @@ static void on_kick(void *arg)
     stat_add(&watch->blk->queue_event_count, 1);
 }
 
-static void on_control(void *arg)
-{
-    (void)arg; /* being awake is all */
-}
-
 static void wake(struct virtio_blk *blk)
 {
     uint64_t one = 1;
@@ -102,6 +97,64 @@ static void wait_idle(struct virtio_blk *blk)
 {
     while (blk->in_flight)
         pthread_cond_wait(&blk->idle, &blk->dev.lock);
+}
+
+/* ---- calls from other threads ---- */
+
+static void fill_config(struct virtio_blk *blk);
+
+static void run_call(void *arg)
+{
+    struct virtio_blk *blk = arg;
+    struct blk_call *call = blk->call;
+    struct block_node *node = blk->node;
+    uint64_t size = node->size;
+    call->result = call->fn(&node, call->arg);
+    if (node != blk->node || node->size != size) {
+        blk->node = node;
+        fill_config(blk);
+        stat_add(&blk->update_count, 1);
+        virtio_config_changed(&blk->dev);
+    }
+    call->done = true;
+    pthread_cond_broadcast(&blk->idle);
+}
+
+/* The thread was woken for a reason that is not the guest's. */
+static void on_control(void *arg)
+{
+    struct virtio_blk *blk = arg;
+    struct blk_call *call = blk->call;
+    if (!call || call->started)
+        return;
+    call->started = true;
+    call->result = fiber_start(&blk->pool, run_call, blk);
+    if (call->result < 0) {
+        call->done = true;
+        pthread_cond_broadcast(&blk->idle);
+    }
+}
+
+int virtio_blk_run(struct virtio_device *dev, bool alone, virtio_blk_fn *fn, void *arg)
+{
+    struct virtio_blk *blk = (struct virtio_blk *)dev;
+    struct blk_call call = {.fn = fn, .arg = arg};
+    pthread_mutex_lock(&dev->lock);
+    if (alone)
+        blk->holds++;
+    while (blk->call || (alone && blk->in_flight))
+        pthread_cond_wait(&blk->idle, &dev->lock);
+    blk->call = &call;
+    wake(blk);
+    while (!call.done)
+        pthread_cond_wait(&blk->idle, &dev->lock);
+    if (alone)
+        blk->holds--;
+    blk->call = NULL;
+    pthread_cond_broadcast(&blk->idle);
+    pthread_mutex_unlock(&dev->lock);
+    wake(blk); /* for requests that were held */
+    return call.result;
 }
 
 /* ---- class ---- */
@@ -146,16 +199,27 @@ static void blk_pause(struct virtio_device *dev)
     wait_idle((struct virtio_blk *)dev);
 }
 
+static int stop_node(struct block_node **node, void *arg)
+{
+    (void)arg;
+    if ((*node)->class->stop)
+        (*node)->class->stop(*node);
+    return 0;
+}
+
 static void blk_free(struct virtio_device *dev)
 {
     struct virtio_blk *blk = (struct virtio_blk *)dev;
     if (blk->thread_runs) {
+        if (blk->node && blk->start_result > 0)
+            virtio_blk_run(dev, false, stop_node, NULL);
         pthread_mutex_lock(&dev->lock);
         blk->stop = true;
         pthread_mutex_unlock(&dev->lock);
         wake(blk);
         pthread_join(blk->thread, NULL);
     }
+    fiber_pool_drain(&blk->pool);
     block_ring_free(blk->ring);
     block_close(blk->node);
     if (blk->control_fd >= 0)
@@ -344,27 +408,26 @@ void virtio_blk_set_limiter(struct virtio_device *dev, const struct limiter_conf
     wake(blk);
 }
 
+static int replace_node(struct block_node **node, void *arg)
+{
+    struct block_node **other = arg, *old = *node;
+    int r = old->class->stop ? -EBUSY : block_attach(*other, old->ring, NULL); /* something works on the old one */
+    if (r < 0)
+        return r;
+    *node = *other;
+    *other = old;
+    return 0;
+}
+
 int virtio_blk_set_node(struct virtio_device *dev, struct block_node *node, struct err *err)
 {
     struct virtio_blk *blk = (struct virtio_blk *)dev;
     if (node->read_only != blk->node->read_only)
         return err_say(err, EINVAL, "disk '%s': the new image must be %s as the old one is", dev->id,
                        blk->node->read_only ? "read-only" : "writable");
-    pthread_mutex_lock(&dev->lock);
-    blk->holds++;
-    wait_idle(blk);
-    int r = block_attach(node, blk->ring, err);
-    struct block_node *old = NULL;
-    if (r == 0) {
-        old = blk->node;
-        blk->node = node;
-        fill_config(blk);
-        stat_add(&blk->update_count, 1);
-        virtio_config_changed(dev);
-    }
-    blk->holds--;
-    pthread_mutex_unlock(&dev->lock);
-    wake(blk);
-    block_close(old);
-    return r;
+    int r = virtio_blk_run(dev, true, replace_node, &node);
+    if (r < 0)
+        return err_set(err, -r, "disk '%s'", dev->id);
+    block_close(node);
+    return 0;
 }

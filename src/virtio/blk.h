@@ -23,6 +23,13 @@ must_check int virtio_blk_create(const struct virtio_blk_config *config, const s
                                  struct virtio_device **ret_dev, struct err *err);
 /* Any thread, while the guest runs. */
 void virtio_blk_set_limiter(struct virtio_device *dev, const struct limiter_config *limiter);
-/* Waits for requests in flight, then serves `node` (owned) instead of the old one, which is closed; tells the guest the
- * new size. -EINVAL when it is read-only and the old one was not, or the other way round. */
+/* What runs on a disk's node. It may put another node into *node, attached to the same ring, which is served from then on;
+ * the old one is then the function's. */
+typedef int virtio_blk_fn(struct block_node **node, void *arg);
+/* Runs `fn` in a fiber of the disk's thread and waits until it has ended. `alone`: with no request of the guest in flight
+ * and none taken meanwhile; only so may the node be replaced or change its size. The guest is told of a new size.
+ * Returns what `fn` did, or -ENOMEM. Any other thread, while the device exists. */
+int virtio_blk_run(struct virtio_device *dev, bool alone, virtio_blk_fn *fn, void *arg);
+/* Serves `node` (owned) instead of the old one, which is closed. -EINVAL when it is read-only and the old one was not, or
+ * the other way round. */
 must_check int virtio_blk_set_node(struct virtio_device *dev, struct block_node *node, struct err *err);

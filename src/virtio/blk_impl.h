@@ -3,6 +3,7 @@
 #pragma once
 
 #include "block/block.h"
+#include "block/fiber.h"
 #include "virtio/blk.h"
 
 #define QUEUE_SIZE 256u
@@ -31,6 +32,14 @@ struct blk_watch {
     unsigned queue;
 };
 
+/* A function that another thread wants to have run in the disk's; on that thread's stack. */
+struct blk_call {
+    virtio_blk_fn *fn;
+    void *arg;
+    int result;
+    bool started, done;
+};
+
 struct virtio_blk {
     struct virtio_device dev; /* first */
     struct block_node *node;
@@ -44,6 +53,8 @@ struct virtio_blk {
     struct blk_watch watches[VIRTIO_BLK_MAX_QUEUES];
     int control_fd; /* wakes the thread for reasons that are not the guest's */
     pthread_cond_t idle;
+    struct blk_call *call; /* the one that is to be run or runs */
+    struct fiber_pool pool; /* of calls */
     unsigned in_flight;
     unsigned holds; /* >0: no new requests are taken (a swap of nodes waits) */
     uint64_t kicked, touched; /* bit a queue: to be served; to be signalled */

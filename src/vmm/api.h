@@ -15,6 +15,7 @@
 #include "base/err.h"
 #include "virtio/balloon.h"
 #include "vmm/config.h"
+#include "vmm/disk_live.h"
 #include "vmm/metrics.h"
 
 struct api;
@@ -34,6 +35,13 @@ struct api_vm_ops {
     int (*power_button)(void *arg, struct err *err);
     /* The new file behind a disk; the guest is told of its size. */
     int (*disk_set_path)(void *arg, const char *id, const char *path, struct err *err);
+    /* See vmm/disk_live.h. */
+    int (*disk_set_size)(void *arg, const char *id, uint64_t bytes, struct err *err);
+    int (*disk_snapshot)(void *arg, const char *id, const char *path, struct err *err);
+    int (*disk_copy_start)(void *arg, const char *id, bool mirror, const char *path, const char *format, struct err *err);
+    int (*disk_copy_status)(void *arg, const char *id, struct disk_copy_status *ret_status, struct err *err);
+    /* `complete`: a mirror becomes the disk. */
+    int (*disk_copy_end)(void *arg, const char *id, bool complete, struct err *err);
     int (*disk_set_limit)(void *arg, const char *id, const struct vm_rate_limit *limit, struct err *err);
     /* NULL leaves that direction as it is. */
     int (*net_set_limits)(void *arg, const char *id, const struct vm_rate_limit *rx,

@@ -1,7 +1,7 @@
 /* Private to the API: the schema table's types, a request on its way, and the handlers.
  *
  * A request goes: api_http.c (bytes) -> api.c (route, parse, phase) -> api_schema.c (check against the table)
- * -> a handler (api_config.c before the start, api_runtime.c after it, api_show.c for questions). */
+ * -> a handler (api_config.c before the start, api_runtime.c and api_disks.c after it, api_show.c for questions). */
 #pragma once
 
 #include <jansson.h>
@@ -12,7 +12,7 @@
 
 #define API_ID_MAX 63 /* characters; device ids are at most that long */
 #define API_STRING_MAX 4095
-#define API_OPERATIONS 38u
+#define API_OPERATIONS 42u
 
 enum api_type {
     API_BOOL,
@@ -54,7 +54,7 @@ typedef int api_handler(struct api *api, const struct api_request *request, json
 
 struct api_operation {
     enum api_method method;
-    const char *path;   /* "/drives/{drive_id}": the last part may be an id, also a member of the body */
+    const char *path;   /* "/drives/{drive_id}/copy": one part may be an id, also a member of the body */
     const char *metric; /* counters METRIC_count and METRIC_fails */
     enum api_phase phase;
     const struct api_object *body; /* NULL: none allowed */
@@ -115,6 +115,8 @@ const struct api_operation *api_operation_find(enum api_method method, const cha
 must_check int api_apply_config(struct api *api, json_t *root, struct err *err);
 
 void api_server_stop(struct api_server *server);
+/* -ENOTSUP: the machine has no such function (yet). */
+int api_not_there(const char *what, struct err *err);
 
 /* ---- members of a checked body; absent and null are the same ---- */
 
@@ -146,7 +148,9 @@ struct vm_net *api_net_find(struct vm_config *config, const char *id);
 api_handler api_put_boot_source, api_put_machine_config, api_put_drive, api_put_net, api_put_vsock,
     api_put_balloon, api_put_entropy, api_put_serial, api_put_logger,
     api_put_metrics; /* api_config.c, api_config_devices.c */
-api_handler api_put_actions, api_patch_vm, api_patch_drive, api_patch_net, api_patch_balloon,
+api_handler api_patch_drive, api_put_drive_snapshot, api_put_drive_copy, api_patch_drive_copy,
+    api_get_drive_copy; /* api_disks.c */
+api_handler api_put_actions, api_patch_vm, api_patch_net, api_patch_balloon,
     api_get_balloon_stats, api_patch_balloon_stats, api_patch_hinting_start, api_patch_hinting_stop,
     api_get_hinting; /* api_runtime.c */
 api_handler api_get_instance, api_get_version, api_get_machine_config, api_get_balloon,

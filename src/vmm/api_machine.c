@@ -27,6 +27,7 @@ struct api_machine {
     const struct vm_config *config; /* since the start */
     struct machine *_Atomic machine;
     atomic_bool paused; /* as requests last left it */
+    struct disk_copy copies[VM_MAX_DISKS];
     pthread_mutex_t lock; /* covers `closed` and every job's `done` */
     pthread_cond_t done;
     bool closed;
@@ -60,6 +61,10 @@ int api_machine_create(struct machine_host host, struct api_machine **ret_bindin
     binding->host = host;
     pthread_mutex_init(&binding->lock, NULL);
     pthread_cond_init(&binding->done, NULL);
+    for (unsigned i = 0; i < VM_MAX_DISKS; i++) {
+        binding->copies[i].loop = host.loop;
+        pthread_mutex_init(&binding->copies[i].lock, NULL);
+    }
     *ret_binding = binding;
     return 0;
 }
@@ -81,6 +86,8 @@ void api_machine_free(struct api_machine *binding)
 {
     if (!binding)
         return;
+    for (unsigned i = 0; i < VM_MAX_DISKS; i++)
+        disk_copy_clear(&binding->copies[i]);
     machine_free(atomic_load(&binding->machine));
     pthread_cond_destroy(&binding->done);
     pthread_mutex_destroy(&binding->lock);
@@ -192,53 +199,90 @@ static int op_power_button(void *arg, struct err *err)
 
 /* ---- disks and network interfaces ---- */
 
-static struct virtio_device *disk_find(struct api_machine *binding, const char *id,
-                                       const struct vm_disk **ret_disk)
+struct found_disk {
+    const struct vm_disk *config;
+    struct virtio_device *dev;
+    struct disk_copy *copy;
+};
+
+/* The machine's devices stay from its start to its end: any thread. */
+static int find_disk(struct api_machine *binding, const char *id, struct found_disk *ret_disk, struct err *err)
 {
     const struct vm_config *config = binding->config;
     for (unsigned i = 0; i < config->disk_count; i++) {
-        *ret_disk = &config->disks[i];
-        if (!strcmp(config->disks[i].id, id))
-            return machine_disk(binding->machine, i);
+        if (strcmp(config->disks[i].id, id) != 0)
+            continue;
+        *ret_disk = (struct found_disk){&config->disks[i], machine_disk(api_machine_get(binding), i), &binding->copies[i]};
+        return 0;
     }
-    return NULL;
+    return err_say(err, ENOENT, "there is no disk '%s'", id);
 }
 
-static int job_disk_path(struct api_machine *binding, const struct job_args *args, struct err *err)
+static int op_disk_path(void *arg, const char *id, const char *path, struct err *err)
 {
-    const struct vm_disk *disk = NULL;
-    struct virtio_device *dev = disk_find(binding, args->id, &disk);
-    if (!dev || !disk)
-        return err_say(err, ENOENT, "there is no disk '%s'", args->id);
+    struct api_machine *binding = arg;
+    struct found_disk disk;
     struct block_node *node;
-    int ret = machine_open_disk(binding->config, disk, args->path, &node, err);
+    int ret = find_disk(binding, id, &disk, err);
+    if (ret == 0)
+        ret = machine_open_disk(binding->config, disk.config, path, &node, err);
     if (ret < 0)
         return ret;
-    ret = virtio_blk_set_node(dev, node, err);
+    ret = virtio_blk_set_node(disk.dev, node, err);
     if (ret < 0)
         block_close(node);
     return ret;
 }
 
-static int op_disk_path(void *arg, const char *id, const char *path, struct err *err)
+static int op_disk_limit(void *arg, const char *id, const struct vm_rate_limit *limit, struct err *err)
 {
-    return run_in_loop(arg, job_disk_path, &(struct job_args){.id = id, .path = path}, err);
-}
-
-static int job_disk_limit(struct api_machine *binding, const struct job_args *args, struct err *err)
-{
-    const struct vm_disk *disk = NULL;
-    struct virtio_device *dev = disk_find(binding, args->id, &disk);
-    if (!dev || !disk)
-        return err_say(err, ENOENT, "there is no disk '%s'", args->id);
-    struct limiter_config limit = machine_limiter(args->limit);
-    virtio_blk_set_limiter(dev, &limit);
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    if (ret < 0)
+        return ret;
+    struct limiter_config config = machine_limiter(limit);
+    virtio_blk_set_limiter(disk.dev, &config);
     return 0;
 }
 
-static int op_disk_limit(void *arg, const char *id, const struct vm_rate_limit *limit, struct err *err)
+static int op_disk_size(void *arg, const char *id, uint64_t bytes, struct err *err)
 {
-    return run_in_loop(arg, job_disk_limit, &(struct job_args){.id = id, .limit = limit}, err);
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    return ret < 0 ? ret : disk_resize(disk.dev, bytes, err);
+}
+
+static int op_disk_snapshot(void *arg, const char *id, const char *path, struct err *err)
+{
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    return ret < 0 ? ret : disk_snapshot(disk.dev, disk.config, path, err);
+}
+
+static int op_disk_copy_start(void *arg, const char *id, bool mirror, const char *path, const char *format, struct err *err)
+{
+    enum block_copy_mode mode = mirror ? BLOCK_COPY_MIRROR : BLOCK_COPY_BACKUP;
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    return ret < 0 ? ret : disk_copy_start(disk.copy, disk.dev, disk.config, mode, path, format, err);
+}
+
+static int op_disk_copy_status(void *arg, const char *id, struct disk_copy_status *ret_status, struct err *err)
+{
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    if (ret == 0)
+        disk_copy_status(disk.copy, ret_status);
+    return ret;
+}
+
+static int op_disk_copy_end(void *arg, const char *id, bool complete, struct err *err)
+{
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    if (ret < 0)
+        return ret;
+    return complete ? disk_copy_complete(disk.copy, err) : disk_copy_cancel(disk.copy, err);
 }
 
 static int job_net_limits(struct api_machine *binding, const struct job_args *args, struct err *err)
@@ -374,6 +418,11 @@ const struct api_vm_ops api_machine_ops = {
     .power_button = op_power_button,
     .disk_set_path = op_disk_path,
     .disk_set_limit = op_disk_limit,
+    .disk_set_size = op_disk_size,
+    .disk_snapshot = op_disk_snapshot,
+    .disk_copy_start = op_disk_copy_start,
+    .disk_copy_status = op_disk_copy_status,
+    .disk_copy_end = op_disk_copy_end,
     .net_set_limits = op_net_limits,
     .balloon_set_target = op_balloon_target,
     .balloon_set_stats_interval = op_balloon_interval,

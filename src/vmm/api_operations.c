@@ -170,7 +170,47 @@ static const struct api_object drive_update = {
     (const struct api_field[]){
         {.name = "drive_id", .type = API_STRING, .required = true, .max = API_ID_MAX, .text = "Name of the disk."},
         {.name = "path_on_host", .type = API_STRING, .text = "Another file; the guest is told of its size."},
+        {.name = "size", .type = API_INTEGER, .min = 512, .max = INT64_MAX,
+         .text = "Polder: a new size in bytes, larger than the old one; the guest is told."},
         {.name = "rate_limiter", .type = API_OBJECT, .object = &rate_limiter, .text = "Limits; absent buckets stay."},
+        {0}}, false};
+
+static const struct api_object drive_snapshot = {
+    "DriveSnapshot", "Where a disk's writes go from now on.",
+    (const struct api_field[]){
+        {.name = "path_on_host", .type = API_STRING, .required = true,
+         .text = "A new qcow2 image. What the disk was until now becomes its backing file, and is not written any more."},
+        {0}}, false};
+
+static const struct api_object drive_copy = {
+    "DriveCopy", "A copy of a disk, made while the guest runs.",
+    (const struct api_field[]){
+        {.name = "kind", .type = API_STRING, .required = true, .values = (const char *const[]){"Backup", "Mirror", NULL},
+         .text = "Backup: the disk as it is now. Mirror: follows the disk, until the disk moves to it (action Complete)."},
+        {.name = "path_on_host", .type = API_STRING, .required = true,
+         .text = "A new file. While it is not complete its name ends in .part."},
+        {.name = "format", .type = API_STRING, .values = (const char *const[]){"raw", "qcow2", NULL},
+         .text = "Format of the new image (default qcow2)."},
+        {0}}, false};
+
+static const struct api_object drive_copy_action = {
+    "DriveCopyAction", "How a copy ends.",
+    (const struct api_field[]){
+        {.name = "action", .type = API_STRING, .required = true, .values = (const char *const[]){"Cancel", "Complete", NULL},
+         .text = "Cancel: the copy goes, the disk stays. Complete: the disk is the mirror from now on; it must be Ready."},
+        {0}}, false};
+
+static const struct api_object drive_copy_status = {
+    "DriveCopyStatus", "A disk's copy, or how its last one ended.",
+    (const struct api_field[]){
+        {.name = "state", .type = API_STRING, .required = true,
+         .values = (const char *const[]){"None", "Running", "Ready", "Done", "Failed", "Cancelled", NULL},
+         .text = "Ready: a mirror that is the same as the disk. Done: a backup that is complete, a mirror that is the disk."},
+        {.name = "kind", .type = API_STRING, .values = (const char *const[]){"Backup", "Mirror", NULL}, .text = "As it was asked for."},
+        {.name = "path_on_host", .type = API_STRING, .text = "The new image."},
+        {.name = "copied_bytes", .type = API_INTEGER, .max = INT64_MAX, .text = "Of the disk, how much is copied."},
+        {.name = "total_bytes", .type = API_INTEGER, .max = INT64_MAX, .text = "Size of the disk."},
+        {.name = "error", .type = API_STRING, .text = "Failed: why."},
         {0}}, false};
 
 static const struct api_object entropy = {
@@ -410,7 +450,15 @@ const struct api_operation api_operations[] = {
     {API_PUT, "/drives/{drive_id}", "drive", API_BEFORE_START, &drive, false, false, NULL, api_put_drive,
      "Add or replace a disk"},
     {API_PATCH, "/drives/{drive_id}", "drive", API_AFTER_START, &drive_update, false, false, NULL, api_patch_drive,
-     "Change a disk's file or limits"},
+     "Change a disk's file, size or limits"},
+    {API_PUT, "/drives/{drive_id}/snapshot", "drive_snapshot", API_AFTER_START, &drive_snapshot, false, false, NULL,
+     api_put_drive_snapshot, "Polder: keep a disk as it is now, and write to a new image on top of it"},
+    {API_GET, "/drives/{drive_id}/copy", "drive_copy", API_AFTER_START, NULL, false, false, &drive_copy_status,
+     api_get_drive_copy, "Polder: how far a disk's copy is"},
+    {API_PUT, "/drives/{drive_id}/copy", "drive_copy", API_AFTER_START, &drive_copy, false, false, NULL,
+     api_put_drive_copy, "Polder: copy a disk into a new image"},
+    {API_PATCH, "/drives/{drive_id}/copy", "drive_copy", API_AFTER_START, &drive_copy_action, false, false, NULL,
+     api_patch_drive_copy, "Polder: end a disk's copy"},
     {API_PUT, "/entropy", "entropy", API_BEFORE_START, &entropy, false, false, NULL, api_put_entropy,
      "Give the machine a random number device"},
     {API_GET, "/hotplug/memory", "hotplug_memory", API_ANY_TIME, NULL, false, false, &memory_hotplug, NULL,
@@ -453,4 +501,4 @@ const struct api_operation api_operations[] = {
      "Give the machine a vsock device"},
 };
 /* clang-format on */
-_Static_assert(COUNT(api_operations) == API_OPERATIONS, "as many as Firecracker has");
+_Static_assert(COUNT(api_operations) == API_OPERATIONS, "the number in api_impl.h");

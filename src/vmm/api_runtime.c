@@ -5,8 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
-/* The machine has no such function (yet). */
-static int not_there(const char *what, struct err *err)
+int api_not_there(const char *what, struct err *err)
 {
     return err_say(err, ENOTSUP, "The requested operation is not supported: %s is not there yet.", what);
 }
@@ -21,7 +20,7 @@ static int start(struct api *api, struct err *err)
         return err_say(err, EINVAL,
                        "Start microvm error: Cannot start microvm without kernel configuration.");
     if (!api->ops->start)
-        return not_there("starting the machine", err);
+        return api_not_there("starting the machine", err);
     int ret = vm_config_check(api->config, err);
     if (ret == 0)
         ret = api->ops->start(api->arg, api->config, err);
@@ -39,7 +38,7 @@ int api_put_actions(struct api *api, const struct api_request *request, json_t *
     if (!strcmp(action, "FlushMetrics"))
         return api->metrics ? metrics_flush(api->metrics, err) : 0;
     return api->ops->power_button ? api->ops->power_button(api->arg, err)
-                                  : not_there("the power button", err);
+                                  : api_not_there("the power button", err);
 }
 
 int api_patch_vm(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
@@ -47,36 +46,10 @@ int api_patch_vm(struct api *api, const struct api_request *request, json_t **re
     (void)ret_answer;
     bool stop = !strcmp(api_string(request->body, "state"), "Paused");
     int (*op)(void *arg, struct err *err) = stop ? api->ops->pause : api->ops->resume;
-    return op ? op(api->arg, err) : not_there(stop ? "pausing" : "resuming", err);
+    return op ? op(api->arg, err) : api_not_there(stop ? "pausing" : "resuming", err);
 }
 
-/* ---- disks and network interfaces ---- */
-
-int api_patch_drive(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
-{
-    (void)ret_answer;
-    const char *path = api_string(request->body, "path_on_host");
-    struct vm_disk *disk = api_disk_find(api->config, request->id);
-    if (!disk)
-        return err_say(err, ENOENT, "Invalid block device ID: %s", request->id);
-    if (!path && !api_has(request->body, "rate_limiter"))
-        return err_say(err, EINVAL, "the update has neither path_on_host nor rate_limiter");
-    if (path && !api->ops->disk_set_path)
-        return not_there("changing a disk's file", err);
-    if (api_has(request->body, "rate_limiter") && !api->ops->disk_set_limit)
-        return not_there("changing a disk's limits", err);
-    int ret = path ? api->ops->disk_set_path(api->arg, disk->id, path, err) : 0;
-    if (ret == 0 && path)
-        ret = vm_config_set(&disk->path, path, err);
-    if (ret == 0 && api_has(request->body, "rate_limiter")) {
-        struct vm_rate_limit limit = disk->limit;
-        api_rate_limit_update(&limit, json_object_get(request->body, "rate_limiter"));
-        ret = api->ops->disk_set_limit(api->arg, disk->id, &limit, err);
-        if (ret == 0)
-            disk->limit = limit;
-    }
-    return ret;
-}
+/* ---- network interfaces ---- */
 
 int api_patch_net(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
 {
@@ -85,7 +58,7 @@ int api_patch_net(struct api *api, const struct api_request *request, json_t **r
     if (!net)
         return err_say(err, ENOENT, "Invalid interface ID: %s", request->id);
     if (!api->ops->net_set_limits)
-        return not_there("changing an interface's limits", err);
+        return api_not_there("changing an interface's limits", err);
     struct vm_rate_limit rx = net->rx_limit, tx = net->tx_limit;
     bool has_rx = api_has(request->body, "rx_rate_limiter"),
          has_tx = api_has(request->body, "tx_rate_limiter");
@@ -106,7 +79,7 @@ static int check_balloon(const struct api *api, bool op, const char *what, struc
 {
     if (!api->config->balloon.present)
         return err_say(err, ENOENT, "Balloon config error: No balloon device found.");
-    return op ? 0 : not_there(what, err);
+    return op ? 0 : api_not_there(what, err);
 }
 
 int api_patch_balloon(struct api *api, const struct api_request *request, json_t **ret_answer,

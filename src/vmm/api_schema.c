@@ -29,30 +29,26 @@ bool api_method_parse(const char *name, enum api_method *ret_method)
 
 /* ---- routes ---- */
 
-/* Length of the table path's fixed front: all of it, or up to its {id}. */
-static size_t fixed_length(const char *table_path)
+/* True when `path` (`len` bytes) is the table's; its id, if it has one, is then `*ret_id_len` bytes at `*ret_id`. */
+static bool path_matches(const char *table_path, const char *path, size_t len, const char **ret_id, size_t *ret_id_len)
 {
-    const char *brace = strchr(table_path, '{');
-    return brace ? (size_t)(brace - table_path) : strlen(table_path);
-}
-
-/* True when `path` (`len` bytes) is the table's; `*ret_id` then points at its id, if it has one. */
-static bool path_matches(const char *table_path, const char *path, size_t len, const char **ret_id)
-{
-    size_t fixed = fixed_length(table_path);
-    bool has_id = table_path[fixed] == '{';
+    size_t front = strcspn(table_path, "{");
     *ret_id = NULL;
-    if (!has_id)
-        return len == fixed && !memcmp(path, table_path, fixed);
+    if (!table_path[front])
+        return len == front && !memcmp(path, table_path, front);
+    const char *back = strchr(table_path, '}') + 1;
+    size_t back_len = strlen(back);
     /* "/drives" alone is the disk with the empty id */
-    if (len == fixed - 1 && !memcmp(path, table_path, len)) {
+    if (!back_len && len == front - 1 && !memcmp(path, table_path, len)) {
         *ret_id = path + len;
+        *ret_id_len = 0;
         return true;
     }
-    if (len < fixed || memcmp(path, table_path, fixed) || memchr(path + fixed, '/', len - fixed))
+    if (len < front + back_len || memcmp(path, table_path, front) || memcmp(path + len - back_len, back, back_len))
         return false;
-    *ret_id = path + fixed;
-    return true;
+    *ret_id = path + front;
+    *ret_id_len = len - front - back_len;
+    return !memchr(*ret_id, '/', *ret_id_len);
 }
 
 int api_check_id(const char *id, size_t len, struct err *err)
@@ -97,12 +93,13 @@ int api_route(const char *method, const char *path, const struct api_operation *
         len--;
     for (unsigned i = 0; i < API_OPERATIONS; i++) {
         const char *id;
+        size_t id_len;
         const struct api_operation *operation = &api_operations[i];
-        if (operation->method != wanted || !path_matches(operation->path, path, len, &id))
+        if (operation->method != wanted || !path_matches(operation->path, path, len, &id, &id_len))
             continue;
         ret_id[0] = '\0';
         *ret_operation = operation;
-        return id ? take_id(id, (size_t)(path + len - id), ret_id, err) : 0;
+        return id ? take_id(id, id_len, ret_id, err) : 0;
     }
     return no_route(method, path, err);
 }

@@ -30,6 +30,8 @@ struct vm_disk {
     bool read_only;
     bool direct;      /* O_DIRECT */
     bool writeback;   /* guest flushes reach the disk; without it they are acknowledged at once (cache_type Unsafe) */
+    bool writethrough; /* every write reaches the disk before it is acknowledged */
+    bool keep_discarded; /* the guest cannot discard */
     bool root;        /* root device: adds root= to the command line when it has none */
     char *partuuid;   /* of the root device, NULL for none */
     unsigned queues;  /* 0: one a vCPU */

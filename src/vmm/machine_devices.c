@@ -53,7 +53,10 @@ int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk
         options.driver = "qcow2";
     else if (guess == BLOCK_GUESS_UNSURE)
         log_warn("disk '%s' has a qcow2 header and is taken as raw; say format=qcow2 if it is an image", path);
-    return block_open(&options, ret_node, err);
+    int r = block_open(&options, ret_node, err);
+    if (r == 0 && disk->keep_discarded)
+        (*ret_node)->can_discard = false;
+    return r;
 }
 
 static int add_disk(struct machine *machine, unsigned index, struct err *err)
@@ -69,6 +72,7 @@ static int add_disk(struct machine *machine, unsigned index, struct err *err)
         .node = node,
         .queues = disk->queues ? disk->queues : machine->config->cpus,
         .unsafe = !disk->writeback,
+        .writethrough = disk->writethrough,
         .io_engine = ring_of(disk->io_engine),
         .limiter = machine_limiter(&disk->limit),
     };

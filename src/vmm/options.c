@@ -107,6 +107,15 @@ static char *next_word(char **rest)
     return strsep(rest, ",");
 }
 
+static int set_disk_cache(struct vm_disk *disk, const char *mode, struct err *err)
+{
+    disk->writeback = strcmp(mode, "unsafe") != 0;
+    disk->writethrough = strcmp(mode, "writethrough") == 0;
+    if (disk->writeback && !disk->writethrough && strcmp(mode, "writeback") != 0)
+        return err_say(err, EINVAL, "unknown cache mode '%s', give writeback, writethrough or unsafe", mode);
+    return 0;
+}
+
 static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err)
 {
     if (!strcmp(word, "ro"))
@@ -117,8 +126,12 @@ static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err
         disk->root = true;
     else if (!strcmp(word, "format=raw") || !strcmp(word, "format=qcow2"))
         return vm_config_set(&disk->format, word + 7, err);
+    else if (!strncmp(word, "cache=", 6))
+        return set_disk_cache(disk, word + 6, err);
+    else if (!strcmp(word, "discard=on") || !strcmp(word, "discard=off"))
+        disk->keep_discarded = !strcmp(word, "discard=off");
     else
-        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=raw or format=qcow2", word);
+        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=, cache= or discard=; see --help", word);
     return 0;
 }
 
@@ -361,9 +374,12 @@ static const struct option_spec options[] = {
     {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
 
     {"", NULL, "Devices", NULL, NULL},
-    {"disk", "PATH[,format=F][,ro][,direct][,root]", "add a disk; repeat for more",
+    {"disk", "PATH[,format=F][,ro][,cache=MODE][,direct][,discard=off][,root]", "add a disk; repeat for more",
      "format: raw or qcow2; without it an image is qcow2 when its name ends in .qcow2 and its header agrees, else raw. ro: "
-     "read-only. direct: bypass the host's page cache. root: name it as root device on the command line.", set_disk},
+     "read-only. cache: writeback (the guest's flushes reach the host's disk, the default), writethrough (every write does), "
+     "unsafe (none do: a crash of the host loses data). direct: bypass the host's page cache. discard=off: what the guest "
+     "discards stays allocated. root: name it as root device on the command line. The API knows the disks as drive0, "
+     "drive1, ...", set_disk},
     {"allow-backing", "DIR", "backing files that disks name may lie in DIR; repeat for more",
      "Those in an image's own folder and below are allowed anyway.", set_allow_backing},
     {"net", "user[,forward=H:G]|tap=NAME|none", "add a network interface; repeat for more",

@@ -306,6 +306,41 @@ static int write_back(void *arg)
     return r;
 }
 
+static int qcow2_freeze(struct block_node *node)
+{
+    struct qcow2 *q = qcow2_of(node);
+    int r = q->failed ? q->failed : write_back(q);
+    if (r == 0)
+        r = q->file->class->freeze(q->file);
+    if (r == 0 && q->external)
+        r = q->data->class->freeze(q->data);
+    if (r < 0)
+        return r;
+    node->read_only = true;
+    node->can_discard = node->can_write_zeroes = false;
+    return 0;
+}
+
+int qcow2_set_backing(struct block_node *node, struct block_node *backing)
+{
+    struct qcow2 *q = qcow2_of(node);
+    unsigned below = 0;
+    for (struct block_node *n = backing; n; n = n->class == &block_qcow2 ? qcow2_of(n)->backing : NULL)
+        below++;
+    if (below >= CHAIN_MAX)
+        return -ELOOP;
+    q->backing = backing;
+    q->backing_size = backing->size;
+    return 0;
+}
+
+void qcow2_take_backing(struct block_node *node)
+{
+    struct qcow2 *q = qcow2_of(node);
+    q->backing = NULL;
+    q->backing_size = 0;
+}
+
 static void qcow2_close(struct block_node *node)
 {
     struct qcow2 *q = qcow2_of(node);
@@ -326,4 +361,5 @@ const struct block_class block_qcow2 = {
     .submit = qcow2_submit,
     .status = qcow2_status,
     .resize = qcow2_resize,
+    .freeze = qcow2_freeze,
 };

@@ -1,0 +1,138 @@
+/* Handlers for disks of a machine that runs. With api->lock held. The config follows what the machine took, so that GET
+ * /vm/config tells the truth. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vmm/api_impl.h"
+
+static int find_disk(struct api *api, const struct api_request *request, bool op, const char *what, struct vm_disk **ret_disk,
+                     struct err *err)
+{
+    *ret_disk = api_disk_find(api->config, request->id);
+    if (!*ret_disk)
+        return err_say(err, ENOENT, "Invalid block device ID: %s", request->id);
+    return op ? 0 : api_not_there(what, err);
+}
+
+/* The disk's file is another one now. */
+static int set_file(struct vm_disk *disk, const char *path, const char *format, struct err *err)
+{
+    int ret = vm_config_set(&disk->path, path, err);
+    if (ret == 0 && format)
+        ret = vm_config_set(&disk->format, format, err);
+    return ret;
+}
+
+static int update_path(struct api *api, struct vm_disk *disk, const char *path, struct err *err)
+{
+    if (!api->ops->disk_set_path)
+        return api_not_there("changing a disk's file", err);
+    int ret = api->ops->disk_set_path(api->arg, disk->id, path, err);
+    return ret < 0 ? ret : set_file(disk, path, NULL, err);
+}
+
+static int update_limit(struct api *api, struct vm_disk *disk, const json_t *limiter, struct err *err)
+{
+    if (!api->ops->disk_set_limit)
+        return api_not_there("changing a disk's limits", err);
+    struct vm_rate_limit limit = disk->limit;
+    api_rate_limit_update(&limit, limiter);
+    int ret = api->ops->disk_set_limit(api->arg, disk->id, &limit, err);
+    if (ret == 0)
+        disk->limit = limit;
+    return ret;
+}
+
+int api_patch_drive(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+{
+    (void)ret_answer;
+    const json_t *body = request->body;
+    bool has_path = api_has(body, "path_on_host"), has_limit = api_has(body, "rate_limiter"), has_size = api_has(body, "size");
+    struct vm_disk *disk;
+    int ret = find_disk(api, request, api->ops->disk_set_size || !has_size, "changing a disk's size", &disk, err);
+    if (ret < 0)
+        return ret;
+    if (!has_path && !has_limit && !has_size)
+        return err_say(err, EINVAL, "the update has neither path_on_host nor size nor rate_limiter");
+    if (has_path)
+        ret = update_path(api, disk, api_string(body, "path_on_host"), err);
+    if (ret == 0 && has_size)
+        ret = api->ops->disk_set_size(api->arg, disk->id, api_integer(body, "size", 0), err);
+    if (ret == 0 && has_limit)
+        ret = update_limit(api, disk, json_object_get(body, "rate_limiter"), err);
+    return ret;
+}
+
+int api_put_drive_snapshot(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+{
+    (void)ret_answer;
+    const char *path = api_string(request->body, "path_on_host");
+    struct vm_disk *disk;
+    int ret = find_disk(api, request, api->ops->disk_snapshot, "a disk's snapshot", &disk, err);
+    if (ret == 0)
+        ret = api->ops->disk_snapshot(api->arg, disk->id, path, err);
+    return ret < 0 ? ret : set_file(disk, path, "qcow2", err);
+}
+
+/* ---- copies ---- */
+
+static const char *const kinds[] = {[BLOCK_COPY_MIRROR] = "Mirror", [BLOCK_COPY_BACKUP] = "Backup"};
+static const char *const states[] = {
+    [DISK_COPY_NONE] = "None", [DISK_COPY_RUNNING] = "Running", [DISK_COPY_READY] = "Ready",
+    [DISK_COPY_DONE] = "Done", [DISK_COPY_FAILED] = "Failed",   [DISK_COPY_CANCELLED] = "Cancelled"};
+
+int api_put_drive_copy(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+{
+    (void)ret_answer;
+    const char *format = api_string(request->body, "format");
+    bool mirror = !strcmp(api_string(request->body, "kind"), kinds[BLOCK_COPY_MIRROR]);
+    struct vm_disk *disk;
+    int ret = find_disk(api, request, api->ops->disk_copy_start, "a disk's copy", &disk, err);
+    if (ret < 0)
+        return ret;
+    return api->ops->disk_copy_start(api->arg, disk->id, mirror, api_string(request->body, "path_on_host"),
+                                     format ? format : "qcow2", err);
+}
+
+int api_patch_drive_copy(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+{
+    (void)ret_answer;
+    bool complete = !strcmp(api_string(request->body, "action"), "Complete");
+    struct disk_copy_status status = {0};
+    struct vm_disk *disk;
+    int ret = find_disk(api, request, api->ops->disk_copy_end, "a disk's copy", &disk, err);
+    if (ret == 0)
+        ret = api->ops->disk_copy_end(api->arg, disk->id, complete, err);
+    if (ret < 0 || !complete)
+        return ret;
+    ret = api->ops->disk_copy_status(api->arg, disk->id, &status, err);
+    if (ret == 0)
+        ret = set_file(disk, status.path, status.format, err);
+    free(status.path);
+    return ret;
+}
+
+int api_get_drive_copy(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+{
+    struct disk_copy_status status = {0};
+    struct vm_disk *disk;
+    int ret = find_disk(api, request, api->ops->disk_copy_status, "a disk's copy", &disk, err);
+    if (ret == 0)
+        ret = api->ops->disk_copy_status(api->arg, disk->id, &status, err);
+    if (ret < 0)
+        return ret;
+    json_t *root = json_object();
+    json_object_set_new(root, "state", json_string(states[status.state]));
+    if (status.state != DISK_COPY_NONE) {
+        json_object_set_new(root, "kind", json_string(kinds[status.mode]));
+        json_object_set_new(root, "path_on_host", json_string(status.path));
+        json_object_set_new(root, "copied_bytes", json_integer((json_int_t)status.copied));
+        json_object_set_new(root, "total_bytes", json_integer((json_int_t)status.size));
+    }
+    if (status.state == DISK_COPY_FAILED)
+        json_object_set_new(root, "error", json_string(strerror(-status.error)));
+    free(status.path);
+    *ret_answer = root;
+    return 0;
+}

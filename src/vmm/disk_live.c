@@ -1,0 +1,421 @@
+#include "vmm/disk_live.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/own.h"
+#include "block/qcow2/qcow2.h"
+
+static uint64_t now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* ---- the disk, asked in its own thread ---- */
+
+struct facts {
+    uint64_t size;
+    char *path; /* owned */
+    bool qcow2, read_only, copied;
+};
+
+static int get_facts(struct block_node **node, void *arg)
+{
+    struct facts *facts = arg;
+    const struct block_node *n = *node;
+    *facts = (struct facts){.size = n->size,
+                            .path = strdup(n->name),
+                            .qcow2 = n->class == &block_qcow2,
+                            .read_only = n->read_only,
+                            .copied = block_is_copy(n)};
+    return facts->path ? 0 : -ENOMEM;
+}
+
+static int ask(struct virtio_device *dev, struct facts *ret_facts, struct err *err)
+{
+    int r = virtio_blk_run(dev, false, get_facts, ret_facts);
+    if (r < 0)
+        return err_set(err, -r, "disk '%s'", dev->id);
+    if (!ret_facts->copied)
+        return 0;
+    free(ret_facts->path);
+    ret_facts->path = NULL;
+    return err_say(err, EBUSY, "disk '%s' is being copied; wait, or cancel the copy", dev->id);
+}
+
+static int flush_node(struct block_node **node, void *arg)
+{
+    (void)arg;
+    return block_do(*node, BLOCK_FLUSH, 0, NULL, 0);
+}
+
+/* ---- new images ---- */
+
+/* An empty file where there was none, so that nothing is ever overwritten. */
+static int claim(const char *path, uint64_t size, struct err *err)
+{
+    own_fd int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return errno == EEXIST ? err_say(err, EEXIST, "'%s' exists; name a new file", path) : err_set(err, errno, "'%s'", path);
+    if (size && ftruncate(fd, (off_t)size) < 0) {
+        int code = errno;
+        unlink(path);
+        return err_set(err, code, "'%s'", path);
+    }
+    return 0;
+}
+
+/* As it has to stand in an image at `image`: a bare name in the same folder, else a full path. */
+static char *backing_name(const char *image, const char *backing)
+{
+    own_free char *a = strdup(image), *b = strdup(backing);
+    own_free char *image_folder = a ? realpath(dirname(a), NULL) : NULL, *real = b ? realpath(backing, NULL) : NULL;
+    if (!image_folder || !real)
+        return NULL;
+    size_t len = strlen(image_folder);
+    bool same = strncmp(real, image_folder, len) == 0 && real[len] == '/' && !strchr(real + len + 1, '/');
+    return strdup(same ? real + len + 1 : real);
+}
+
+static int make_image(const char *path, const char *format, uint64_t size, const struct facts *backing, bool direct,
+                      struct block_node **ret_node, struct err *err)
+{
+    bool qcow2 = strcmp(format, "qcow2") == 0;
+    own_free char *name = backing ? backing_name(path, backing->path) : NULL;
+    if (backing && !name)
+        return err_set(err, errno, "'%s'", path);
+    int r = claim(path, qcow2 ? 0 : size, err);
+    if (r < 0)
+        return r;
+    struct qcow2_create create = {.path = path,
+                                  .size = size,
+                                  .version = 3,
+                                  .cluster_size = 65536,
+                                  .refcount_bits = 16,
+                                  .backing = name,
+                                  .backing_format = backing ? backing->qcow2 ? "qcow2" : "raw" : NULL};
+    struct block_options options = {.driver = format, .path = path, .fd = -1, .direct = direct, .no_backing = true};
+    if (qcow2)
+        r = qcow2_create(&create, err);
+    if (r == 0)
+        r = block_open(&options, ret_node, err);
+    if (r < 0)
+        unlink(path);
+    return r;
+}
+
+static void discard_image(struct block_node *node, const char *path)
+{
+    block_close(node);
+    if (unlink(path) < 0)
+        log_warn("'%s' could not be removed: %s", path, strerror(errno));
+}
+
+/* ---- snapshot ---- */
+
+static int switch_to_overlay(struct block_node **node, void *arg)
+{
+    struct block_node *overlay = arg, *old = *node;
+    int r = qcow2_set_backing(overlay, old);
+    if (r == 0)
+        r = block_attach(overlay, old->ring, NULL);
+    if (r == 0)
+        r = old->class->freeze(old);
+    if (r < 0)
+        qcow2_take_backing(overlay);
+    else
+        *node = overlay;
+    return r;
+}
+
+int disk_snapshot(struct virtio_device *dev, const struct vm_disk *disk, const char *path, struct err *err)
+{
+    struct facts facts;
+    struct block_node *overlay = NULL;
+    int r = ask(dev, &facts, err);
+    if (r < 0)
+        return r;
+    own_free char *old_path = facts.path;
+    if (facts.read_only)
+        return err_say(err, EINVAL, "disk '%s' is read-only: it stays as it is", dev->id);
+    r = make_image(path, "qcow2", facts.size, &facts, disk->direct, &overlay, err);
+    if (r < 0)
+        return r;
+    r = virtio_blk_run(dev, false, flush_node, NULL); /* most of it, while the guest goes on */
+    uint64_t start = now_us();
+    if (r == 0)
+        r = virtio_blk_run(dev, true, switch_to_overlay, overlay);
+    if (r < 0) {
+        discard_image(overlay, path);
+        return r == -ELOOP ? err_say(err, ELOOP, "disk '%s' has too long a chain of backing files; merge some", dev->id)
+                           : err_set(err, -r, "disk '%s': snapshot", dev->id);
+    }
+    log_info("disk '%s': snapshot '%s'; requests waited for %llu us", dev->id, old_path, (unsigned long long)(now_us() - start));
+    return 0;
+}
+
+/* ---- size ---- */
+
+struct resizing {
+    uint64_t size;
+    struct err *err;
+};
+
+static int resize_node(struct block_node **node, void *arg)
+{
+    struct resizing *resizing = arg;
+    if (resizing->size < (*node)->size)
+        return err_say(resizing->err, EINVAL, "the disk has %llu bytes and can only grow", (unsigned long long)(*node)->size);
+    return block_resize(*node, resizing->size, resizing->err);
+}
+
+int disk_resize(struct virtio_device *dev, uint64_t size, struct err *err)
+{
+    struct resizing resizing = {.size = size, .err = err};
+    int r = virtio_blk_run(dev, true, resize_node, &resizing);
+    return r < 0 && !err->code ? err_set(err, -r, "disk '%s'", dev->id) : r;
+}
+
+/* ---- copy ---- */
+
+struct starting {
+    struct block_copy_options options;
+    struct err *err;
+};
+
+static int insert_copy(struct block_node **node, void *arg)
+{
+    struct starting *starting = arg;
+    struct block_node *copy;
+    starting->options.source = *node;
+    int r = block_attach(starting->options.target, (*node)->ring, starting->err);
+    if (r == 0)
+        r = block_copy_create(&starting->options, &copy, starting->err);
+    if (r < 0)
+        return r;
+    r = block_copy_start(copy);
+    if (r < 0)
+        block_copy_take(copy, &starting->options.source, &starting->options.target);
+    else
+        *node = copy;
+    return r;
+}
+
+static int stop_copy(struct block_node **node, void *arg)
+{
+    (void)arg;
+    block_copy_stop(*node);
+    return 0;
+}
+
+static int read_status(struct block_node **node, void *arg)
+{
+    block_copy_status(*node, arg);
+    return 0;
+}
+
+struct ending {
+    bool to_target;
+    struct block_copy_status status;
+    struct block_node *unused; /* the node that is not the disk's any more */
+};
+
+static int remove_copy(struct block_node **node, void *arg)
+{
+    struct ending *ending = arg;
+    struct block_node *source, *target;
+    block_copy_status(*node, &ending->status);
+    if (ending->to_target && ending->status.state != BLOCK_COPY_READY)
+        return -EBUSY; /* a write to the target failed just now */
+    block_copy_take(*node, &source, &target);
+    *node = ending->to_target ? target : source;
+    ending->unused = ending->to_target ? source : target;
+    return 0;
+}
+
+/* Lock held. What is in the target is complete: gives it its name. */
+static int publish(struct disk_copy *copy, struct err *err)
+{
+    if (renameat2(AT_FDCWD, copy->part, AT_FDCWD, copy->now.path, RENAME_NOREPLACE) == 0)
+        return 0;
+    return errno == EEXIST ? err_say(err, EEXIST, "'%s' exists; the copy is '%s'", copy->now.path, copy->part)
+                           : err_set(err, errno, "'%s'", copy->now.path);
+}
+
+/* Lock held, a copy runs. */
+static int end_copy(struct disk_copy *copy, bool to_target, struct ending *ret_ending)
+{
+    *ret_ending = (struct ending){.to_target = to_target};
+    virtio_blk_run(copy->dev, false, stop_copy, NULL); /* while the guest goes on */
+    int r = virtio_blk_run(copy->dev, true, remove_copy, ret_ending);
+    if (r < 0)
+        return r;
+    copy->now.copied = ret_ending->status.copied;
+    copy->now.error = ret_ending->status.error;
+    copy->dev = NULL;
+    block_close(ret_ending->unused);
+    return 0;
+}
+
+/* In the loop: the copy said that something has changed. */
+static void settle(void *arg)
+{
+    struct disk_copy *copy = arg;
+    struct block_copy_status status = {0};
+    struct ending ending;
+    struct err err = {0};
+    pthread_mutex_lock(&copy->lock);
+    if (copy->dev)
+        virtio_blk_run(copy->dev, false, read_status, &status);
+    if (copy->dev && status.state == BLOCK_COPY_DONE && end_copy(copy, false, &ending) == 0) {
+        copy->now.state = publish(copy, &err) < 0 ? DISK_COPY_FAILED : DISK_COPY_DONE;
+        copy->now.error = err.code ? -err.code : 0;
+    } else if (copy->dev && status.state == BLOCK_COPY_FAILED && end_copy(copy, false, &ending) == 0) {
+        copy->now.state = DISK_COPY_FAILED;
+        unlink(copy->part);
+        log_error("copy to '%s': %s", copy->now.path, strerror(-copy->now.error));
+    }
+    pthread_mutex_unlock(&copy->lock);
+}
+
+static void on_change(void *arg)
+{
+    struct disk_copy *copy = arg;
+    loop_call(copy->loop, settle, copy);
+}
+
+static void set_paths(struct disk_copy *copy, const char *path)
+{
+    free(copy->now.path);
+    free(copy->part);
+    copy->now.path = strdup(path);
+    if (asprintf(&copy->part, "%s.part", path) < 0)
+        copy->part = NULL;
+}
+
+static int start_copy(struct disk_copy *copy, struct virtio_device *dev, const struct facts *facts, bool direct,
+                      const char *format, struct err *err)
+{
+    struct starting starting = {.options = {.mode = copy->now.mode, .changed = on_change, .arg = copy}, .err = err};
+    int r = make_image(copy->part, format, facts->size, NULL, direct, &starting.options.target, err);
+    if (r < 0)
+        return r;
+    copy->dev = dev;
+    r = virtio_blk_run(dev, true, insert_copy, &starting);
+    if (r == 0)
+        return 0;
+    copy->dev = NULL;
+    discard_image(starting.options.target, copy->part);
+    return err->code ? r : err_set(err, -r, "disk '%s': copy", dev->id);
+}
+
+static int start_locked(struct disk_copy *copy, struct virtio_device *dev, const struct vm_disk *disk,
+                        enum block_copy_mode mode, const char *path, const char *format, struct err *err)
+{
+    struct facts facts;
+    int r = ask(dev, &facts, err);
+    if (r < 0)
+        return r;
+    own_free char *old_path = facts.path;
+    if (access(path, F_OK) == 0)
+        return err_say(err, EEXIST, "'%s' exists; name a new file", path);
+    set_paths(copy, path);
+    copy->now.mode = mode;
+    copy->now.format = strcmp(format, "raw") == 0 ? "raw" : "qcow2";
+    copy->now.size = facts.size;
+    if (!copy->now.path || !copy->part)
+        return err_set(err, ENOMEM, "copy");
+    if (mode == BLOCK_COPY_MIRROR && facts.read_only)
+        return err_say(err, EINVAL, "disk '%s' is read-only: copy the file, and give the disk its new path", dev->id);
+    r = start_copy(copy, dev, &facts, disk->direct, format, err);
+    copy->now.state = r < 0 ? DISK_COPY_NONE : DISK_COPY_RUNNING;
+    return r;
+}
+
+int disk_copy_start(struct disk_copy *copy, struct virtio_device *dev, const struct vm_disk *disk, enum block_copy_mode mode,
+                    const char *path, const char *format, struct err *err)
+{
+    pthread_mutex_lock(&copy->lock);
+    int r = start_locked(copy, dev, disk, mode, path, format, err);
+    pthread_mutex_unlock(&copy->lock);
+    return r;
+}
+
+void disk_copy_status(struct disk_copy *copy, struct disk_copy_status *ret_status)
+{
+    struct block_copy_status status;
+    pthread_mutex_lock(&copy->lock);
+    if (copy->dev) {
+        virtio_blk_run(copy->dev, false, read_status, &status);
+        copy->now.copied = status.copied;
+        copy->now.state = status.state == BLOCK_COPY_READY ? DISK_COPY_READY : DISK_COPY_RUNNING; /* else settle() ends it soon */
+    }
+    *ret_status = copy->now;
+    ret_status->path = copy->now.path ? strdup(copy->now.path) : NULL;
+    pthread_mutex_unlock(&copy->lock);
+}
+
+static int complete_locked(struct disk_copy *copy, struct err *err)
+{
+    struct block_copy_status status;
+    struct ending ending;
+    if (!copy->dev || copy->now.mode != BLOCK_COPY_MIRROR)
+        return err_say(err, EINVAL, "no mirror of this disk runs");
+    virtio_blk_run(copy->dev, false, read_status, &status);
+    if (status.state != BLOCK_COPY_READY)
+        return err_say(err, EBUSY, "the mirror is not ready: %llu of %llu bytes are copied", (unsigned long long)status.copied,
+                       (unsigned long long)status.size);
+    int r = publish(copy, err);
+    if (r < 0)
+        return r;
+    r = end_copy(copy, true, &ending);
+    if (r < 0) {
+        unlink(copy->now.path); /* settle() says the rest */
+        return err_set(err, -r, "the mirror failed");
+    }
+    copy->now.state = DISK_COPY_DONE;
+    return 0;
+}
+
+int disk_copy_complete(struct disk_copy *copy, struct err *err)
+{
+    pthread_mutex_lock(&copy->lock);
+    int r = complete_locked(copy, err);
+    pthread_mutex_unlock(&copy->lock);
+    return r;
+}
+
+int disk_copy_cancel(struct disk_copy *copy, struct err *err)
+{
+    struct ending ending;
+    int r = 0;
+    pthread_mutex_lock(&copy->lock);
+    if (!copy->dev) {
+        r = err_say(err, EINVAL, "no copy of this disk runs");
+    } else {
+        r = end_copy(copy, false, &ending);
+        copy->now.state = DISK_COPY_CANCELLED;
+        unlink(copy->part);
+    }
+    pthread_mutex_unlock(&copy->lock);
+    return r;
+}
+
+void disk_copy_clear(struct disk_copy *copy)
+{
+    struct err err;
+    if (copy->dev && disk_copy_cancel(copy, &err) == 0)
+        log_warn("the copy to '%s' was not complete; it is gone", copy->now.path);
+    free(copy->now.path);
+    free(copy->part);
+    pthread_mutex_destroy(&copy->lock);
+}

@@ -1,0 +1,49 @@
+/* What is done to a disk while its guest runs: a snapshot, a new size, a copy.
+ *
+ * The guest's requests wait only while nodes are exchanged, a few milliseconds. Threads: any but the disk's own. Calls for
+ * one disk exclude each other. */
+#pragma once
+
+#include <pthread.h>
+#include "base/loop.h"
+#include "block/copy.h"
+#include "virtio/blk.h"
+#include "vmm/config.h"
+
+/* The disk as it is now becomes the backing file of a new qcow2 image `path`, which takes all writes from here on. The old
+ * image is complete, and others may open it for reading. On an error all is as it was, and there is no new file. */
+must_check int disk_snapshot(struct virtio_device *dev, const struct vm_disk *disk, const char *path, struct err *err);
+/* Makes it larger, to `size` bytes; the guest is told. */
+must_check int disk_resize(struct virtio_device *dev, uint64_t size, struct err *err);
+
+enum disk_copy_state { DISK_COPY_NONE, DISK_COPY_RUNNING, DISK_COPY_READY, DISK_COPY_DONE, DISK_COPY_FAILED, DISK_COPY_CANCELLED };
+
+struct disk_copy_status {
+    enum block_copy_mode mode;
+    enum disk_copy_state state;
+    int error;             /* FAILED: -errno */
+    uint64_t copied, size; /* bytes */
+    char *path;            /* the target; owned */
+    const char *format;    /* of the target; static */
+};
+
+/* A disk's copy that runs, or how its last one ended. Zero-initialised but for lock and loop. */
+struct disk_copy {
+    pthread_mutex_t lock; /* covers the rest */
+    struct loop *loop;
+    struct virtio_device *dev; /* while it runs */
+    char *part;                /* what the target is called until it is complete */
+    struct disk_copy_status now;
+};
+
+/* Copies the disk into a new image `path` (format "raw" or "qcow2"). A backup ends by itself; in `loop`, which must run. */
+must_check int disk_copy_start(struct disk_copy *copy, struct virtio_device *dev, const struct vm_disk *disk,
+                               enum block_copy_mode mode, const char *path, const char *format, struct err *err);
+/* The caller frees the path; NULL: there was no copy. */
+void disk_copy_status(struct disk_copy *copy, struct disk_copy_status *ret_status);
+/* Moves the disk to a mirror's target. -EBUSY while it is not ready. */
+must_check int disk_copy_complete(struct disk_copy *copy, struct err *err);
+/* Ends a copy that runs; its target goes. */
+must_check int disk_copy_cancel(struct disk_copy *copy, struct err *err);
+/* When the program ends: as cancel, where there is something to cancel, and frees. */
+void disk_copy_clear(struct disk_copy *copy);

@@ -1,0 +1,223 @@
+"""Disks are snapshotted, copied, moved and enlarged while their guest writes them."""
+import json
+import subprocess
+import time
+
+import pytest
+
+from api_client import Client
+from images import image, initramfs
+from vmm import SCALE, TOP, Vmm
+
+POLDER_IMG = TOP / "build/bin/polder-img"
+MIB = 1 << 20
+SIZE = 192 * MIB
+MARKS = 48  # the guest writes one block at each of so many places, one after the other, over and over
+STEP = SIZE // MARKS
+pytestmark = pytest.mark.not_nested("polder-img is not in the nested host")
+
+WRITER = f"""
+    exec 2>/dev/null
+    trap 'stop=1' USR1
+    (read -r go; kill -USR1 $$) </dev/console &
+    g=0; while [ -z "$stop" ]; do
+        g=$((g + 1)); [ $g = 2 ] && echo "WRITING"
+        i=0; while [ $i -lt {MARKS} ]; do
+            printf '%-4095s\\n' "mark $i $g" | dd of=/dev/vda bs=4096 seek=$((i * {STEP // 4096})) conv=notrunc,fsync
+            i=$((i + 1))
+        done
+    done
+    sync; echo "WROTE $g SUM $(sha256sum </dev/vda | cut -d' ' -f1) SECTORS $(cat /sys/block/vda/size)"
+"""
+
+
+def img(*argv):
+    done = subprocess.run([POLDER_IMG, *map(str, argv)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def raw_of(disk, tmp):
+    raw = tmp / f"{disk.name}.raw"
+    img("convert", "-O", "raw", disk, raw)
+    return raw
+
+
+def generations(raw):
+    """Of each place, in order; the bytes between the places are as the test made them."""
+    found = []
+    with open(raw, "rb") as file:
+        for i in range(MARKS):
+            block = file.read(STEP)
+            mark = block[:4096].decode().split()
+            assert mark[:2] == ["mark", str(i)] and block[4096:] == filler(i)[4096:], f"{raw}: place {i}"
+            found.append(int(mark[2]))
+    return found
+
+
+def one_instant(raw):
+    """What the guest had written at some instant: a front of one generation, and behind it the generation before."""
+    found = generations(raw)
+    front = found.count(found[0])
+    assert found == [found[0]] * front + [found[0] - 1] * (MARKS - front), found
+    return found[0]
+
+
+def filler(i):
+    block = b"" if i % 8 == 7 else (b"%08d" % i) * (MIB // 8)  # some places are holes
+    return (block * (STEP // MIB)).ljust(STEP, b"\0")
+
+
+def make_disk(path):
+    with open(path, "wb") as file:
+        file.truncate(SIZE)
+        for i in range(MARKS):
+            if i % 8 != 7:
+                file.seek(i * STEP)
+                file.write(filler(i))
+    return path
+
+
+class Guest(Client):
+    def __init__(self, engine, tmp, disk):
+        self.socket = tmp / "api.sock"
+        self.vmm = Vmm("--engine", engine, "--kernel", image("busybox") / "vmlinuz", "--initrd", initramfs(tmp, WRITER),
+                       "--cmdline", "console=ttyS0 quiet panic=-1 polder.test=run", "--memory", "256M", "--console", "stdio",
+                       "--disk", f"{disk},cache=writeback", "--api-sock", self.socket)
+
+    def __enter__(self):
+        self.vmm.__enter__()
+        super().__init__(self.socket)
+        self.vmm.wait_for("^WRITING$", 180)
+        return self
+
+    def __exit__(self, *exc):
+        return self.vmm.__exit__(*exc)
+
+    def state(self, *wanted, timeout=60):
+        deadline = time.monotonic() + timeout * SCALE
+        while (status := self.get("/drives/drive0/copy"))["state"] not in wanted:
+            assert time.monotonic() < deadline and status["state"] in ("Running", "Ready"), status
+            time.sleep(0.05)
+        return status
+
+    def end(self):
+        self.vmm.send("go\n")
+        found = self.vmm.wait_for(r"^WROTE (\d+) SUM (\w{64}) SECTORS (\d+)", 120)
+        assert self.vmm.wait(60) == 0, self.vmm.describe()
+        return int(found[1]), found[2], int(found[3])
+
+
+def sum_of(raw):
+    return subprocess.run(["sha256sum", raw], capture_output=True, text=True, check=True).stdout[:64]
+
+
+def more_writes(guest):
+    time.sleep(1.5 * SCALE)
+
+
+@pytest.fixture(params=["raw", "qcow2"])
+def disk(request, tmp):
+    raw = make_disk(tmp / "disk.raw")
+    if request.param == "raw":
+        return raw
+    img("convert", "-O", "qcow2", raw, tmp / "disk.qcow2")
+    return tmp / "disk.qcow2"
+
+
+def test_backup_is_one_instant(engine, tmp, disk):
+    with Guest(engine, tmp, disk) as guest:
+        assert guest.get("/drives/drive0/copy") == {"state": "None"}
+        for number in range(3):
+            guest.put("/drives/drive0/copy", kind="Backup", path_on_host=str(tmp / f"backup{number}.qcow2"))
+            status = guest.state("Done")
+            assert status["copied_bytes"] == status["total_bytes"] == SIZE
+        guest.put("/drives/drive0/copy", kind="Backup", path_on_host=str(tmp / "backup3.img"), format="raw")
+        guest.state("Done")
+        last, digest, _ = guest.end()
+    at = [one_instant(raw_of(tmp / f"backup{number}.qcow2", tmp)) for number in range(3)] + [one_instant(tmp / "backup3.img")]
+    assert at == sorted(at) and at[-1] <= last
+    for number in range(3):
+        img("check", tmp / f"backup{number}.qcow2")
+    assert sum_of(raw_of(disk, tmp) if disk.suffix == ".qcow2" else disk) == digest
+    assert not list(tmp.glob("*.part"))
+
+
+def test_disk_moves_to_its_mirror(engine, tmp, disk):
+    with Guest(engine, tmp, disk) as guest:
+        guest.put("/drives/drive0/copy", kind="Mirror", path_on_host=str(tmp / "new.qcow2"))
+        guest.refused("PUT", "/drives/drive0/copy", {"kind": "Backup", "path_on_host": str(tmp / "other")}, "being copied")
+        (tmp / "third").write_bytes(bytes(SIZE))
+        guest.refused("PATCH", "/drives/drive0", {"drive_id": "drive0", "path_on_host": str(tmp / "third")}, "busy")
+        guest.refused("PUT", "/drives/drive0/snapshot", {"path_on_host": str(tmp / "other")}, "being copied")
+        guest.state("Ready")
+        more_writes(guest)
+        guest.patch("/drives/drive0/copy", action="Complete")
+        assert guest.get("/drives/drive0/copy")["state"] == "Done"
+        shown = guest.get("/vm/config")["drives"][0]
+        assert (shown["path_on_host"], shown["format"]) == (str(tmp / "new.qcow2"), "qcow2")
+        old = raw_of(disk, tmp) if disk.suffix == ".qcow2" else disk  # nobody has it open any more
+        before = sum_of(old)
+        moved = one_instant(old)
+        more_writes(guest)
+        last, digest, _ = guest.end()
+    assert moved < last and sum_of(old) == before
+    img("check", tmp / "new.qcow2")
+    new = raw_of(tmp / "new.qcow2", tmp)
+    assert sum_of(new) == digest and generations(new) == [last] * MARKS
+
+
+def test_snapshots_under_load(engine, tmp, disk):
+    with Guest(engine, tmp, disk) as guest:
+        for number in range(4):
+            guest.put("/drives/drive0/snapshot", path_on_host=str(tmp / f"top{number}.qcow2"))
+            more_writes(guest)
+        guest.refused("PUT", "/drives/drive0/snapshot", {"path_on_host": str(tmp / "top0.qcow2")}, "exists")
+        assert guest.get("/vm/config")["drives"][0]["path_on_host"] == str(tmp / "top3.qcow2")
+        kept = [one_instant(raw_of(name, tmp)) for name in (tmp / "top0.qcow2", tmp / "top1.qcow2", tmp / "top2.qcow2")]
+        base = one_instant(raw_of(disk, tmp) if disk.suffix == ".qcow2" else disk)
+        last, digest, _ = guest.end()
+    assert base <= kept[0] <= kept[1] <= kept[2] <= last and base < last
+    for number in range(4):
+        img("check", tmp / f"top{number}.qcow2")
+    assert json.loads(img("info", "--output=json", tmp / "top0.qcow2"))["backing-filename"] == disk.name
+    assert sum_of(raw_of(tmp / "top3.qcow2", tmp)) == digest
+
+
+def test_disk_grows(engine, tmp, disk):
+    with Guest(engine, tmp, disk) as guest:
+        guest.refused("PATCH", "/drives/drive0", {"drive_id": "drive0", "size": SIZE - 4096}, "only grow")
+        guest.refused("PATCH", "/drives/drive0", {"drive_id": "drive0", "size": SIZE + 100}, "multiple of 512")
+        guest.patch("/drives/drive0", drive_id="drive0", size=SIZE + 5 * MIB)
+        guest.put("/drives/drive0/snapshot", path_on_host=str(tmp / "top.qcow2"))
+        guest.patch("/drives/drive0", drive_id="drive0", size=SIZE + 9 * MIB)
+        _, digest, sectors = guest.end()
+    assert sectors == (SIZE + 9 * MIB) // 512
+    assert sum_of(raw_of(tmp / "top.qcow2", tmp)) == digest
+
+
+def test_a_copy_that_fails_leaves_the_guest_alone(engine, tmp):
+    disk = make_disk(tmp / "disk.raw")
+    small = tmp / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", small], check=True)
+    try:
+        with Guest(engine, tmp, disk) as guest:
+            for kind in ("Backup", "Mirror"):
+                guest.put("/drives/drive0/copy", kind=kind, path_on_host=str(small / "copy.qcow2"))
+                assert guest.state("Failed")["error"] == "No space left on device"
+                assert not list(small.iterdir())
+            guest.put("/drives/drive0/copy", kind="Mirror", path_on_host=str(tmp / "mirror.qcow2"))
+            guest.patch("/drives/drive0/copy", action="Cancel")
+            assert guest.get("/drives/drive0/copy")["state"] == "Cancelled"
+            guest.refused("PATCH", "/drives/drive0/copy", {"action": "Cancel"}, "no copy")
+            guest.refused("PATCH", "/drives/drive0/copy", {"action": "Complete"}, "no mirror")
+            guest.refused("PUT", "/drives/drive0/copy", {"kind": "Mirror", "path_on_host": str(disk)}, "exists")
+            guest.refused("PUT", "/drives/none/copy", {"kind": "Mirror", "path_on_host": str(tmp / "x")}, "none")
+            guest.put("/drives/drive0/copy", kind="Mirror", path_on_host=str(tmp / "mirror.qcow2"))
+            guest.state("Ready")
+            last, digest, _ = guest.end()  # the program ends with a mirror that nobody completed
+        assert sum_of(disk) == digest and generations(disk) == [last] * MARKS
+        assert not list(tmp.glob("mirror*"))
+    finally:
+        subprocess.run(["umount", small], check=True)
