@@ -128,8 +128,9 @@ static void on_control(void *arg)
     if (!call || call->started)
         return;
     call->started = true;
-    call->result = fiber_start(&blk->pool, run_call, blk);
-    if (call->result < 0) {
+    int r = fiber_start(&blk->pool, run_call, blk);
+    if (r < 0) {
+        call->result = r;
         call->done = true;
         pthread_cond_broadcast(&blk->idle);
     }

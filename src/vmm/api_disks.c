@@ -57,7 +57,7 @@ int api_patch_drive(struct api *api, const struct api_request *request, json_t *
         return err_say(err, EINVAL, "the update has neither path_on_host nor size nor rate_limiter");
     if (has_path)
         ret = update_path(api, disk, api_string(body, "path_on_host"), err);
-    if (ret == 0 && has_size)
+    if (ret == 0 && has_size && api->ops->disk_set_size)
         ret = api->ops->disk_set_size(api->arg, disk->id, api_integer(body, "size", 0), err);
     if (ret == 0 && has_limit)
         ret = update_limit(api, disk, json_object_get(body, "rate_limiter"), err);

@@ -222,7 +222,7 @@ static int op_disk_path(void *arg, const char *id, const char *path, struct err 
 {
     struct api_machine *binding = arg;
     struct found_disk disk;
-    struct block_node *node;
+    struct block_node *node = NULL;
     int ret = find_disk(binding, id, &disk, err);
     if (ret == 0)
         ret = machine_open_disk(binding->config, disk.config, path, &node, err);

@@ -195,7 +195,7 @@ struct starting {
 static int insert_copy(struct block_node **node, void *arg)
 {
     struct starting *starting = arg;
-    struct block_node *copy;
+    struct block_node *copy = NULL;
     starting->options.source = *node;
     int r = block_attach(starting->options.target, (*node)->ring, starting->err);
     if (r == 0)

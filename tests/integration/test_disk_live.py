@@ -11,7 +11,7 @@ from vmm import SCALE, TOP, Vmm
 
 POLDER_IMG = TOP / "build/bin/polder-img"
 MIB = 1 << 20
-SIZE = 192 * MIB
+SIZE = 96 * MIB
 MARKS = 48  # the guest writes one block at each of so many places, one after the other, over and over
 STEP = SIZE // MARKS
 pytestmark = pytest.mark.not_nested("polder-img is not in the nested host")

@@ -324,8 +324,8 @@ static int qcow2_freeze(struct block_node *node)
 int qcow2_set_backing(struct block_node *node, struct block_node *backing)
 {
     struct qcow2 *q = qcow2_of(node);
-    unsigned below = 0;
-    for (struct block_node *n = backing; n; n = n->class == &block_qcow2 ? qcow2_of(n)->backing : NULL)
+    unsigned below = 1;
+    for (struct block_node *n = backing; n->class == &block_qcow2 && qcow2_of(n)->backing; n = qcow2_of(n)->backing)
         below++;
     if (below >= CHAIN_MAX)
         return -ELOOP;
