@@ -1,5 +1,6 @@
 """Disks are snapshotted, copied, moved and enlarged while their guest writes them."""
 import json
+import random
 import subprocess
 import time
 
@@ -182,6 +183,29 @@ def test_snapshots_under_load(engine, tmp, disk):
         img("check", tmp / f"top{number}.qcow2")
     assert json.loads(img("info", "--output=json", tmp / "top0.qcow2"))["backing-filename"] == disk.name
     assert sum_of(raw_of(tmp / "top3.qcow2", tmp)) == digest
+
+
+def test_the_program_is_killed(engine, tmp):
+    """At any instant, in the middle of snapshots and copies: what the guest had flushed is there, and no image is damaged."""
+    disk = tmp / "disk.qcow2"
+    img("convert", "-O", "qcow2", make_disk(tmp / "disk.raw"), disk)
+    at, last = [], disk
+    for number in range(4):
+        with Guest(engine, tmp, last) as guest:
+            if number % 2:
+                guest.put("/drives/drive0/copy", kind="Mirror", path_on_host=str(tmp / f"mirror{number}.qcow2"))
+            else:
+                last = tmp / f"top{number}.qcow2"
+                guest.put("/drives/drive0/snapshot", path_on_host=str(last))
+            time.sleep(random.random() * SCALE)
+            guest.vmm.process.kill()
+            guest.vmm.wait(30)
+        (tmp / "api.sock").unlink(missing_ok=True)
+        checked = subprocess.run([POLDER_IMG, "check", last], capture_output=True, text=True)
+        assert checked.returncode in (0, 3), checked.stdout  # sound, or with leaks
+        at.append(one_instant(raw_of(last, tmp)))
+        assert not list(tmp.glob("mirror*.qcow2"))
+    assert min(at) >= 1
 
 
 def test_disk_grows(engine, tmp, disk):

@@ -372,6 +372,13 @@ static void test_after_start(void **state)
          "{\"drive_id\": \"rootfs\", \"path_on_host\": \"/new\","
          "\"rate_limiter\": {\"ops\": {\"size\": 5, \"refill_time\": 6}}}", 204, NULL},
         {"GET", "/vm/config", NULL, 200, "\"path_on_host\":\"/new\""},
+        {"GET", "/drives/none/copy", NULL, 400, "Invalid block device ID: none"},
+        {"GET", "/drives/rootfs/copy", NULL, 400, "a disk's copy is not there yet"},
+        {"GET", "/drives//copy", NULL, 400, "cannot be empty"},
+        {"GET", "/drives/root/fs/copy", NULL, 400, "Invalid request method and/or path"},
+        {"PUT", "/drives/rootfs/copy", "{\"kind\": \"Clone\", \"path_on_host\": \"/x\"}", 400, "kind"},
+        {"PUT", "/drives/rootfs/snapshot", "{\"path_on_host\": \"/x\"}", 400, "snapshot is not there yet"},
+        {"PATCH", "/drives/rootfs", "{\"drive_id\": \"rootfs\", \"size\": 0}", 400, "size"},
         {"PATCH", "/network-interfaces/eth0",
          "{\"iface_id\": \"eth0\", \"tx_rate_limiter\": {\"bandwidth\": {\"size\": 5, \"refill_time\": 6}}}", 204, NULL},
         {"PATCH", "/balloon", "{\"amount_mib\": 1000}", 400, "cannot exceed"},
@@ -514,7 +521,7 @@ static void test_openapi(void **state)
         paths++;
     for (const char *p = text; (p = strstr(p, "        default:\n")); p++)
         answers++;
-    assert_int_equal(paths, 26);
+    assert_int_equal(paths, 28);
     assert_int_equal(answers, API_OPERATIONS);
     assert_null(strchr(text, '\t'));
     free(text);
