@@ -125,13 +125,13 @@ static void discard_image(struct block_node *node, const char *path)
 static int switch_to_overlay(struct block_node **node, void *arg)
 {
     struct block_node *overlay = arg, *old = *node;
-    int r = qcow2_set_backing(overlay, old);
+    int r = qcow2_attach_backing(overlay, old);
     if (r == 0)
         r = block_attach(overlay, old->ring, NULL);
     if (r == 0)
         r = old->class->freeze(old);
     if (r < 0)
-        qcow2_take_backing(overlay);
+        qcow2_detach_backing(overlay);
     else
         *node = overlay;
     return r;

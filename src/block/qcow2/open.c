@@ -321,7 +321,7 @@ static int qcow2_freeze(struct block_node *node)
     return 0;
 }
 
-int qcow2_set_backing(struct block_node *node, struct block_node *backing)
+int qcow2_attach_backing(struct block_node *node, struct block_node *backing)
 {
     struct qcow2 *q = qcow2_of(node);
     unsigned below = 1;
@@ -334,7 +334,7 @@ int qcow2_set_backing(struct block_node *node, struct block_node *backing)
     return 0;
 }
 
-void qcow2_take_backing(struct block_node *node)
+void qcow2_detach_backing(struct block_node *node)
 {
     struct qcow2 *q = qcow2_of(node);
     q->backing = NULL;

@@ -20,9 +20,9 @@ must_check int qcow2_create(const struct qcow2_create *create, struct err *err);
 
 /* A node that was opened with no_backing reads from `backing` (owned) from now on; no request is in flight. -ELOOP when the
  * chain would be too long to be opened again. Any thread. */
-must_check int qcow2_set_backing(struct block_node *node, struct block_node *backing);
+must_check int qcow2_attach_backing(struct block_node *node, struct block_node *backing);
 /* Undoes that. */
-void qcow2_take_backing(struct block_node *node);
+void qcow2_detach_backing(struct block_node *node);
 
 /* What an image says of itself; strings are the node's. */
 struct qcow2_info {
