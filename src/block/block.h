@@ -88,6 +88,8 @@ struct block_class {
     void (*submit)(struct block_node *node, struct block_request *request);
     /* Optional, in a fiber: what the range holds; len > 0 and inside the node. NULL: all is data. */
     int (*status)(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
+    /* Optional, in a fiber: whether the range is dirty in the named bitmap, as far as it is the same throughout; -ENOENT. */
+    int (*bitmap_status)(struct block_node *node, const char *name, uint64_t offset, uint64_t len, uint64_t *ret_len, bool *ret_dirty);
     /* Optional, in a fiber, with no request in flight: a new size in bytes, a multiple of block_size. */
     int (*resize)(struct block_node *node, uint64_t size, struct err *err);
 };
@@ -129,6 +131,8 @@ int block_do(struct block_node *node, enum block_op op, uint64_t offset, void *b
 /* The same for a request that the caller has filled in (all but `done`). */
 int block_do_request(struct block_node *node, struct block_request *request);
 int block_status(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
+int block_bitmap_status(struct block_node *node, const char *name, uint64_t offset, uint64_t len, uint64_t *ret_len,
+                        bool *ret_dirty);
 
 /* Outside of fibers, in the ring's thread: runs fn(arg) in a fiber and the ring until it has ended. Returns what it did,
  * or -ENOMEM. */

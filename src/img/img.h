@@ -8,12 +8,19 @@
 
 #define IMG_OPERANDS_MAX 2
 #define IMG_DIRS_MAX 32
+#define IMG_STEPS_MAX 16
 #define IMG_STATUS_FAILURE 1
 #define IMG_STATUS_USAGE 2
 
 struct img_options {
     const char *format, *output_format, *settings, *backing, *backing_format;
     const char *repair;                  /* "leaks", "all" or NULL */
+    struct img_bitmap_step {
+        enum qcow2_bitmap_action action;
+        const char *source;
+    } bitmap_steps[IMG_STEPS_MAX];
+    unsigned bitmap_step_count;
+    const char *granularity;
     const char *snapshot_create, *snapshot_apply, *snapshot_delete;
     bool snapshot_list, json, compress, strict, progress, help, version, man;
     const char *allow_dirs[IMG_DIRS_MAX + 1];
@@ -35,7 +42,7 @@ struct img_command {
     int (*run)(const struct img_options *options, struct err *err);
 };
 
-extern const struct img_command img_check, img_compare, img_convert, img_create, img_info, img_map, img_resize, img_snapshot;
+extern const struct img_command img_bitmap, img_check, img_compare, img_convert, img_create, img_info, img_map, img_resize, img_snapshot;
 extern const struct option_spec img_option_table[];
 int img_operand(void *target, const char *value, struct err *err);
 

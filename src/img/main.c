@@ -6,11 +6,13 @@
 #include "img/img.h"
 
 static const struct img_command *const commands[] = {
-    &img_check, &img_compare, &img_convert, &img_create, &img_info, &img_map, &img_resize, &img_snapshot, NULL,
+    &img_bitmap, &img_check, &img_compare, &img_convert, &img_create, &img_info, &img_map, &img_resize, &img_snapshot, NULL,
 };
 
 static const char *const sections[] = {
     "Commands",
+    "bitmap (--add | --remove | --clear | --enable | --disable | --merge SOURCE)... [-b PATH [-F FORMAT]] [-g GRANULARITY] "
+    "[-f FORMAT] IMAGE NAME: bitmaps of what was written, inside of the image.\n\n"
     "check [-f FORMAT] [-r leaks|all] [--output json] IMAGE: is the image sound? Repairs it if asked to.\n\n"
     "compare [-f FORMAT] [-F FORMAT] [-s] IMAGE1 IMAGE2: do both read the same?\n\n"
     "convert [-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] IMAGE NEW: copy into a new image.\n\n"

@@ -23,6 +23,7 @@ TEXT_SETTER(output_format)
 TEXT_SETTER(settings)
 TEXT_SETTER(backing)
 TEXT_SETTER(backing_format)
+TEXT_SETTER(granularity)
 TEXT_SETTER(snapshot_create)
 TEXT_SETTER(snapshot_apply)
 TEXT_SETTER(snapshot_delete)
@@ -41,6 +42,28 @@ static int set_repair(void *target, const char *value, struct err *err)
     ((struct img_options *)target)->repair = value;
     return 0;
 }
+
+static int add_step(void *target, enum qcow2_bitmap_action action, const char *source, struct err *err)
+{
+    struct img_options *options = target;
+    if (options->bitmap_step_count == IMG_STEPS_MAX)
+        return err_say(err, EINVAL, "more than %d steps", IMG_STEPS_MAX);
+    options->bitmap_steps[options->bitmap_step_count++] = (struct img_bitmap_step){action, source};
+    return 0;
+}
+
+#define STEP_SETTER(name, action, source)                                                                    \
+    static int set_bitmap_##name(void *target, const char *value, struct err *err)                           \
+    {                                                                                                        \
+        (void)value;                                                                                         \
+        return add_step(target, action, source, err);                                                        \
+    }
+STEP_SETTER(add, QCOW2_BITMAP_ADD, NULL)
+STEP_SETTER(remove, QCOW2_BITMAP_REMOVE, NULL)
+STEP_SETTER(clear, QCOW2_BITMAP_CLEAR, NULL)
+STEP_SETTER(enable, QCOW2_BITMAP_ENABLE, NULL)
+STEP_SETTER(disable, QCOW2_BITMAP_DISABLE, NULL)
+STEP_SETTER(merge, QCOW2_BITMAP_MERGE, value)
 
 static int set_output(void *target, const char *value, struct err *err)
 {
@@ -90,6 +113,15 @@ const struct option_spec img_option_table[] = {
     {"create", "NAME", "-c: take a snapshot", NULL, set_snapshot_create},
     {"apply", "NAME", "-a: make the disk what it was at a snapshot, given by name or id", NULL, set_snapshot_apply},
     {"delete", "NAME", "-d: delete a snapshot, given by name or id", NULL, set_snapshot_delete},
+    {"add", NULL, "bitmap: make one, enabled and clean", NULL, set_bitmap_add},
+    {"remove", NULL, "bitmap: remove it", NULL, set_bitmap_remove},
+    {"clear", NULL, "bitmap: forget what it recorded", NULL, set_bitmap_clear},
+    {"enable", NULL, "bitmap: let it record writes", NULL, set_bitmap_enable},
+    {"disable", NULL, "bitmap: let it record nothing more", NULL, set_bitmap_disable},
+    {"merge", "SOURCE", "bitmap: add what the bitmap SOURCE recorded, of this image or of the one given by -b", NULL,
+     set_bitmap_merge},
+    {"granularity", "SIZE", "-g: bytes that one bit of a new bitmap stands for (default: a cluster, 4K to 64K)", NULL,
+     set_granularity},
     {"progress", NULL, "-p: show progress", NULL, set_progress},
     {"output", "human|json", "how results are printed (default: human)", NULL, set_output},
 

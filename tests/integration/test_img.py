@@ -176,3 +176,97 @@ def test_command_line(folder):
     assert "not for info" in ours("info", "--compress", "disk", status=2)
     assert "Usage: polder-img convert" in ours("convert", "--help")
     assert ".TH POLDER-IMG" in ours("--man")
+
+
+def bitmaps(image):
+    """What a qcow2 file's directory of bitmaps says, read by hand: {name: (flags, granularity, dirty granules)}."""
+    data = image.read_bytes()
+    cluster, at = 1 << int.from_bytes(data[20:24], "big"), int.from_bytes(data[100:104], "big")
+    found = {}
+    while (kind := int.from_bytes(data[at:at + 4], "big")) not in (0, 0x23852875):
+        at += 8 + (int.from_bytes(data[at + 4:at + 8], "big") + 7) // 8 * 8
+    if kind == 0 or not data[95] & 1:
+        return found
+    count, entry = int.from_bytes(data[at + 8:at + 12], "big"), int.from_bytes(data[at + 24:at + 32], "big")
+    for _ in range(count):
+        table, entries, flags = (int.from_bytes(data[entry + a:entry + b], "big") for a, b in ((0, 8), (8, 12), (12, 16)))
+        name_len, extra = int.from_bytes(data[entry + 18:entry + 20], "big"), int.from_bytes(data[entry + 20:entry + 24], "big")
+        name = data[entry + 24 + extra:entry + 24 + extra + name_len].decode()
+        bits = b""
+        for i in range(entries):
+            place = int.from_bytes(data[table + 8 * i:table + 8 * i + 8], "big")
+            bits += data[place:place + cluster] if place > 1 else bytes([255 * place]) * cluster
+        dirty = {8 * i + j for i, byte in enumerate(bits) if byte for j in range(8) if byte >> j & 1}
+        found[name] = flags, 1 << data[entry + 17], dirty
+        entry += (24 + extra + name_len + 7) // 8 * 8
+    return found
+
+
+def test_bitmaps_are_the_same(folder):
+    """The same steps by both, over images that the other one made: the same bitmaps, which both then check."""
+    steps = [("--add", "-g", "4k", "a"), ("--add", "--disable", "off"), ("--add", "b"), ("--enable", "off"), ("--disable", "a"),
+             ("--add", "-g", "128k", "c"), ("--merge", "b", "c"), ("--merge", "c", "a"), ("--clear", "b"), ("--remove", "off")]
+    theirs("create", "-f", "qcow2", "-o", "cluster_size=4k", "ours.qcow2", "40M")
+    ours("create", "-f", "qcow2", "-o", "cluster_size=4k", "theirs.qcow2", "40M")
+    for number, step in enumerate(steps):
+        name, actions = step[-1], step[:-1]
+        ours("bitmap", *actions, "ours.qcow2", name)
+        theirs("bitmap", *actions, "theirs.qcow2", name)
+        for mine in "ours.qcow2", "theirs.qcow2":
+            run("qemu-io", "-f", "qcow2", "-c", f"write -P {number + 1} {number}M 123k", "-c", f"discard {number + 20}M 1M", mine)
+        assert bitmaps(folder / "ours.qcow2") == bitmaps(folder / "theirs.qcow2")
+        for mine in "ours.qcow2", "theirs.qcow2":
+            ours("check", mine)
+            theirs("check", mine)
+    assert len(bitmaps(folder / "ours.qcow2")["a"][2]) > 100
+    ours("resize", "ours.qcow2", "400M")
+    theirs("resize", "theirs.qcow2", "400M")
+    assert bitmaps(folder / "ours.qcow2") == bitmaps(folder / "theirs.qcow2")
+    theirs("check", "ours.qcow2")
+    normal_info = [normal(theirs("info", "--output=json", name))["format-specific"] for name in ("ours.qcow2", "theirs.qcow2")]
+    assert normal_info[0] == normal_info[1]
+    assert normal(ours("info", "--output=json", "ours.qcow2"))["format-specific"] == normal_info[0]
+
+
+def test_bitmaps_of_another_image_merge(folder):
+    ours("create", "-f", "qcow2", "base.qcow2", "10M")
+    ours("bitmap", "--add", "base.qcow2", "day")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 1M 64k", "base.qcow2")
+    ours("create", "-f", "qcow2", "top.qcow2", "10M")
+    ours("bitmap", "--add", "--merge", "day", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2", "week")
+    assert bitmaps(folder / "top.qcow2")["week"][2] == {16}
+    theirs("bitmap", "--merge", "week", "base.qcow2", "day", "-b", "top.qcow2", "-F", "qcow2")
+    assert "there is none" in ours("bitmap", "--merge", "nix", "base.qcow2", "day", status=1)
+
+
+def test_a_bitmap_left_in_use_can_only_be_removed(folder):
+    ours("create", "-f", "qcow2", "disk.qcow2", "10M")
+    ours("bitmap", "--add", "disk.qcow2", "day")
+    data = (folder / "disk.qcow2").read_bytes()
+    poke("disk.qcow2", int.from_bytes(data[136:144], "big") + 15, b"\3")  # flags: auto, in use
+    assert normal(ours("info", "--output=json", "disk.qcow2"))["format-specific"]["data"]["bitmaps"][0]["flags"] == ["in-use", "auto"]
+    assert "only be removed" in ours("bitmap", "--clear", "disk.qcow2", "day", status=1)
+    ours("resize", "disk.qcow2", "11M")
+    assert bitmaps(folder / "disk.qcow2")["day"][0] == 3
+    ours("bitmap", "--remove", "disk.qcow2", "day")
+    assert not bitmaps(folder / "disk.qcow2")
+    theirs("check", "disk.qcow2")
+
+
+def test_bitmap_errors(folder):
+    ours("create", "-f", "qcow2", "-o", "compat=0.10", "old.qcow2", "1M")
+    ours("create", "disk.raw", "1M")
+    ours("create", "-f", "qcow2", "disk.qcow2", "1M")
+    assert "version 2" in ours("bitmap", "--add", "old.qcow2", "day", status=1)
+    assert "is raw" in ours("bitmap", "--add", "disk.raw", "day", status=1)
+    assert "power of two" in ours("bitmap", "--add", "-g", "5000", "disk.qcow2", "day", status=1)
+    assert "say what to do" in ours("bitmap", "disk.qcow2", "day", status=1)
+    assert "no bitmap 'day'" in ours("bitmap", "--remove", "disk.qcow2", "day", status=1)
+    ours("bitmap", "--add", "disk.qcow2", "day")
+    assert "already" in ours("bitmap", "--add", "disk.qcow2", "day", status=1)
+    poke("disk.qcow2", 142, b"\xff")  # the directory lies beyond the end of the file
+    assert "damaged" in ours("check", "disk.qcow2", status=2)
+    ours("bitmap", "--add", "disk.qcow2", "week")
+    assert list(bitmaps(folder / "disk.qcow2")) == ["week"]
+    ours("check", "-r", "all", "disk.qcow2")
+    theirs("check", "disk.qcow2")

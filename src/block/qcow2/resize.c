@@ -53,6 +53,8 @@ static int resize(struct qcow2 *q, uint64_t size)
     if (entries > L1_BYTES_MAX / 8)
         return -EFBIG;
     int r = checkpoint(q);
+    if (r == 0)
+        r = dirty_bitmaps_before_resize(q);
     if (r == 0 && entries > q->l1_size)
         r = grow_l1(q, (uint32_t)entries);
     if (r == 0 && q->external && q->data->size < size)
@@ -60,7 +62,7 @@ static int resize(struct qcow2 *q, uint64_t size)
     store_be64(field, size);
     if (r == 0)
         r = header_update(q, H_SIZE, field, sizeof field);
-    return r;
+    return r < 0 ? r : dirty_bitmaps_after_resize(q, size);
 }
 
 int qcow2_resize(struct block_node *node, uint64_t size, struct err *err)

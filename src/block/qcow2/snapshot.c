@@ -194,6 +194,7 @@ static int apply(struct work *work, const struct qcow2_snapshot *s, uint64_t *l1
         r = checkpoint(q);
     if (r == 0)
         r = switch_l1(q, offset, l1_size);
+    dirty_bitmaps_mark(q, 0, q->node.size);
     if (r == 0)
         r = drop_tree(q, old, old_size, old_offset);
     if (r < 0)
