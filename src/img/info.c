@@ -22,16 +22,6 @@ static void print_size(char text[32], uint64_t bytes)
     snprintf(text, 32, "%.3g %s", value, units[unit]);
 }
 
-/* The backing file's path as seen from here. */
-static char *full_backing(const char *image, const char *backing)
-{
-    const char *slash = strrchr(image, '/');
-    char *path = NULL;
-    if (backing[0] == '/' || !slash)
-        return strdup(backing);
-    return asprintf(&path, "%.*s/%s", (int)(slash - image), image, backing) < 0 ? NULL : path;
-}
-
 static json_t *bitmaps_json(struct block_node *node)
 {
     json_t *list = json_array();
@@ -90,7 +80,7 @@ static int print_json(const struct img_image *image, uint64_t actual, const stru
         json_object_set_new(out, "format-specific", qcow2_json(image, info));
     }
     if (info->backing) {
-        own_free char *full = full_backing(image->node->name, info->backing);
+        own_free char *full = img_beside(image->node->name, info->backing);
         json_object_set_new(out, "backing-filename", json_string(info->backing));
         json_object_set_new(out, "full-backing-filename", json_string(full ? full : info->backing));
         if (info->backing_format)

@@ -27,6 +27,9 @@ TEXT_SETTER(granularity)
 TEXT_SETTER(snapshot_create)
 TEXT_SETTER(snapshot_apply)
 TEXT_SETTER(snapshot_delete)
+FLAG_SETTER(shrink)
+FLAG_SETTER(keep)
+FLAG_SETTER(unsafe)
 FLAG_SETTER(snapshot_list)
 FLAG_SETTER(compress)
 FLAG_SETTER(strict)
@@ -100,7 +103,7 @@ const struct option_spec img_option_table[] = {
     {"options", "NAME=VALUE,...", "-o: settings of the new image",
      "qcow2: compat (0.10, 1.1), cluster_size, refcount_bits, extended_l2, lazy_refcounts, compression_type (zlib, zstd), "
      "backing_file, backing_fmt, data_file, data_file_raw.", set_settings},
-    {"backing", "PATH", "-b: backing file of the new image, relative to the image's folder", NULL, set_backing},
+    {"backing", "PATH", "-b: backing file of the image, relative to the image's folder", NULL, set_backing},
     {"backing-format", "FORMAT", "-F: the backing file's format", NULL, set_backing_format},
     {"allow-backing", "DIR", "backing and data files that an image names may lie in DIR; repeat for more",
      "Those in the image's own folder and below are allowed anyway.", set_allow_backing},
@@ -113,6 +116,9 @@ const struct option_spec img_option_table[] = {
     {"create", "NAME", "-c: take a snapshot", NULL, set_snapshot_create},
     {"apply", "NAME", "-a: make the disk what it was at a snapshot, given by name or id", NULL, set_snapshot_apply},
     {"delete", "NAME", "-d: delete a snapshot, given by name or id", NULL, set_snapshot_delete},
+    {"shrink", NULL, "resize: the disk may become smaller: what is behind its new end is lost", NULL, set_shrink},
+    {"keep", NULL, "-d: commit: leave the image as it is instead of emptying it", NULL, set_keep},
+    {"unsafe", NULL, "-u: rebase: change the name only, whatever that does to what the disk reads", NULL, set_unsafe},
     {"add", NULL, "bitmap: make one, enabled and clean", NULL, set_bitmap_add},
     {"remove", NULL, "bitmap: remove it", NULL, set_bitmap_remove},
     {"clear", NULL, "bitmap: forget what it recorded", NULL, set_bitmap_clear},

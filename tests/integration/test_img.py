@@ -116,7 +116,7 @@ def test_resize(folder):
     theirs("check", "disk.qcow2")
     assert json.loads(theirs("info", "--output=json", "disk.qcow2"))["virtual-size"] == 21 << 20
     ours("compare", "a.raw", "disk.qcow2")
-    assert "cannot shrink" in ours("resize", "disk.qcow2", "1M", status=1)
+    assert "--shrink" in ours("resize", "disk.qcow2", "1M", status=1)
     ours("resize", "a.raw", "2M")
     assert (folder / "a.raw").stat().st_size == 2 << 20
 
@@ -270,3 +270,105 @@ def test_bitmap_errors(folder):
     assert list(bitmaps(folder / "disk.qcow2")) == ["week"]
     ours("check", "-r", "all", "disk.qcow2")
     theirs("check", "disk.qcow2")
+
+
+CHAIN_SETTINGS = ["", "compat=0.10", "cluster_size=512", "cluster_size=2M", "extended_l2=on", "data_file={}.data"]
+
+
+def make_chain(folder, settings, bottom="raw"):
+    """base <- middle <- top, of different sizes, each with some data, some zeroes and some holes."""
+    rng = random.Random(settings)
+    make_raw(folder / "base.raw", 3 << 20)
+    if bottom != "raw":
+        theirs("convert", "-f", "raw", "-O", bottom, "base.raw", f"base.{bottom}")
+    for name, below, kind, size in ("middle", f"base.{bottom}", bottom, 5 << 20), ("top", "middle.qcow2", "qcow2", (4 << 20) + 512):
+        option = ["-o", settings.format(name)] if settings else []
+        theirs("create", "-f", "qcow2", *option, "-b", below, "-F", kind, f"{name}.qcow2", size)
+        commands = []
+        for _ in range(20):
+            offset, length = rng.randrange(size // 512 - 300) * 512, rng.randrange(1, 300) * 512
+            commands += ["-c", f"write {rng.choice(['-z', f'-P {rng.randrange(1, 255)}'])} {offset} {length}"]
+        run("qemu-io", "-f", "qcow2", *commands, f"{name}.qcow2")
+    ours("convert", "-O", "raw", "top.qcow2", "before.raw")
+
+
+def reads_the_same(folder, image="top.qcow2", kind="qcow2"):
+    theirs("compare", "-q", "-f", "raw", "-F", kind, "before.raw", image)
+    ours("compare", "-f", "raw", "-F", kind, "before.raw", image)
+    if kind == "qcow2":
+        theirs("check", image)
+        ours("check", image)
+
+
+@pytest.mark.parametrize("settings", CHAIN_SETTINGS)
+def test_commit(folder, settings):
+    make_chain(folder, settings)
+    empty = json.loads(theirs("map", "--output=json", "top.qcow2"))
+    assert any(extent["depth"] == 0 for extent in empty)
+    ours("commit", "top.qcow2")
+    assert all(extent["depth"] > 0 or not extent["present"] for extent in json.loads(theirs("map", "--output=json", "top.qcow2")))
+    reads_the_same(folder)
+    theirs("check", "middle.qcow2")
+    ours("check", "middle.qcow2")
+
+
+@pytest.mark.parametrize("bottom", ["raw", "qcow2"])
+def test_commit_further_down(folder, bottom):
+    make_chain(folder, "", bottom)
+    ours("commit", "-b", f"base.{bottom}", "top.qcow2")
+    reads_the_same(folder, "top.qcow2")
+    theirs("compare", "-q", "-f", "raw", "-F", bottom, "before.raw", f"base.{bottom}")
+    assert "not in the backing chain" in ours("commit", "-b", "before.raw", "top.qcow2", status=1)
+    assert "no backing file" in ours("commit", "before.raw", status=1)
+
+
+def test_commit_keeps_snapshots(folder):
+    make_chain(folder, "")
+    ours("snapshot", "-c", "one", "top.qcow2")
+    ours("commit", "-d", "top.qcow2")
+    assert any(extent["depth"] == 0 for extent in json.loads(theirs("map", "--output=json", "top.qcow2")))
+    ours("commit", "top.qcow2")
+    reads_the_same(folder)
+    ours("snapshot", "-a", "one", "top.qcow2")
+    ours("snapshot", "-d", "one", "top.qcow2")
+    reads_the_same(folder)
+
+
+@pytest.mark.parametrize("settings", CHAIN_SETTINGS)
+def test_rebase(folder, settings):
+    make_chain(folder, settings)
+    make_raw(folder / "other.raw", 2 << 20, seed=9)
+    ours("rebase", "-b", "base.raw", "-F", "raw", "top.qcow2")
+    reads_the_same(folder)
+    ours("rebase", "-b", "other.raw", "-F", "raw", "top.qcow2")
+    assert json.loads(theirs("info", "--output=json", "top.qcow2"))["backing-filename"] == "other.raw"
+    reads_the_same(folder)
+    ours("rebase", "-b", "", "top.qcow2")
+    assert "backing-filename" not in json.loads(theirs("info", "--output=json", "top.qcow2"))
+    reads_the_same(folder)
+
+
+def test_rebase_of_the_name_only(folder):
+    make_chain(folder, "")
+    os.rename("middle.qcow2", "a-much-longer-name-than-before.qcow2")
+    assert "No such file" in ours("info", "--output=json", "middle.qcow2", status=1)
+    ours("bitmap", "--add", "a-much-longer-name-than-before.qcow2", "day")
+    ours("rebase", "-u", "-b", "a-much-longer-name-than-before.qcow2", "-F", "qcow2", "top.qcow2")
+    reads_the_same(folder)
+    assert "state the backing file's format" in ours("rebase", "-b", "base.raw", "top.qcow2", status=1)
+    assert "No such file" in ours("rebase", "-b", "missing", "-F", "raw", "top.qcow2", status=1)
+
+
+@pytest.mark.parametrize("settings", CHAIN_SETTINGS)
+def test_shrink_and_grow(folder, settings):
+    make_chain(folder, settings)
+    before = (folder / "before.raw").read_bytes()
+    size = (1 << 20) + 1536
+    ours("resize", "--shrink", "top.qcow2", size)
+    (folder / "before.raw").write_bytes(before[:size])
+    reads_the_same(folder)
+    ours("resize", "top.qcow2", "+2M")
+    (folder / "before.raw").write_bytes(before[:size] + bytes(2 << 20))
+    reads_the_same(folder)
+    ours("resize", "--shrink", "top.qcow2", "-1M")
+    assert json.loads(theirs("info", "--output=json", "top.qcow2"))["virtual-size"] == size + (1 << 20)

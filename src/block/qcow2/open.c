@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -104,6 +105,12 @@ static int load(void *arg)
 
 /* ---- files that the image names ---- */
 
+static bool same_file(int fd, const char *path)
+{
+    struct stat a, b;
+    return path && fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 static int open_backing(struct qcow2 *q, const struct block_options *o, struct err *err)
 {
     const char *format = q->backing_format;
@@ -114,6 +121,9 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
     int r = names_open(o, q->backing_name, true, &fd, &path, err);
     if (r < 0)
         return r;
+    q->before_base = same_file(fd, o->base);
+    if (q->before_base)
+        return 0;
     if (!format) {
         enum block_guess guess = block_guess_format(path);
         if (guess == BLOCK_GUESS_UNSURE)
@@ -130,6 +140,7 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
                                   .direct = o->direct,
                                   .below = raw,
                                   .allow_dirs = o->allow_dirs,
+                                  .base = o->base,
                                   .depth = o->depth + 1};
     r = block_open(&below, &q->backing, err);
     if (r < 0)

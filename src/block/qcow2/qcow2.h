@@ -27,6 +27,14 @@ struct qcow2_info {
 };
 void qcow2_get_info(struct block_node *node, struct qcow2_info *ret_info);
 
+/* Opened with `base`: the format that the chain's last image states for it (NULL: none). -ENOENT: it is not in the chain. */
+must_check int qcow2_base_format(struct block_node *node, const char **ret_format);
+
+/* The name and format of the backing file, for the next time that the image is opened; NULL: none. Stable when it returns. */
+must_check int qcow2_set_backing(struct block_node *node, const char *name, const char *format, struct err *err);
+/* Everything reads as the backing file says (zeroes without one). Stable when it returns. */
+must_check int qcow2_empty(struct block_node *node, struct err *err);
+
 /* ---- Check ---- */
 
 enum qcow2_repair { QCOW2_CHECK_ONLY, QCOW2_REPAIR_LEAKS, QCOW2_REPAIR_ALL };

@@ -68,6 +68,7 @@ struct dirty_range {
 struct qcow2 {
     struct block_node node; /* first */
     struct block_node *file, *data, *backing; /* data: file itself, or the external data file */
+    bool before_base; /* the backing file is the one at which the chain was to end */
     uint64_t backing_size; /* 0: none; where it ends, zeroes follow */
     unsigned version, cluster_bits, l2_bits, entry_size, refcount_order, refblock_bits;
     uint32_t cluster_size, unit_size; /* unit: what is allocated at once, a cluster or subcluster */
