@@ -89,6 +89,12 @@ int block_resize(struct block_node *node, uint64_t size, struct err *err)
                                : err_say(err, ENOTSUP, "disk '%s' cannot be resized now", node->name);
 }
 
+int block_bitmap_status(struct block_node *node, const char *name, uint64_t offset, uint64_t len, uint64_t *ret_len,
+                        bool *ret_dirty)
+{
+    return node->class->bitmap_status ? node->class->bitmap_status(node, name, offset, len, ret_len, ret_dirty) : -ENOENT;
+}
+
 struct run {
     int (*fn)(void *arg);
     void *arg;

@@ -74,6 +74,7 @@ struct block_options {
     bool direct;        /* O_DIRECT: past the host's page cache */
     bool below;         /* file: any length, grows by writes, zeroes behind its end: what formats stand on */
     bool no_backing;    /* qcow2: read nothing from the backing file, and do not open it */
+    const char *base;   /* qcow2: the backing chain ends before this file, which is not opened; NULL: nowhere */
     bool repair;        /* qcow2: open for repair even what is marked as damaged */
     /* NULL or NULL-terminated: folders besides the image's own in which backing and data files may lie */
     const char *const *allow_dirs;
@@ -88,6 +89,8 @@ struct block_class {
     void (*submit)(struct block_node *node, struct block_request *request);
     /* Optional, in a fiber: what the range holds; len > 0 and inside the node. NULL: all is data. */
     int (*status)(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
+    /* Optional, in a fiber: whether the range is dirty in the named bitmap, as far as it is the same throughout; -ENOENT. */
+    int (*bitmap_status)(struct block_node *node, const char *name, uint64_t offset, uint64_t len, uint64_t *ret_len, bool *ret_dirty);
     /* Optional, in a fiber, with no request in flight: a new size in bytes, a multiple of block_size. */
     int (*resize)(struct block_node *node, uint64_t size, struct err *err);
     /* In a fiber, with no request in flight: writes back what is only in memory; from then on the node is read-only, and
@@ -135,6 +138,8 @@ int block_do(struct block_node *node, enum block_op op, uint64_t offset, void *b
 int block_do_request(struct block_node *node, struct block_request *request);
 int block_status(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
 must_check int block_resize(struct block_node *node, uint64_t size, struct err *err);
+int block_bitmap_status(struct block_node *node, const char *name, uint64_t offset, uint64_t len, uint64_t *ret_len,
+                        bool *ret_dirty);
 
 /* Outside of fibers, in the ring's thread: runs fn(arg) in a fiber and the ring until it has ended. Returns what it did,
  * or -ENOMEM. */

@@ -2,6 +2,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,22 +24,24 @@ int img_guess(const char *path, const char *format, const char **ret_format, str
     return 0;
 }
 
-int img_open(const struct img_options *options, const char *path, const char *format, bool read_only, bool repair,
-             struct block_ring *ring, struct img_image *ret_image, struct err *err)
+int img_block_options(const struct img_options *options, const char *path, const char *format, bool read_only,
+                      struct block_options *ret_open, struct err *err)
 {
-    struct img_image image = {.ring = ring};
-    int r = img_guess(path, format, &image.format, err);
-    if (r < 0)
-        return r;
-    struct block_options open = {.driver = image.format,
-                                 .path = path,
-                                 .fd = -1,
-                                 .read_only = read_only,
-                                 .below = strcmp(image.format, "raw") == 0,
-                                 .repair = repair,
-                                 .no_backing = repair,
-                                 .allow_dirs = options->allow_dirs};
-    r = block_open(&open, &image.node, err);
+    int r = img_guess(path, format, &format, err);
+    if (r == 0)
+        *ret_open = (struct block_options){.driver = format,
+                                           .path = path,
+                                           .fd = -1,
+                                           .read_only = read_only,
+                                           .below = strcmp(format, "raw") == 0,
+                                           .allow_dirs = options->allow_dirs};
+    return r;
+}
+
+int img_open_as(const struct block_options *open, struct block_ring *ring, struct img_image *ret_image, struct err *err)
+{
+    struct img_image image = {.ring = ring, .format = open->driver};
+    int r = block_open(open, &image.node, err);
     if (r < 0)
         return r;
     if (!ring)
@@ -55,11 +58,29 @@ int img_open(const struct img_options *options, const char *path, const char *fo
     return 0;
 }
 
+int img_open(const struct img_options *options, const char *path, const char *format, bool read_only, bool repair,
+             struct block_ring *ring, struct img_image *ret_image, struct err *err)
+{
+    struct block_options open = {0};
+    int r = img_block_options(options, path, format, read_only, &open, err);
+    open.repair = open.no_backing = repair;
+    return r < 0 ? r : img_open_as(&open, ring, ret_image, err);
+}
+
 void img_close(struct img_image *image)
 {
     block_close(image->node);
     block_ring_free(image->ring);
     *image = (struct img_image){0};
+}
+
+char *img_beside(const char *image, const char *name)
+{
+    const char *slash = strrchr(image, '/');
+    char *path = NULL;
+    if (name[0] == '/' || !slash)
+        return strdup(name);
+    return asprintf(&path, "%.*s/%s", (int)(slash - image), image, name) < 0 ? NULL : path;
 }
 
 int img_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)

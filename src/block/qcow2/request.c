@@ -305,6 +305,8 @@ void qcow2_submit(struct block_node *node, struct block_request *req)
     req->progress = 0;
     req->pending = 1;
     req->result = 0;
+    if (q->bitmaps.count && req->op != BLOCK_READ && req->op != BLOCK_FLUSH)
+        dirty_bitmaps_mark(q, req->offset, req->len);
     int r = NEEDS_FIBER;
     if (req->op == BLOCK_READ || (req->op == BLOCK_WRITE && !req->stable && !req->compress && !q->failed))
         r = start_cached(q, req);
