@@ -25,7 +25,7 @@ struct copy {
     enum block_copy_mode mode;
     enum block_copy_state state;
     int error;
-    bool stop;
+    bool stop, based;
     void (*changed)(void *arg);
     void *arg;
 
@@ -126,6 +126,8 @@ static int copy_range(struct copy *copy, uint64_t offset, uint64_t end, void *bu
             r = block_do(copy->source, BLOCK_READ, offset, buffer, extent.len);
             if (r == 0)
                 r = block_do(copy->target, BLOCK_WRITE, offset, buffer, extent.len);
+        } else if (r == 0 && copy->based) {
+            r = block_do(copy->target, BLOCK_WRITE_ZEROES, offset, NULL, extent.len);
         }
         offset += extent.len;
     }
@@ -318,6 +320,29 @@ static int check_nodes(const struct block_node *source, const struct block_node 
     return 0;
 }
 
+static void add_todo(struct copy *copy, uint64_t offset, uint64_t len)
+{
+    uint64_t end = (offset + len + CHUNK - 1) >> CHUNK_BITS;
+    for (uint64_t chunk = offset >> CHUNK_BITS; chunk < end; chunk++) {
+        copy->todo_count += !is_todo(copy, chunk);
+        copy->todo[chunk / 64] |= UINT64_C(1) << chunk % 64;
+    }
+}
+
+static int add_dirty(struct copy *copy, const char *bitmap)
+{
+    uint64_t len = 0;
+    for (uint64_t offset = 0; offset < copy->node.size; offset += len) {
+        bool dirty;
+        int r = block_bitmap_status(copy->source, bitmap, offset, copy->node.size - offset, &len, &dirty);
+        if (r < 0)
+            return r;
+        if (dirty)
+            add_todo(copy, offset, len);
+    }
+    return 0;
+}
+
 int block_copy_create(const struct block_copy_options *options, struct block_node **ret_node, struct err *err)
 {
     const struct block_node *source = options->source;
@@ -327,23 +352,27 @@ int block_copy_create(const struct block_copy_options *options, struct block_nod
     struct copy *copy = calloc(1, sizeof *copy);
     if (!copy)
         return err_set(err, ENOMEM, "copy");
-    copy->chunks = copy->todo_count = (source->size + CHUNK - 1) >> CHUNK_BITS;
+    copy->chunks = (source->size + CHUNK - 1) >> CHUNK_BITS;
     copy->todo = calloc((copy->chunks + 63) / 64, sizeof *copy->todo);
     copy->node = *source;
     copy->node.class = &block_copy;
     copy->node.name = strdup(source->name);
-    if (!copy->todo || !copy->node.name) {
-        copy_free(copy);
-        return err_set(err, ENOMEM, "copy");
-    }
-    for (uint64_t chunk = 0; chunk < copy->chunks; chunk++)
-        copy->todo[chunk / 64] |= UINT64_C(1) << chunk % 64;
     copy->source = options->source;
     copy->target = options->target;
     copy->mode = options->mode;
+    copy->based = options->based;
     copy->changed = options->changed;
     copy->arg = options->arg;
     copy->held_end = &copy->held;
+    r = copy->todo && copy->node.name ? 0 : -ENOMEM;
+    if (r == 0 && options->bitmap)
+        r = add_dirty(copy, options->bitmap);
+    else if (r == 0)
+        add_todo(copy, 0, source->size);
+    if (r < 0) {
+        copy_free(copy);
+        return err_set(err, -r, "%s '%s'", options->bitmap ? "bitmap" : "copy of", options->bitmap ? options->bitmap : source->name);
+    }
     *ret_node = &copy->node;
     return 0;
 }

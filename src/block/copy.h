@@ -19,7 +19,9 @@ enum block_copy_state {
 
 struct block_copy_options {
     enum block_copy_mode mode;
-    struct block_node *source, *target; /* of one size; the target reads as zeroes and nobody else uses it */
+    struct block_node *source, *target; /* of one size; nobody else uses the target */
+    bool based;         /* the target does not read as zeroes where nothing is written */
+    const char *bitmap; /* copy only what the source's bitmap of this name calls dirty; NULL: everything */
     /* When READY, DONE or FAILED, in the ring's thread. It must not end the copy itself. NULL: none. */
     void (*changed)(void *arg);
     void *arg;
@@ -31,7 +33,7 @@ struct block_copy_status {
     uint64_t copied, size; /* bytes */
 };
 
-/* Owns both nodes once it is created; source and target are attached to one ring, or will be by attaching the copy. */
+/* In a fiber of the source's ring when there is a bitmap. Owns both nodes once it is created; source and target are attached to one ring, or will be by attaching the copy. */
 must_check int block_copy_create(const struct block_copy_options *options, struct block_node **ret_node, struct err *err);
 /* Begins. */
 must_check int block_copy_start(struct block_node *node);

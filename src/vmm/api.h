@@ -38,7 +38,7 @@ struct api_vm_ops {
     /* See vmm/disk_live.h. */
     int (*disk_set_size)(void *arg, const char *id, uint64_t bytes, struct err *err);
     int (*disk_snapshot)(void *arg, const char *id, const char *path, struct err *err);
-    int (*disk_copy_start)(void *arg, const char *id, bool mirror, const char *path, const char *format, struct err *err);
+    int (*disk_copy_start)(void *arg, const char *id, const struct disk_copy_request *request, struct err *err);
     int (*disk_copy_status)(void *arg, const char *id, struct disk_copy_status *ret_status, struct err *err);
     /* `complete`: a mirror becomes the disk. */
     int (*disk_copy_end)(void *arg, const char *id, bool complete, struct err *err);

@@ -85,14 +85,16 @@ static const char *const states[] = {
 int api_put_drive_copy(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
 {
     (void)ret_answer;
-    const char *format = api_string(request->body, "format");
-    bool mirror = !strcmp(api_string(request->body, "kind"), kinds[BLOCK_COPY_MIRROR]);
+    const json_t *body = request->body;
+    bool mirror = !strcmp(api_string(body, "kind"), kinds[BLOCK_COPY_MIRROR]);
+    struct disk_copy_request copy = {.mode = mirror ? BLOCK_COPY_MIRROR : BLOCK_COPY_BACKUP,
+                                     .path = api_string(body, "path_on_host"),
+                                     .format = api_has(body, "format") ? api_string(body, "format") : "qcow2",
+                                     .bitmap = api_string(body, "bitmap"),
+                                     .base = api_string(body, "base_path_on_host")};
     struct vm_disk *disk;
     int ret = find_disk(api, request, api->ops->disk_copy_start, "a disk's copy", &disk, err);
-    if (ret < 0)
-        return ret;
-    return api->ops->disk_copy_start(api->arg, disk->id, mirror, api_string(request->body, "path_on_host"),
-                                     format ? format : "qcow2", err);
+    return ret < 0 ? ret : api->ops->disk_copy_start(api->arg, disk->id, &copy, err);
 }
 
 int api_patch_drive_copy(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)

@@ -259,12 +259,11 @@ static int op_disk_snapshot(void *arg, const char *id, const char *path, struct 
     return ret < 0 ? ret : disk_snapshot(disk.dev, disk.config, path, err);
 }
 
-static int op_disk_copy_start(void *arg, const char *id, bool mirror, const char *path, const char *format, struct err *err)
+static int op_disk_copy_start(void *arg, const char *id, const struct disk_copy_request *request, struct err *err)
 {
-    enum block_copy_mode mode = mirror ? BLOCK_COPY_MIRROR : BLOCK_COPY_BACKUP;
     struct found_disk disk;
     int ret = find_disk(arg, id, &disk, err);
-    return ret < 0 ? ret : disk_copy_start(disk.copy, disk.dev, disk.config, mode, path, format, err);
+    return ret < 0 ? ret : disk_copy_start(disk.copy, disk.dev, disk.config, request, err);
 }
 
 static int op_disk_copy_status(void *arg, const char *id, struct disk_copy_status *ret_status, struct err *err)

@@ -191,6 +191,10 @@ static const struct api_object drive_copy = {
          .text = "A new file. While it is not complete its name ends in .part."},
         {.name = "format", .type = API_STRING, .values = (const char *const[]){"raw", "qcow2", NULL},
          .text = "Format of the new image (default qcow2)."},
+        {.name = "bitmap", .type = API_STRING, .max = 1000,
+         .text = "Backup of a qcow2 disk: a bitmap in the image, which records from now on what the next backup needs."},
+        {.name = "base_path_on_host", .type = API_STRING,
+         .text = "The backup before this one, with the same bitmap: only what was written since is copied, on top of it."},
         {0}}, false};
 
 static const struct api_object drive_copy_action = {

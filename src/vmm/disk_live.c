@@ -122,12 +122,36 @@ static void discard_image(struct block_node *node, const char *path)
 
 /* ---- snapshot ---- */
 
+/* What is recorded of the old image goes on in the new one. */
+static int carry_bitmaps(struct block_node *overlay, struct block_node *old)
+{
+    int r = 0;
+    uint32_t count = old->class == &block_qcow2 ? qcow2_bitmap_count(old) : 0;
+    for (uint32_t i = 0; r == 0 && i < count; i++) {
+        struct qcow2_bitmap bitmap;
+        qcow2_get_bitmap(old, i, &bitmap);
+        if (!bitmap.enabled || !bitmap.granularity || bitmap.in_use)
+            continue;
+        struct qcow2_bitmap_change change = {
+            .action = QCOW2_BITMAP_ADD, .name = bitmap.name, .granularity = (uint32_t)bitmap.granularity};
+        r = qcow2_bitmap_change(overlay, &change, NULL);
+        change.action = QCOW2_BITMAP_MERGE;
+        change.source = bitmap.name;
+        change.source_node = old;
+        if (r == 0)
+            r = qcow2_bitmap_change(overlay, &change, NULL);
+    }
+    return r;
+}
+
 static int switch_to_overlay(struct block_node **node, void *arg)
 {
     struct block_node *overlay = arg, *old = *node;
     int r = qcow2_attach_backing(overlay, old);
     if (r == 0)
         r = block_attach(overlay, old->ring, NULL);
+    if (r == 0)
+        r = carry_bitmaps(overlay, old);
     if (r == 0)
         r = old->class->freeze(old);
     if (r < 0)
@@ -185,9 +209,54 @@ int disk_resize(struct virtio_device *dev, uint64_t size, struct err *err)
     return r < 0 && !err->code ? err_set(err, -r, "disk '%s'", dev->id) : r;
 }
 
+/* ---- a backup's bitmap; alone ---- */
+
+static bool has_bitmap(struct block_node *node, const char *name)
+{
+    for (uint32_t i = 0; i < qcow2_bitmap_count(node); i++) {
+        struct qcow2_bitmap bitmap;
+        qcow2_get_bitmap(node, i, &bitmap);
+        if (strcmp(bitmap.name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int change_bitmap(struct block_node *node, enum qcow2_bitmap_action action, const char *name, const char *source,
+                         struct err *err)
+{
+    struct qcow2_bitmap_change change = {.action = action, .name = name, .source = source};
+    return qcow2_bitmap_change(node, &change, err);
+}
+
+/* From now on the next bitmap records; the old one goes on, in case that the backup fails. */
+static int begin_bitmap(struct block_node *node, const struct disk_copy *copy, bool must_exist, struct err *err)
+{
+    if (node->class != &block_qcow2)
+        return err_say(err, EINVAL, "disk '%s' is not a qcow2 image: only those have bitmaps", copy->dev->id);
+    if (must_exist && !has_bitmap(node, copy->bitmap))
+        return err_say(err, ENOENT, "disk '%s' has no bitmap '%s'; a backup without base_path_on_host makes it", copy->dev->id,
+                       copy->bitmap);
+    int r = has_bitmap(node, copy->next_bitmap) ? change_bitmap(node, QCOW2_BITMAP_REMOVE, copy->next_bitmap, NULL, err) : 0;
+    return r < 0 ? r : change_bitmap(node, QCOW2_BITMAP_ADD, copy->next_bitmap, NULL, err);
+}
+
+static int end_bitmap(struct block_node *node, const struct disk_copy *copy, bool complete)
+{
+    int r = 0;
+    if (complete) {
+        r = has_bitmap(node, copy->bitmap) ? change_bitmap(node, QCOW2_BITMAP_CLEAR, copy->bitmap, NULL, NULL)
+                                           : change_bitmap(node, QCOW2_BITMAP_ADD, copy->bitmap, NULL, NULL);
+        if (r == 0)
+            r = change_bitmap(node, QCOW2_BITMAP_MERGE, copy->bitmap, copy->next_bitmap, NULL);
+    }
+    return r < 0 ? r : change_bitmap(node, QCOW2_BITMAP_REMOVE, copy->next_bitmap, NULL, NULL);
+}
+
 /* ---- copy ---- */
 
 struct starting {
+    struct disk_copy *copy;
     struct block_copy_options options;
     struct err *err;
 };
@@ -195,18 +264,26 @@ struct starting {
 static int insert_copy(struct block_node **node, void *arg)
 {
     struct starting *starting = arg;
-    struct block_node *copy = NULL;
-    starting->options.source = *node;
-    int r = block_attach(starting->options.target, (*node)->ring, starting->err);
-    if (r == 0)
-        r = block_copy_create(&starting->options, &copy, starting->err);
+    const struct disk_copy *own = starting->copy;
+    struct block_copy_options *options = &starting->options;
+    struct block_node *copy = NULL, *disk = *node;
+    options->source = disk;
+    int r = block_attach(options->target, disk->ring, starting->err);
+    if (r == 0 && own->bitmap)
+        r = begin_bitmap(disk, own, options->based, starting->err);
     if (r < 0)
         return r;
-    r = block_copy_start(copy);
-    if (r < 0)
-        block_copy_take(copy, &starting->options.source, &starting->options.target);
-    else
+    r = block_copy_create(options, &copy, starting->err);
+    if (r == 0)
+        r = block_copy_start(copy);
+    if (r == 0) {
         *node = copy;
+        return 0;
+    }
+    if (copy)
+        block_copy_take(copy, &options->source, &options->target);
+    if (own->bitmap)
+        (void)end_bitmap(disk, own, false);
     return r;
 }
 
@@ -224,9 +301,11 @@ static int read_status(struct block_node **node, void *arg)
 }
 
 struct ending {
-    bool to_target;
+    struct disk_copy *copy;
+    enum { GIVE_UP, MOVE, KEEP } how; /* no target; the disk becomes it; it is a backup */
     struct block_copy_status status;
     struct block_node *unused; /* the node that is not the disk's any more */
+    int bitmap_error;
 };
 
 static int remove_copy(struct block_node **node, void *arg)
@@ -234,11 +313,14 @@ static int remove_copy(struct block_node **node, void *arg)
     struct ending *ending = arg;
     struct block_node *source, *target;
     block_copy_status(*node, &ending->status);
-    if (ending->to_target && ending->status.state != BLOCK_COPY_READY)
+    bool move = ending->how == MOVE;
+    if (move && ending->status.state != BLOCK_COPY_READY)
         return -EBUSY; /* a write to the target failed just now */
     block_copy_take(*node, &source, &target);
-    *node = ending->to_target ? target : source;
-    ending->unused = ending->to_target ? source : target;
+    *node = move ? target : source;
+    ending->unused = move ? source : target;
+    if (ending->copy->bitmap)
+        ending->bitmap_error = end_bitmap(source, ending->copy, ending->how == KEEP);
     return 0;
 }
 
@@ -251,19 +333,33 @@ static int publish(struct disk_copy *copy, struct err *err)
                            : err_set(err, errno, "'%s'", copy->now.path);
 }
 
-/* Lock held, a copy runs. */
-static int end_copy(struct disk_copy *copy, bool to_target, struct ending *ret_ending)
+/* Lock held, a copy runs. `ending` says how it shall end, and then how it did. */
+static int end_copy(struct disk_copy *copy, struct ending *ending)
 {
-    *ret_ending = (struct ending){.to_target = to_target};
+    ending->copy = copy;
     virtio_blk_run(copy->dev, false, stop_copy, NULL); /* while the guest goes on */
-    int r = virtio_blk_run(copy->dev, true, remove_copy, ret_ending);
+    int r = virtio_blk_run(copy->dev, true, remove_copy, ending);
     if (r < 0)
         return r;
-    copy->now.copied = ret_ending->status.copied;
-    copy->now.error = ret_ending->status.error;
+    copy->now.copied = ending->status.copied;
+    copy->now.error = ending->status.error;
     copy->dev = NULL;
-    block_close(ret_ending->unused);
+    block_close(ending->unused);
     return 0;
+}
+
+/* Lock held. A backup has all its data: gives it its name, and then starts the bitmap anew. */
+static void finish_backup(struct disk_copy *copy)
+{
+    struct err err = {0};
+    struct ending ending = {.how = publish(copy, &err) < 0 ? GIVE_UP : KEEP};
+    end_copy(copy, &ending);
+    copy->now.state = err.code ? DISK_COPY_FAILED : DISK_COPY_DONE;
+    copy->now.error = -err.code;
+    if (err.code)
+        log_error("backup: %s", err.message);
+    if (ending.bitmap_error < 0)
+        log_error("disk '%s': bitmap '%s': %s; the next backup is larger", copy->now.path, copy->bitmap, strerror(-ending.bitmap_error));
 }
 
 /* In the loop: the copy said that something has changed. */
@@ -271,15 +367,14 @@ static void settle(void *arg)
 {
     struct disk_copy *copy = arg;
     struct block_copy_status status = {0};
-    struct ending ending;
-    struct err err = {0};
+    struct ending ending = {.how = GIVE_UP};
     pthread_mutex_lock(&copy->lock);
     if (copy->dev)
         virtio_blk_run(copy->dev, false, read_status, &status);
-    if (copy->dev && status.state == BLOCK_COPY_DONE && end_copy(copy, false, &ending) == 0) {
-        copy->now.state = publish(copy, &err) < 0 ? DISK_COPY_FAILED : DISK_COPY_DONE;
-        copy->now.error = err.code ? -err.code : 0;
-    } else if (copy->dev && status.state == BLOCK_COPY_FAILED && end_copy(copy, false, &ending) == 0) {
+    if (copy->dev && status.state == BLOCK_COPY_DONE) {
+        finish_backup(copy);
+    } else if (copy->dev && status.state == BLOCK_COPY_FAILED) {
+        end_copy(copy, &ending);
         copy->now.state = DISK_COPY_FAILED;
         unlink(copy->part);
         log_error("copy to '%s': %s", copy->now.path, strerror(-copy->now.error));
@@ -293,59 +388,98 @@ static void on_change(void *arg)
     loop_call(copy->loop, settle, copy);
 }
 
-static void set_paths(struct disk_copy *copy, const char *path)
+static void forget(struct disk_copy *copy)
 {
     free(copy->now.path);
     free(copy->part);
-    copy->now.path = strdup(path);
-    if (asprintf(&copy->part, "%s.part", path) < 0)
-        copy->part = NULL;
+    free(copy->bitmap);
+    free(copy->next_bitmap);
+    copy->now = (struct disk_copy_status){0};
+    copy->part = copy->bitmap = copy->next_bitmap = NULL;
 }
 
-static int start_copy(struct disk_copy *copy, struct virtio_device *dev, const struct facts *facts, bool direct,
-                      const char *format, struct err *err)
+static int remember(struct disk_copy *copy, const struct disk_copy_request *request, struct err *err)
 {
-    struct starting starting = {.options = {.mode = copy->now.mode, .changed = on_change, .arg = copy}, .err = err};
-    int r = make_image(copy->part, format, facts->size, NULL, direct, &starting.options.target, err);
+    const char *bitmap = request->bitmap;
+    forget(copy);
+    copy->now.mode = request->mode;
+    copy->now.format = strcmp(request->format, "raw") == 0 ? "raw" : "qcow2";
+    copy->now.path = strdup(request->path);
+    bool fine = copy->now.path && asprintf(&copy->part, "%s.part", request->path) >= 0;
+    if (fine && bitmap)
+        fine = (copy->bitmap = strdup(bitmap)) && asprintf(&copy->next_bitmap, "%s.next", bitmap) >= 0;
+    return fine ? 0 : err_set(err, ENOMEM, "copy");
+}
+
+/* What a request must be like whatever the disk is. */
+static int check_request(const struct disk_copy_request *request, struct facts *ret_base, struct err *err)
+{
+    if (access(request->path, F_OK) == 0)
+        return err_say(err, EEXIST, "'%s' exists; name a new file", request->path);
+    if ((request->bitmap || request->base) && request->mode != BLOCK_COPY_BACKUP)
+        return err_say(err, EINVAL, "only a backup has a bitmap and a base");
+    if (!request->base)
+        return 0;
+    if (!request->bitmap || strcmp(request->format, "qcow2") != 0)
+        return err_say(err, EINVAL, "a backup with a base has format qcow2 and a bitmap");
+    enum block_guess guess = block_guess_format(request->base);
+    if (guess == BLOCK_GUESS_UNSURE)
+        return err_say(err, EINVAL, "'%s' has a qcow2 header; if it is a qcow2 image give it a name that ends in .qcow2", request->base);
+    *ret_base = (struct facts){.path = (char *)(uintptr_t)request->base, .qcow2 = guess == BLOCK_GUESS_QCOW2};
+    return 0;
+}
+
+static int start_copy(struct disk_copy *copy, const struct facts *disk, bool direct, const struct disk_copy_request *request,
+                      const struct facts *base, struct err *err)
+{
+    struct starting starting = {.copy = copy,
+                                .options = {.mode = request->mode,
+                                            .based = request->base,
+                                            .bitmap = request->base ? request->bitmap : NULL,
+                                            .changed = on_change,
+                                            .arg = copy},
+                                .err = err};
+    int r = make_image(copy->part, request->format, disk->size, base, direct, &starting.options.target, err);
     if (r < 0)
         return r;
-    copy->dev = dev;
-    r = virtio_blk_run(dev, true, insert_copy, &starting);
+    r = virtio_blk_run(copy->dev, true, insert_copy, &starting);
     if (r == 0)
         return 0;
-    copy->dev = NULL;
     discard_image(starting.options.target, copy->part);
-    return err->code ? r : err_set(err, -r, "disk '%s': copy", dev->id);
+    return err->code ? r : err_set(err, -r, "disk '%s': copy", copy->dev->id);
 }
 
 static int start_locked(struct disk_copy *copy, struct virtio_device *dev, const struct vm_disk *disk,
-                        enum block_copy_mode mode, const char *path, const char *format, struct err *err)
+                        const struct disk_copy_request *request, struct err *err)
 {
-    struct facts facts;
-    int r = ask(dev, &facts, err);
+    struct facts facts, base = {0};
+    int r = check_request(request, &base, err);
+    if (r == 0)
+        r = ask(dev, &facts, err);
     if (r < 0)
         return r;
     own_free char *old_path = facts.path;
-    if (access(path, F_OK) == 0)
-        return err_say(err, EEXIST, "'%s' exists; name a new file", path);
-    set_paths(copy, path);
-    copy->now.mode = mode;
-    copy->now.format = strcmp(format, "raw") == 0 ? "raw" : "qcow2";
-    copy->now.size = facts.size;
-    if (!copy->now.path || !copy->part)
-        return err_set(err, ENOMEM, "copy");
-    if (mode == BLOCK_COPY_MIRROR && facts.read_only)
+    if (request->mode == BLOCK_COPY_MIRROR && facts.read_only)
         return err_say(err, EINVAL, "disk '%s' is read-only: copy the file, and give the disk its new path", dev->id);
-    r = start_copy(copy, dev, &facts, disk->direct, format, err);
-    copy->now.state = r < 0 ? DISK_COPY_NONE : DISK_COPY_RUNNING;
+    r = remember(copy, request, err);
+    if (r < 0)
+        return r;
+    copy->dev = dev;
+    copy->now.size = facts.size;
+    copy->now.state = DISK_COPY_RUNNING;
+    r = start_copy(copy, &facts, disk->direct, request, request->base ? &base : NULL, err);
+    if (r < 0) {
+        copy->dev = NULL;
+        forget(copy);
+    }
     return r;
 }
 
-int disk_copy_start(struct disk_copy *copy, struct virtio_device *dev, const struct vm_disk *disk, enum block_copy_mode mode,
-                    const char *path, const char *format, struct err *err)
+int disk_copy_start(struct disk_copy *copy, struct virtio_device *dev, const struct vm_disk *disk,
+                    const struct disk_copy_request *request, struct err *err)
 {
     pthread_mutex_lock(&copy->lock);
-    int r = start_locked(copy, dev, disk, mode, path, format, err);
+    int r = start_locked(copy, dev, disk, request, err);
     pthread_mutex_unlock(&copy->lock);
     return r;
 }
@@ -367,7 +501,7 @@ void disk_copy_status(struct disk_copy *copy, struct disk_copy_status *ret_statu
 static int complete_locked(struct disk_copy *copy, struct err *err)
 {
     struct block_copy_status status;
-    struct ending ending;
+    struct ending ending = {.how = MOVE};
     if (!copy->dev || copy->now.mode != BLOCK_COPY_MIRROR)
         return err_say(err, EINVAL, "no mirror of this disk runs");
     virtio_blk_run(copy->dev, false, read_status, &status);
@@ -377,7 +511,7 @@ static int complete_locked(struct disk_copy *copy, struct err *err)
     int r = publish(copy, err);
     if (r < 0)
         return r;
-    r = end_copy(copy, true, &ending);
+    r = end_copy(copy, &ending);
     if (r < 0) {
         unlink(copy->now.path); /* settle() says the rest */
         return err_set(err, -r, "the mirror failed");
@@ -396,13 +530,13 @@ int disk_copy_complete(struct disk_copy *copy, struct err *err)
 
 int disk_copy_cancel(struct disk_copy *copy, struct err *err)
 {
-    struct ending ending;
+    struct ending ending = {.how = GIVE_UP};
     int r = 0;
     pthread_mutex_lock(&copy->lock);
     if (!copy->dev) {
         r = err_say(err, EINVAL, "no copy of this disk runs");
     } else {
-        r = end_copy(copy, false, &ending);
+        r = end_copy(copy, &ending);
         copy->now.state = DISK_COPY_CANCELLED;
         unlink(copy->part);
     }
@@ -415,7 +549,6 @@ void disk_copy_clear(struct disk_copy *copy)
     struct err err;
     if (copy->dev && disk_copy_cancel(copy, &err) == 0)
         log_warn("the copy to '%s' was not complete; it is gone", copy->now.path);
-    free(copy->now.path);
-    free(copy->part);
+    forget(copy);
     pthread_mutex_destroy(&copy->lock);
 }

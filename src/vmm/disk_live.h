@@ -33,12 +33,22 @@ struct disk_copy {
     struct loop *loop;
     struct virtio_device *dev; /* while it runs */
     char *part;                /* what the target is called until it is complete */
+    char *bitmap, *next_bitmap; /* of the disk; `next` records since the copy began. NULL: none */
     struct disk_copy_status now;
 };
 
-/* Copies the disk into a new image `path` (format "raw" or "qcow2"). A backup ends by itself; in `loop`, which must run. */
+struct disk_copy_request {
+    enum block_copy_mode mode;
+    const char *path;   /* of a new image */
+    const char *format; /* "raw" or "qcow2" */
+    /* Backups of a qcow2 disk. The bitmap records what the guest writes from now on; after a backup that failed, also what
+     * it recorded before. With `base` (the backup before this one, becomes the backing file of the new image), only what
+     * the bitmap has recorded until now is copied. NULL: none. */
+    const char *bitmap, *base;
+};
+/* Begins. A backup ends by itself, in the loop, which must run. */
 must_check int disk_copy_start(struct disk_copy *copy, struct virtio_device *dev, const struct vm_disk *disk,
-                               enum block_copy_mode mode, const char *path, const char *format, struct err *err);
+                               const struct disk_copy_request *request, struct err *err);
 /* The caller frees the path; NULL: there was no copy. */
 void disk_copy_status(struct disk_copy *copy, struct disk_copy_status *ret_status);
 /* Moves the disk to a mirror's target. -EBUSY while it is not ready. */

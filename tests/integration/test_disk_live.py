@@ -144,6 +144,44 @@ def test_backup_is_one_instant(engine, tmp, disk):
     assert not list(tmp.glob("*.part"))
 
 
+def test_incremental_backups(engine, tmp):
+    disk = tmp / "disk.qcow2"
+    img("convert", "-O", "qcow2", make_disk(tmp / "disk.raw"), disk)
+    made = []
+
+    def backup(guest, **kw):
+        path = tmp / f"backup{len(made)}.qcow2"
+        guest.put("/drives/drive0/copy", kind="Backup", path_on_host=str(path), bitmap="daily", **kw)
+        guest.state("Done")
+        made.append(path)
+
+    with Guest(engine, tmp, disk) as guest:
+        guest.refused("PUT", "/drives/drive0/copy", {"kind": "Backup", "path_on_host": str(tmp / "x.qcow2"), "bitmap": "daily",
+                                                     "base_path_on_host": str(disk)}, "has no bitmap 'daily'")
+        guest.refused("PUT", "/drives/drive0/copy", {"kind": "Mirror", "path_on_host": str(tmp / "x.qcow2"), "bitmap": "daily"},
+                      "only a backup")
+        backup(guest)
+        for _ in range(2):
+            more_writes(guest)
+            backup(guest, base_path_on_host=str(made[-1]))
+        guest.put("/drives/drive0/copy", kind="Backup", path_on_host=str(tmp / "gone.qcow2"), bitmap="daily")
+        guest.patch("/drives/drive0/copy", action="Cancel")  # what it was to copy is still dirty
+        guest.put("/drives/drive0/snapshot", path_on_host=str(tmp / "top.qcow2"))
+        more_writes(guest)
+        backup(guest, base_path_on_host=str(made[-1]))
+        guest.end()
+    with Guest(engine, tmp, tmp / "top.qcow2") as guest:
+        backup(guest, base_path_on_host=str(made[-1]))
+        _, digest, _ = guest.end()
+    for path in made:
+        img("check", path)
+        one_instant(raw_of(path, tmp))
+    sizes = [path.stat().st_size for path in made]
+    assert max(sizes[1:]) < 8 * MIB < sizes[0] // 4, sizes
+    shown = json.loads(img("info", "--output=json", tmp / "top.qcow2"))["format-specific"]["data"]["bitmaps"]
+    assert [bitmap["name"] for bitmap in shown] == ["daily"]
+
+
 def test_disk_moves_to_its_mirror(engine, tmp, disk):
     with Guest(engine, tmp, disk) as guest:
         guest.put("/drives/drive0/copy", kind="Mirror", path_on_host=str(tmp / "new.qcow2"))
