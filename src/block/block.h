@@ -96,6 +96,8 @@ struct block_class {
     /* In a fiber, with no request in flight: writes back what is only in memory; from then on the node is read-only, and
      * others may open its files for reading. */
     int (*freeze)(struct block_node *node);
+    /* In a fiber: a node that was opened read-only, or frozen, is written from now on. -EBUSY when others have it open. */
+    int (*thaw)(struct block_node *node, struct err *err);
     /* Optional, in a fiber: ends what the node does between requests. */
     void (*stop)(struct block_node *node);
 };

@@ -25,7 +25,7 @@ struct copy {
     enum block_copy_mode mode;
     enum block_copy_state state;
     int error;
-    bool stop, based;
+    bool stop, based, owns_target;
     void (*changed)(void *arg);
     void *arg;
 
@@ -47,6 +47,12 @@ static struct copy *copy_of(const struct block_node *node)
 bool block_is_copy(const struct block_node *node)
 {
     return node->class == &block_copy;
+}
+
+/* Writes go to source and target. */
+static bool follows(const struct copy *copy)
+{
+    return copy->mode == BLOCK_COPY_MIRROR || copy->mode == BLOCK_COPY_COMMIT;
 }
 
 /* ---- locked ranges ---- */
@@ -116,19 +122,38 @@ static void fail(struct copy *copy, int error)
         copy->changed(copy->arg);
 }
 
+enum need { NOTHING, COPY, ZERO };
+
+/* What makes the target read as this part of the source does. */
+static enum need needed(const struct copy *copy, const struct block_extent *extent)
+{
+    bool own = extent->present && !extent->depth;
+    if ((copy->mode == BLOCK_COPY_COMMIT && !own) || (copy->mode == BLOCK_COPY_FLATTEN && !extent->depth))
+        return NOTHING;
+    if (extent->data || !extent->zero)
+        return COPY;
+    return copy->based || copy->mode == BLOCK_COPY_COMMIT ? ZERO : NOTHING;
+}
+
+static int copy_extent(struct copy *copy, const struct block_extent *extent, uint64_t offset, void *buffer)
+{
+    enum need need = needed(copy, extent);
+    if (need == ZERO)
+        return block_do(copy->target, BLOCK_WRITE_ZEROES, offset, NULL, extent->len);
+    int r = need == COPY ? block_do(copy->source, BLOCK_READ, offset, buffer, extent->len) : 0;
+    if (r == 0 && need == COPY)
+        r = block_do(copy->target, BLOCK_WRITE, offset, buffer, extent->len);
+    return r;
+}
+
 static int copy_range(struct copy *copy, uint64_t offset, uint64_t end, void *buffer)
 {
     int r = 0;
     while (r == 0 && offset < end) {
         struct block_extent extent;
         r = block_status(copy->source, offset, end - offset, &extent);
-        if (r == 0 && (extent.data || !extent.zero)) {
-            r = block_do(copy->source, BLOCK_READ, offset, buffer, extent.len);
-            if (r == 0)
-                r = block_do(copy->target, BLOCK_WRITE, offset, buffer, extent.len);
-        } else if (r == 0 && copy->based) {
-            r = block_do(copy->target, BLOCK_WRITE_ZEROES, offset, NULL, extent.len);
-        }
+        if (r == 0)
+            r = copy_extent(copy, &extent, offset, buffer);
         offset += extent.len;
     }
     return r;
@@ -176,7 +201,7 @@ static void worker(void *arg)
     if (--copy->workers)
         return;
     if (copy->state == BLOCK_COPY_RUNNING && !copy->todo_count) {
-        copy->state = copy->mode == BLOCK_COPY_MIRROR ? BLOCK_COPY_READY : BLOCK_COPY_DONE;
+        copy->state = follows(copy) ? BLOCK_COPY_READY : BLOCK_COPY_DONE;
         if (copy->changed)
             copy->changed(copy->arg);
     }
@@ -187,7 +212,7 @@ static void worker(void *arg)
 
 static bool mirrored(const struct copy *copy, uint64_t offset, uint64_t len)
 {
-    if (copy->mode != BLOCK_COPY_MIRROR || copy->state == BLOCK_COPY_FAILED)
+    if (!follows(copy) || copy->state == BLOCK_COPY_FAILED)
         return false;
     uint64_t end = (offset + len + CHUNK - 1) >> CHUNK_BITS;
     for (uint64_t chunk = offset >> CHUNK_BITS; chunk < end; chunk++)
@@ -256,7 +281,7 @@ static void serve_flush(void *arg)
 {
     struct block_request *request = arg;
     struct copy *copy = copy_of(request->node);
-    request->done(request, forward_to_both(copy, request, copy->mode == BLOCK_COPY_MIRROR && copy->state != BLOCK_COPY_FAILED));
+    request->done(request, forward_to_both(copy, request, follows(copy) && copy->state != BLOCK_COPY_FAILED));
 }
 
 static void copy_submit(struct block_node *node, struct block_request *request)
@@ -279,7 +304,7 @@ static int copy_attach(struct block_node *node, struct block_ring *ring, struct 
 {
     struct copy *copy = copy_of(node);
     int r = block_attach(copy->source, ring, err);
-    return r < 0 ? r : block_attach(copy->target, ring, err);
+    return r < 0 || !copy->owns_target ? r : block_attach(copy->target, ring, err);
 }
 
 static void copy_free(struct copy *copy)
@@ -294,7 +319,8 @@ static void copy_close(struct block_node *node)
 {
     struct copy *copy = copy_of(node);
     block_close(copy->source);
-    block_close(copy->target);
+    if (copy->owns_target)
+        block_close(copy->target);
     copy_free(copy);
 }
 
@@ -345,8 +371,8 @@ static int add_dirty(struct copy *copy, const char *bitmap)
 
 int block_copy_create(const struct block_copy_options *options, struct block_node **ret_node, struct err *err)
 {
-    const struct block_node *source = options->source;
-    int r = check_nodes(source, options->target, err);
+    struct block_node *source = options->source;
+    int r = options->target ? check_nodes(source, options->target, err) : 0;
     if (r < 0)
         return r;
     struct copy *copy = calloc(1, sizeof *copy);
@@ -358,7 +384,8 @@ int block_copy_create(const struct block_copy_options *options, struct block_nod
     copy->node.class = &block_copy;
     copy->node.name = strdup(source->name);
     copy->source = options->source;
-    copy->target = options->target;
+    copy->target = options->target ? options->target : source;
+    copy->owns_target = options->mode == BLOCK_COPY_MIRROR || options->mode == BLOCK_COPY_BACKUP;
     copy->mode = options->mode;
     copy->based = options->based;
     copy->changed = options->changed;
@@ -413,6 +440,6 @@ void block_copy_take(struct block_node *node, struct block_node **ret_source, st
 {
     struct copy *copy = copy_of(node);
     *ret_source = copy->source;
-    *ret_target = copy->target;
+    *ret_target = copy->target == copy->source ? NULL : copy->target;
     copy_free(copy);
 }

@@ -1,7 +1,9 @@
 /* A disk copied while it is in use: a node over `source` that serves its requests, and copies it to `target` besides.
  *
  * MIRROR: what is written goes to both; once everything was copied they stay the same, and the disk can move to the
- * target. BACKUP: the target gets what the source held at the start; a chunk is copied before it is overwritten.
+ * target. COMMIT: the same with the source's backing node as target, which gets what the source holds itself. BACKUP: the
+ * target gets what the source held at the start; a chunk is copied before it is overwritten. FLATTEN: what comes from the
+ * source's backing node is written to the source itself, which then needs it no more.
  * Whatever goes wrong with the target ends the copy and never the disk. Copying is work of the node's own: between
  * requests it is idle, and may be attached elsewhere or closed, only before block_copy_start and after block_copy_stop.
  * Threads: create anywhere; the rest in the ring's thread. */
@@ -9,17 +11,18 @@
 
 #include "block/block.h"
 
-enum block_copy_mode { BLOCK_COPY_MIRROR, BLOCK_COPY_BACKUP };
+enum block_copy_mode { BLOCK_COPY_MIRROR, BLOCK_COPY_BACKUP, BLOCK_COPY_COMMIT, BLOCK_COPY_FLATTEN };
 enum block_copy_state {
     BLOCK_COPY_RUNNING,
-    BLOCK_COPY_READY,  /* mirror: both are the same */
-    BLOCK_COPY_DONE,   /* backup: the target is complete and stable */
+    BLOCK_COPY_READY,  /* mirror, commit: both are the same */
+    BLOCK_COPY_DONE,   /* backup, flatten: complete and stable */
     BLOCK_COPY_FAILED, /* the target is of no use */
 };
 
 struct block_copy_options {
     enum block_copy_mode mode;
-    struct block_node *source, *target; /* of one size; nobody else uses the target */
+    /* Of one size; nobody else uses the target. COMMIT: it is the source's own, and writable; FLATTEN: NULL. */
+    struct block_node *source, *target;
     bool based;         /* the target does not read as zeroes where nothing is written */
     const char *bitmap; /* copy only what the source's bitmap of this name calls dirty; NULL: everything */
     /* When READY, DONE or FAILED, in the ring's thread. It must not end the copy itself. NULL: none. */
@@ -33,13 +36,13 @@ struct block_copy_status {
     uint64_t copied, size; /* bytes */
 };
 
-/* In a fiber of the source's ring when there is a bitmap. Owns both nodes once it is created; source and target are attached to one ring, or will be by attaching the copy. */
+/* In a fiber of the source's ring when there is a bitmap. Owns the nodes once it is created; source and target are attached to one ring, or will be by attaching the copy. */
 must_check int block_copy_create(const struct block_copy_options *options, struct block_node **ret_node, struct err *err);
 /* Begins. */
 must_check int block_copy_start(struct block_node *node);
 void block_copy_status(const struct block_node *node, struct block_copy_status *ret_status);
 bool block_is_copy(const struct block_node *node);
-/* In a fiber: waits until nothing is copied any more; later requests go to both (a mirror that is ready) or to the
+/* In a fiber: waits until nothing is copied any more; later requests go to both (what is READY) or to the
  * source only. */
 void block_copy_stop(struct block_node *node);
 /* After block_copy_stop, with no request in flight: frees the copy alone. The nodes are the caller's again. */

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -488,6 +489,12 @@ static int file_resize(struct block_node *node, uint64_t size, struct err *err)
     return 0;
 }
 
+static void set_read_only(struct block_node *node, bool read_only)
+{
+    node->read_only = read_only;
+    node->can_discard = node->can_write_zeroes = !read_only;
+}
+
 static int file_freeze(struct block_node *node)
 {
     struct file_node *file = (struct file_node *)node;
@@ -495,10 +502,39 @@ static int file_freeze(struct block_node *node)
     int r = block_do(node, BLOCK_FLUSH, 0, NULL, 0);
     if (r < 0)
         return r;
-    node->read_only = true;
-    node->can_discard = node->can_write_zeroes = false;
+    set_read_only(node, true);
     if (fcntl(file->fd, F_OFD_SETLK, &lock) < 0)
         log_debug("disk '%s': this file system has no locks", node->name);
+    return 0;
+}
+
+/* The same file, open for writing and locked so. */
+static int reopen_writable(const struct file_node *file, struct err *err)
+{
+    struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+    struct block_options options = {.path = file->node.name};
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file->fd);
+    own_fd int fd = open(link, O_RDWR | O_CLOEXEC | (file->direct ? O_DIRECT : 0));
+    if (fd < 0)
+        return err_set(err, errno, "disk '%s'", file->node.name);
+    fcntl(file->fd, F_OFD_SETLK, &lock); /* our own lock would be in the way */
+    int r = lock_image(fd, &options, err);
+    lock.l_type = F_RDLCK;
+    if (r < 0)
+        fcntl(file->fd, F_OFD_SETLK, &lock);
+    return r < 0 ? r : TAKE_FD(fd);
+}
+
+static int file_thaw(struct block_node *node, struct err *err)
+{
+    struct file_node *file = (struct file_node *)node;
+    int fd = reopen_writable(file, err);
+    if (fd < 0)
+        return fd;
+    close(file->fd);
+    file->fd = fd;
+    set_read_only(node, false);
     return 0;
 }
 
@@ -510,4 +546,5 @@ const struct block_class block_file = {
     .status = file_status,
     .resize = file_resize,
     .freeze = file_freeze,
+    .thaw = file_thaw,
 };

@@ -64,20 +64,65 @@ int api_patch_drive(struct api *api, const struct api_request *request, json_t *
     return ret;
 }
 
+/* ---- snapshots ---- */
+
 int api_put_drive_snapshot(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
 {
     (void)ret_answer;
-    const char *path = api_string(request->body, "path_on_host");
+    const char *path = api_string(request->body, "path_on_host"), *name = api_string(request->body, "name");
     struct vm_disk *disk;
-    int ret = find_disk(api, request, api->ops->disk_snapshot, "a disk's snapshot", &disk, err);
-    if (ret == 0)
-        ret = api->ops->disk_snapshot(api->arg, disk->id, path, err);
+    int ret = find_disk(api, request, api->ops->disk_snapshot && api->ops->disk_internal_snapshot, "a disk's snapshot", &disk, err);
+    if (ret < 0)
+        return ret;
+    if (!path == !name)
+        return err_say(err, EINVAL, "give either path_on_host or a name");
+    if (name)
+        return api->ops->disk_internal_snapshot(api->arg, disk->id, DISK_SNAPSHOT_CREATE, name, NULL, err);
+    ret = api->ops->disk_snapshot(api->arg, disk->id, path, err);
     return ret < 0 ? ret : set_file(disk, path, "qcow2", err);
+}
+
+int api_patch_drive_snapshot(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+{
+    (void)ret_answer;
+    struct vm_disk *disk;
+    int ret = find_disk(api, request, api->ops->disk_internal_snapshot, "a disk's snapshot", &disk, err);
+    if (ret == 0) /* the schema knows no other action */
+        ret = api->ops->disk_internal_snapshot(api->arg, disk->id, DISK_SNAPSHOT_DELETE, api_string(request->body, "name"), NULL, err);
+    return ret;
+}
+
+int api_get_drive_snapshot(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+{
+    struct qcow2_snapshots snapshots = {0};
+    struct vm_disk *disk;
+    int ret = find_disk(api, request, api->ops->disk_internal_snapshot, "a disk's snapshot", &disk, err);
+    if (ret == 0)
+        ret = api->ops->disk_internal_snapshot(api->arg, disk->id, DISK_SNAPSHOT_LIST, NULL, &snapshots, err);
+    if (ret < 0)
+        return ret;
+    json_t *root = json_object(), *list = json_array();
+    for (uint32_t i = 0; i < snapshots.count; i++) {
+        const struct qcow2_snapshot *snapshot = &snapshots.list[i];
+        json_t *shown = json_object();
+        json_object_set_new(shown, "id", json_string(snapshot->id));
+        json_object_set_new(shown, "name", json_string(snapshot->name));
+        json_object_set_new(shown, "date_s", json_integer(snapshot->date_s));
+        json_object_set_new(shown, "size", json_integer((json_int_t)(snapshot->disk_size & INT64_MAX)));
+        json_array_append_new(list, shown);
+    }
+    json_object_set_new(root, "snapshots", list);
+    qcow2_snapshots_free(&snapshots);
+    *ret_answer = root;
+    return 0;
 }
 
 /* ---- copies ---- */
 
-static const char *const kinds[] = {[BLOCK_COPY_MIRROR] = "Mirror", [BLOCK_COPY_BACKUP] = "Backup"};
+static const char *const kinds[] = {[BLOCK_COPY_MIRROR] = "Mirror",
+                                    [BLOCK_COPY_BACKUP] = "Backup",
+                                    [BLOCK_COPY_COMMIT] = "Commit",
+                                    [BLOCK_COPY_FLATTEN] = "Flatten"};
 static const char *const states[] = {
     [DISK_COPY_NONE] = "None", [DISK_COPY_RUNNING] = "Running", [DISK_COPY_READY] = "Ready",
     [DISK_COPY_DONE] = "Done", [DISK_COPY_FAILED] = "Failed",   [DISK_COPY_CANCELLED] = "Cancelled"};
@@ -86,8 +131,10 @@ int api_put_drive_copy(struct api *api, const struct api_request *request, json_
 {
     (void)ret_answer;
     const json_t *body = request->body;
-    bool mirror = !strcmp(api_string(body, "kind"), kinds[BLOCK_COPY_MIRROR]);
-    struct disk_copy_request copy = {.mode = mirror ? BLOCK_COPY_MIRROR : BLOCK_COPY_BACKUP,
+    unsigned mode = 0;
+    while (strcmp(api_string(body, "kind"), kinds[mode]) != 0) /* the schema knows no others */
+        mode++;
+    struct disk_copy_request copy = {.mode = (enum block_copy_mode)mode,
                                      .path = api_string(body, "path_on_host"),
                                      .format = api_has(body, "format") ? api_string(body, "format") : "qcow2",
                                      .bitmap = api_string(body, "bitmap"),

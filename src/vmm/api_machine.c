@@ -259,6 +259,14 @@ static int op_disk_snapshot(void *arg, const char *id, const char *path, struct 
     return ret < 0 ? ret : disk_snapshot(disk.dev, disk.config, path, err);
 }
 
+static int op_disk_internal_snapshot(void *arg, const char *id, enum disk_snapshot_action action, const char *name,
+                                     struct qcow2_snapshots *ret_list, struct err *err)
+{
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    return ret < 0 ? ret : disk_internal_snapshot(disk.dev, action, name, ret_list, err);
+}
+
 static int op_disk_copy_start(void *arg, const char *id, const struct disk_copy_request *request, struct err *err)
 {
     struct found_disk disk;
@@ -419,6 +427,7 @@ const struct api_vm_ops api_machine_ops = {
     .disk_set_limit = op_disk_limit,
     .disk_set_size = op_disk_size,
     .disk_snapshot = op_disk_snapshot,
+    .disk_internal_snapshot = op_disk_internal_snapshot,
     .disk_copy_start = op_disk_copy_start,
     .disk_copy_status = op_disk_copy_status,
     .disk_copy_end = op_disk_copy_end,

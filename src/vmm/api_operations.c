@@ -176,19 +176,44 @@ static const struct api_object drive_update = {
         {0}}, false};
 
 static const struct api_object drive_snapshot = {
-    "DriveSnapshot", "Where a disk's writes go from now on.",
+    "DriveSnapshot", "How a disk is kept as it is now; one of both.",
     (const struct api_field[]){
-        {.name = "path_on_host", .type = API_STRING, .required = true,
-         .text = "A new qcow2 image. What the disk was until now becomes its backing file, and is not written any more."},
+        {.name = "path_on_host", .type = API_STRING,
+         .text = "A new qcow2 image, which takes all writes from now on. What the disk was until now becomes its backing file."},
+        {.name = "name", .type = API_STRING, .max = 255, .text = "Of a snapshot inside of the disk's qcow2 image."},
+        {0}}, false};
+
+static const struct api_object drive_snapshot_action = {
+    "DriveSnapshotAction", "What happens to a snapshot inside of a qcow2 image.",
+    (const struct api_field[]){
+        {.name = "action", .type = API_STRING, .required = true, .values = (const char *const[]){"Delete", NULL},
+         .text = "Delete: its space is free again."},
+        {.name = "name", .type = API_STRING, .required = true, .max = 255, .text = "Its name, or its id."},
+        {0}}, false};
+
+static const struct api_object drive_snapshot_entry = {
+    "DriveSnapshotEntry", "A snapshot inside of a qcow2 image.",
+    (const struct api_field[]){
+        {.name = "id", .type = API_STRING, .required = true, .text = "Its number."},
+        {.name = "name", .type = API_STRING, .required = true, .text = "Its name."},
+        {.name = "date_s", .type = API_INTEGER, .required = true, .max = UINT32_MAX, .text = "When it was made, in seconds since 1970."},
+        {.name = "size", .type = API_INTEGER, .required = true, .max = INT64_MAX, .text = "Of the disk then, in bytes."},
+        {0}}, false};
+
+static const struct api_object drive_snapshot_list = {
+    "DriveSnapshotList", "The snapshots inside of a qcow2 image.",
+    (const struct api_field[]){
+        {.name = "snapshots", .type = API_LIST, .required = true, .object = &drive_snapshot_entry, .text = "In order of age."},
         {0}}, false};
 
 static const struct api_object drive_copy = {
     "DriveCopy", "A copy of a disk, made while the guest runs.",
     (const struct api_field[]){
-        {.name = "kind", .type = API_STRING, .required = true, .values = (const char *const[]){"Backup", "Mirror", NULL},
-         .text = "Backup: the disk as it is now. Mirror: follows the disk, until the disk moves to it (action Complete)."},
-        {.name = "path_on_host", .type = API_STRING, .required = true,
-         .text = "A new file. While it is not complete its name ends in .part."},
+        {.name = "kind", .type = API_STRING, .required = true, .values = (const char *const[]){"Backup", "Commit", "Flatten", "Mirror", NULL},
+         .text = "Backup: the disk as it is now. Mirror: follows the disk, until the disk moves to it (action Complete). "
+                 "Commit: the same with the image's backing file. Flatten: the image gets what it has in its backing file."},
+        {.name = "path_on_host", .type = API_STRING,
+         .text = "Backup, Mirror: a new file. While it is not complete its name ends in .part."},
         {.name = "format", .type = API_STRING, .values = (const char *const[]){"raw", "qcow2", NULL},
          .text = "Format of the new image (default qcow2)."},
         {.name = "bitmap", .type = API_STRING, .max = 1000,
@@ -201,7 +226,7 @@ static const struct api_object drive_copy_action = {
     "DriveCopyAction", "How a copy ends.",
     (const struct api_field[]){
         {.name = "action", .type = API_STRING, .required = true, .values = (const char *const[]){"Cancel", "Complete", NULL},
-         .text = "Cancel: the copy goes, the disk stays. Complete: the disk is the mirror from now on; it must be Ready."},
+         .text = "Cancel: the copy goes, the disk stays. Complete: the disk moves to what is Ready."},
         {0}}, false};
 
 static const struct api_object drive_copy_status = {
@@ -209,9 +234,10 @@ static const struct api_object drive_copy_status = {
     (const struct api_field[]){
         {.name = "state", .type = API_STRING, .required = true,
          .values = (const char *const[]){"None", "Running", "Ready", "Done", "Failed", "Cancelled", NULL},
-         .text = "Ready: a mirror that is the same as the disk. Done: a backup that is complete, a mirror that is the disk."},
-        {.name = "kind", .type = API_STRING, .values = (const char *const[]){"Backup", "Mirror", NULL}, .text = "As it was asked for."},
-        {.name = "path_on_host", .type = API_STRING, .text = "The new image."},
+         .text = "Ready: it is the same as the disk, which may move to it. Done: it is complete, or the disk has moved."},
+        {.name = "kind", .type = API_STRING, .values = (const char *const[]){"Backup", "Commit", "Flatten", "Mirror", NULL},
+         .text = "As it was asked for."},
+        {.name = "path_on_host", .type = API_STRING, .text = "The image that is written."},
         {.name = "copied_bytes", .type = API_INTEGER, .max = INT64_MAX, .text = "Of the disk, how much is copied."},
         {.name = "total_bytes", .type = API_INTEGER, .max = INT64_MAX, .text = "Size of the disk."},
         {.name = "error", .type = API_STRING, .text = "Failed: why."},
@@ -456,7 +482,11 @@ const struct api_operation api_operations[] = {
     {API_PATCH, "/drives/{drive_id}", "drive", API_AFTER_START, &drive_update, false, false, NULL, api_patch_drive,
      "Change a disk's file, size or limits"},
     {API_PUT, "/drives/{drive_id}/snapshot", "drive_snapshot", API_AFTER_START, &drive_snapshot, false, false, NULL,
-     api_put_drive_snapshot, "Polder: keep a disk as it is now, and write to a new image on top of it"},
+     api_put_drive_snapshot, "Polder: keep a disk as it is now, inside of its image or by a new image on top of it"},
+    {API_GET, "/drives/{drive_id}/snapshot", "drive_snapshot", API_AFTER_START, NULL, false, false, &drive_snapshot_list,
+     api_get_drive_snapshot, "Polder: the snapshots inside of a disk's image"},
+    {API_PATCH, "/drives/{drive_id}/snapshot", "drive_snapshot", API_AFTER_START, &drive_snapshot_action, false, false, NULL,
+     api_patch_drive_snapshot, "Polder: delete a snapshot inside of a disk's image"},
     {API_GET, "/drives/{drive_id}/copy", "drive_copy", API_AFTER_START, NULL, false, false, &drive_copy_status,
      api_get_drive_copy, "Polder: how far a disk's copy is"},
     {API_PUT, "/drives/{drive_id}/copy", "drive_copy", API_AFTER_START, &drive_copy, false, false, NULL,

@@ -11,7 +11,6 @@
 
 #include "base/log.h"
 #include "base/own.h"
-#include "block/qcow2/qcow2.h"
 
 static uint64_t now_us(void)
 {
@@ -187,6 +186,41 @@ int disk_snapshot(struct virtio_device *dev, const struct vm_disk *disk, const c
     return 0;
 }
 
+struct internal {
+    enum disk_snapshot_action action;
+    const char *name;
+    struct qcow2_snapshots *list;
+    struct err *err;
+};
+
+static int run_internal(struct block_node **node, void *arg)
+{
+    struct internal *internal = arg;
+    if ((*node)->class->stop)
+        return err_say(internal->err, EBUSY, "the disk is being copied; wait, or cancel the copy");
+    if ((*node)->class != &block_qcow2)
+        return err_say(internal->err, EINVAL, "the disk is not a qcow2 image: only those hold snapshots; give path_on_host");
+    switch (internal->action) {
+    case DISK_SNAPSHOT_CREATE:
+        return qcow2_snapshot_create(*node, internal->name, internal->err);
+    case DISK_SNAPSHOT_DELETE:
+        return qcow2_snapshot_delete(*node, internal->name, internal->err);
+    case DISK_SNAPSHOT_LIST:
+        return qcow2_snapshots_load(*node, internal->list, internal->err);
+    }
+    return -EINVAL;
+}
+
+int disk_internal_snapshot(struct virtio_device *dev, enum disk_snapshot_action action, const char *name,
+                           struct qcow2_snapshots *ret_list, struct err *err)
+{
+    struct internal internal = {.action = action, .name = name, .list = ret_list, .err = err};
+    int r = action == DISK_SNAPSHOT_LIST ? 0 : virtio_blk_run(dev, false, flush_node, NULL); /* most of it, while the guest goes on */
+    if (r == 0)
+        r = virtio_blk_run(dev, true, run_internal, &internal);
+    return r < 0 && !err->code ? err_set(err, -r, "disk '%s': snapshot '%s'", dev->id, name ? name : "") : r;
+}
+
 /* ---- size ---- */
 
 struct resizing {
@@ -261,6 +295,27 @@ struct starting {
     struct err *err;
 };
 
+/* COMMIT, FLATTEN: the image's own backing node. */
+static int take_backing(struct block_node *disk, struct starting *starting)
+{
+    struct block_copy_options *options = &starting->options;
+    struct disk_copy *own = starting->copy;
+    struct block_node *backing = disk->class == &block_qcow2 ? qcow2_backing(disk) : NULL;
+    if (!backing)
+        return err_say(starting->err, EINVAL, "disk '%s' has no backing file", own->dev->id);
+    own->now.path = strdup(options->mode == BLOCK_COPY_COMMIT ? backing->name : disk->name);
+    if (!own->now.path)
+        return -ENOMEM;
+    if (options->mode == BLOCK_COPY_FLATTEN)
+        return 0;
+    own->now.format = backing->class == &block_qcow2 ? "qcow2" : "raw";
+    options->target = backing;
+    int r = backing->class->thaw(backing, starting->err);
+    if (r == 0 && backing->size < disk->size)
+        r = block_resize(backing, disk->size, starting->err);
+    return r;
+}
+
 static int insert_copy(struct block_node **node, void *arg)
 {
     struct starting *starting = arg;
@@ -268,7 +323,7 @@ static int insert_copy(struct block_node **node, void *arg)
     struct block_copy_options *options = &starting->options;
     struct block_node *copy = NULL, *disk = *node;
     options->source = disk;
-    int r = block_attach(options->target, disk->ring, starting->err);
+    int r = options->target ? block_attach(options->target, disk->ring, starting->err) : take_backing(disk, starting);
     if (r == 0 && own->bitmap)
         r = begin_bitmap(disk, own, options->based, starting->err);
     if (r < 0)
@@ -284,6 +339,8 @@ static int insert_copy(struct block_node **node, void *arg)
         block_copy_take(copy, &options->source, &options->target);
     if (own->bitmap)
         (void)end_bitmap(disk, own, false);
+    if (options->mode == BLOCK_COPY_COMMIT)
+        (void)options->target->class->freeze(options->target);
     return r;
 }
 
@@ -305,8 +362,26 @@ struct ending {
     enum { GIVE_UP, MOVE, KEEP } how; /* no target; the disk becomes it; it is a backup */
     struct block_copy_status status;
     struct block_node *unused; /* the node that is not the disk's any more */
-    int bitmap_error;
+    int error, bitmap_error;
 };
+
+/* The image has everything itself. */
+static struct block_node *drop_backing(struct block_node *disk, struct ending *ending)
+{
+    struct block_node *backing = qcow2_backing(disk);
+    ending->error = qcow2_set_backing(disk, NULL, NULL, NULL);
+    if (ending->error < 0)
+        return NULL;
+    qcow2_detach_backing(disk);
+    return backing;
+}
+
+/* The base holds all that the overlay does. */
+static struct block_node *leave_overlay(struct block_node *overlay)
+{
+    qcow2_detach_backing(overlay);
+    return overlay;
+}
 
 static int remove_copy(struct block_node **node, void *arg)
 {
@@ -318,7 +393,20 @@ static int remove_copy(struct block_node **node, void *arg)
         return -EBUSY; /* a write to the target failed just now */
     block_copy_take(*node, &source, &target);
     *node = move ? target : source;
-    ending->unused = move ? source : target;
+    switch (ending->copy->now.mode) {
+    case BLOCK_COPY_COMMIT:
+        ending->unused = move ? leave_overlay(source) : NULL;
+        if (!move)
+            ending->error = target->class->freeze(target);
+        break;
+    case BLOCK_COPY_FLATTEN:
+        ending->unused = ending->how == KEEP ? drop_backing(source, ending) : NULL;
+        break;
+    case BLOCK_COPY_MIRROR:
+    case BLOCK_COPY_BACKUP:
+        ending->unused = move ? source : target;
+        break;
+    }
     if (ending->copy->bitmap)
         ending->bitmap_error = end_bitmap(source, ending->copy, ending->how == KEEP);
     return 0;
@@ -327,7 +415,7 @@ static int remove_copy(struct block_node **node, void *arg)
 /* Lock held. What is in the target is complete: gives it its name. */
 static int publish(struct disk_copy *copy, struct err *err)
 {
-    if (renameat2(AT_FDCWD, copy->part, AT_FDCWD, copy->now.path, RENAME_NOREPLACE) == 0)
+    if (!copy->part || renameat2(AT_FDCWD, copy->part, AT_FDCWD, copy->now.path, RENAME_NOREPLACE) == 0)
         return 0;
     return errno == EEXIST ? err_say(err, EEXIST, "'%s' exists; the copy is '%s'", copy->now.path, copy->part)
                            : err_set(err, errno, "'%s'", copy->now.path);
@@ -348,16 +436,22 @@ static int end_copy(struct disk_copy *copy, struct ending *ending)
     return 0;
 }
 
-/* Lock held. A backup has all its data: gives it its name, and then starts the bitmap anew. */
-static void finish_backup(struct disk_copy *copy)
+static void remove_part(const struct disk_copy *copy)
+{
+    if (copy->part && unlink(copy->part) < 0)
+        log_warn("'%s' could not be removed: %s", copy->part, strerror(errno));
+}
+
+/* Lock held. Everything is copied: gives a backup its name, and then starts its bitmap anew. */
+static void finish(struct disk_copy *copy)
 {
     struct err err = {0};
     struct ending ending = {.how = publish(copy, &err) < 0 ? GIVE_UP : KEEP};
     end_copy(copy, &ending);
-    copy->now.state = err.code ? DISK_COPY_FAILED : DISK_COPY_DONE;
-    copy->now.error = -err.code;
+    copy->now.error = err.code ? -err.code : ending.error;
+    copy->now.state = copy->now.error ? DISK_COPY_FAILED : DISK_COPY_DONE;
     if (err.code)
-        log_error("backup: %s", err.message);
+        log_error("copy of a disk: %s", err.message);
     if (ending.bitmap_error < 0)
         log_error("disk '%s': bitmap '%s': %s; the next backup is larger", copy->now.path, copy->bitmap, strerror(-ending.bitmap_error));
 }
@@ -372,11 +466,11 @@ static void settle(void *arg)
     if (copy->dev)
         virtio_blk_run(copy->dev, false, read_status, &status);
     if (copy->dev && status.state == BLOCK_COPY_DONE) {
-        finish_backup(copy);
+        finish(copy);
     } else if (copy->dev && status.state == BLOCK_COPY_FAILED) {
         end_copy(copy, &ending);
         copy->now.state = DISK_COPY_FAILED;
-        unlink(copy->part);
+        remove_part(copy);
         log_error("copy to '%s': %s", copy->now.path, strerror(-copy->now.error));
     }
     pthread_mutex_unlock(&copy->lock);
@@ -404,8 +498,7 @@ static int remember(struct disk_copy *copy, const struct disk_copy_request *requ
     forget(copy);
     copy->now.mode = request->mode;
     copy->now.format = strcmp(request->format, "raw") == 0 ? "raw" : "qcow2";
-    copy->now.path = strdup(request->path);
-    bool fine = copy->now.path && asprintf(&copy->part, "%s.part", request->path) >= 0;
+    bool fine = !request->path || ((copy->now.path = strdup(request->path)) && asprintf(&copy->part, "%s.part", request->path) >= 0);
     if (fine && bitmap)
         fine = (copy->bitmap = strdup(bitmap)) && asprintf(&copy->next_bitmap, "%s.next", bitmap) >= 0;
     return fine ? 0 : err_set(err, ENOMEM, "copy");
@@ -414,7 +507,10 @@ static int remember(struct disk_copy *copy, const struct disk_copy_request *requ
 /* What a request must be like whatever the disk is. */
 static int check_request(const struct disk_copy_request *request, struct facts *ret_base, struct err *err)
 {
-    if (access(request->path, F_OK) == 0)
+    bool new_image = request->mode == BLOCK_COPY_MIRROR || request->mode == BLOCK_COPY_BACKUP;
+    if (new_image != (request->path != NULL))
+        return err_say(err, EINVAL, "a mirror or backup needs path_on_host, other copies have none");
+    if (new_image && access(request->path, F_OK) == 0)
         return err_say(err, EEXIST, "'%s' exists; name a new file", request->path);
     if ((request->bitmap || request->base) && request->mode != BLOCK_COPY_BACKUP)
         return err_say(err, EINVAL, "only a backup has a bitmap and a base");
@@ -439,13 +535,14 @@ static int start_copy(struct disk_copy *copy, const struct facts *disk, bool dir
                                             .changed = on_change,
                                             .arg = copy},
                                 .err = err};
-    int r = make_image(copy->part, request->format, disk->size, base, direct, &starting.options.target, err);
+    int r = copy->part ? make_image(copy->part, request->format, disk->size, base, direct, &starting.options.target, err) : 0;
     if (r < 0)
         return r;
     r = virtio_blk_run(copy->dev, true, insert_copy, &starting);
     if (r == 0)
         return 0;
-    discard_image(starting.options.target, copy->part);
+    if (copy->part)
+        discard_image(starting.options.target, copy->part);
     return err->code ? r : err_set(err, -r, "disk '%s': copy", copy->dev->id);
 }
 
@@ -459,7 +556,7 @@ static int start_locked(struct disk_copy *copy, struct virtio_device *dev, const
     if (r < 0)
         return r;
     own_free char *old_path = facts.path;
-    if (request->mode == BLOCK_COPY_MIRROR && facts.read_only)
+    if (request->mode != BLOCK_COPY_BACKUP && facts.read_only)
         return err_say(err, EINVAL, "disk '%s' is read-only: copy the file, and give the disk its new path", dev->id);
     r = remember(copy, request, err);
     if (r < 0)
@@ -502,19 +599,20 @@ static int complete_locked(struct disk_copy *copy, struct err *err)
 {
     struct block_copy_status status;
     struct ending ending = {.how = MOVE};
-    if (!copy->dev || copy->now.mode != BLOCK_COPY_MIRROR)
-        return err_say(err, EINVAL, "no mirror of this disk runs");
+    if (!copy->dev || (copy->now.mode != BLOCK_COPY_MIRROR && copy->now.mode != BLOCK_COPY_COMMIT))
+        return err_say(err, EINVAL, "no mirror or commit of this disk runs");
     virtio_blk_run(copy->dev, false, read_status, &status);
     if (status.state != BLOCK_COPY_READY)
-        return err_say(err, EBUSY, "the mirror is not ready: %llu of %llu bytes are copied", (unsigned long long)status.copied,
+        return err_say(err, EBUSY, "it is not ready: %llu of %llu bytes are copied", (unsigned long long)status.copied,
                        (unsigned long long)status.size);
     int r = publish(copy, err);
     if (r < 0)
         return r;
     r = end_copy(copy, &ending);
     if (r < 0) {
-        unlink(copy->now.path); /* settle() says the rest */
-        return err_set(err, -r, "the mirror failed");
+        if (copy->part)
+            unlink(copy->now.path); /* settle() says the rest */
+        return err_set(err, -r, "the copy failed");
     }
     copy->now.state = DISK_COPY_DONE;
     return 0;
@@ -538,7 +636,7 @@ int disk_copy_cancel(struct disk_copy *copy, struct err *err)
     } else {
         r = end_copy(copy, &ending);
         copy->now.state = DISK_COPY_CANCELLED;
-        unlink(copy->part);
+        remove_part(copy);
     }
     pthread_mutex_unlock(&copy->lock);
     return r;

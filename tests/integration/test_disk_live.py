@@ -223,6 +223,36 @@ def test_snapshots_under_load(engine, tmp, disk):
     assert sum_of(raw_of(tmp / "top3.qcow2", tmp)) == digest
 
 
+def test_overlays_are_merged(engine, tmp, disk):
+    """Commit brings a chain of three back to its base, flatten makes an overlay stand alone, all while the guest writes."""
+    with Guest(engine, tmp, disk) as guest:
+        guest.refused("PUT", "/drives/drive0/copy", {"kind": "Commit"}, "no backing file")
+        guest.refused("PUT", "/drives/drive0/copy", {"kind": "Flatten", "path_on_host": str(tmp / "x")}, "path_on_host")
+        for number in range(2):
+            guest.put("/drives/drive0/snapshot", path_on_host=str(tmp / f"top{number}.qcow2"))
+        guest.patch("/drives/drive0", drive_id="drive0", size=SIZE + 3 * MIB)
+        more_writes(guest)
+        for base in (tmp / "top0.qcow2", disk):
+            guest.put("/drives/drive0/copy", kind="Commit")
+            guest.state("Ready")
+            more_writes(guest)
+            guest.patch("/drives/drive0/copy", action="Complete")
+            assert guest.get("/vm/config")["drives"][0]["path_on_host"] == str(base)
+        guest.put("/drives/drive0/snapshot", path_on_host=str(tmp / "alone.qcow2"))
+        guest.put("/drives/drive0/copy", kind="Commit")
+        guest.patch("/drives/drive0/copy", action="Cancel")
+        more_writes(guest)
+        guest.put("/drives/drive0/copy", kind="Flatten")
+        guest.state("Done")
+        img("info", disk)  # nobody has it open for writing
+        last, digest, _ = guest.end()
+    img("check", tmp / "alone.qcow2")
+    assert "backing-filename" not in json.loads(img("info", "--output=json", tmp / "alone.qcow2"))
+    assert sum_of(raw_of(tmp / "alone.qcow2", tmp)) == digest
+    if disk.suffix == ".qcow2":
+        img("check", disk)
+
+
 def test_the_program_is_killed(engine, tmp):
     """At any instant, in the middle of snapshots and copies: what the guest had flushed is there, and no image is damaged."""
     disk = tmp / "disk.qcow2"
@@ -230,8 +260,10 @@ def test_the_program_is_killed(engine, tmp):
     at, last = [], disk
     for number in range(4):
         with Guest(engine, tmp, last) as guest:
-            if number % 2:
-                guest.put("/drives/drive0/copy", kind="Mirror", path_on_host=str(tmp / f"mirror{number}.qcow2"))
+            if number == 1:
+                guest.put("/drives/drive0/copy", kind="Mirror", path_on_host=str(tmp / "mirror.qcow2"))
+            elif number == 3:
+                guest.put("/drives/drive0/copy", kind="Commit")
             else:
                 last = tmp / f"top{number}.qcow2"
                 guest.put("/drives/drive0/snapshot", path_on_host=str(last))
@@ -244,6 +276,29 @@ def test_the_program_is_killed(engine, tmp):
         at.append(one_instant(raw_of(last, tmp)))
         assert not list(tmp.glob("mirror*.qcow2"))
     assert min(at) >= 1
+
+
+def test_snapshots_inside_of_the_image(engine, tmp):
+    disk = tmp / "disk.qcow2"
+    img("convert", "-O", "qcow2", make_disk(tmp / "disk.raw"), disk)
+    with Guest(engine, tmp, disk) as guest:
+        for name in ("one", "two", "three"):
+            guest.put("/drives/drive0/snapshot", name=name)
+            more_writes(guest)
+        guest.refused("PUT", "/drives/drive0/snapshot", {"name": "two"}, "two")
+        guest.refused("PUT", "/drives/drive0/snapshot", {}, "path_on_host or a name")
+        guest.patch("/drives/drive0/snapshot", action="Delete", name="two")
+        guest.refused("PATCH", "/drives/drive0/snapshot", {"action": "Delete", "name": "two"}, "two")
+        shown = guest.get("/drives/drive0/snapshot")["snapshots"]
+        assert [s["name"] for s in shown] == ["one", "three"] and all(s["size"] == SIZE for s in shown)
+        _, digest, _ = guest.end()
+    img("check", disk)
+    assert sum_of(raw_of(disk, tmp)) == digest
+    at = []
+    for name in ("one", "three"):
+        img("snapshot", "-a", name, disk)
+        at.append(one_instant(raw_of(disk, tmp)))
+    assert 1 <= at[0] < at[1]
 
 
 def test_disk_grows(engine, tmp, disk):
@@ -273,7 +328,7 @@ def test_a_copy_that_fails_leaves_the_guest_alone(engine, tmp):
             guest.patch("/drives/drive0/copy", action="Cancel")
             assert guest.get("/drives/drive0/copy")["state"] == "Cancelled"
             guest.refused("PATCH", "/drives/drive0/copy", {"action": "Cancel"}, "no copy")
-            guest.refused("PATCH", "/drives/drive0/copy", {"action": "Complete"}, "no mirror")
+            guest.refused("PATCH", "/drives/drive0/copy", {"action": "Complete"}, "no mirror or commit")
             guest.refused("PUT", "/drives/drive0/copy", {"kind": "Mirror", "path_on_host": str(disk)}, "exists")
             guest.refused("PUT", "/drives/none/copy", {"kind": "Mirror", "path_on_host": str(tmp / "x")}, "none")
             guest.put("/drives/drive0/copy", kind="Mirror", path_on_host=str(tmp / "mirror.qcow2"))

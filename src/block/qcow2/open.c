@@ -325,6 +325,12 @@ static int write_back(void *arg)
     return r;
 }
 
+static void set_read_only(struct block_node *node, bool read_only)
+{
+    node->read_only = read_only;
+    node->can_discard = node->can_write_zeroes = !read_only;
+}
+
 static int qcow2_freeze(struct block_node *node)
 {
     struct qcow2 *q = qcow2_of(node);
@@ -333,11 +339,24 @@ static int qcow2_freeze(struct block_node *node)
         r = q->file->class->freeze(q->file);
     if (r == 0 && q->external)
         r = q->data->class->freeze(q->data);
+    if (r == 0)
+        set_read_only(node, true);
+    return r;
+}
+
+static int qcow2_thaw(struct block_node *node, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    if (q->incompatible & (INCOMPATIBLE_CORRUPT | INCOMPATIBLE_DIRTY))
+        return err_say(err, EIO, "disk '%s' was not closed or is damaged; repair it first: polder-img check -r all", node->name);
+    int r = q->file->class->thaw(q->file, err);
+    if (r == 0 && q->external)
+        r = q->data->class->thaw(q->data, err);
     if (r < 0)
         return r;
-    node->read_only = true;
-    node->can_discard = node->can_write_zeroes = false;
-    return 0;
+    set_read_only(node, false);
+    r = q->autoclear & ~(uint64_t)AUTOCLEAR_DATA_RAW ? begin_writing(q) : 0;
+    return r < 0 ? err_set(err, -r, "disk '%s'", node->name) : 0;
 }
 
 int qcow2_attach_backing(struct block_node *node, struct block_node *backing)
@@ -351,6 +370,11 @@ int qcow2_attach_backing(struct block_node *node, struct block_node *backing)
     q->backing = backing;
     q->backing_size = backing->size;
     return 0;
+}
+
+struct block_node *qcow2_backing(struct block_node *node)
+{
+    return qcow2_of(node)->backing;
 }
 
 void qcow2_detach_backing(struct block_node *node)
@@ -382,4 +406,5 @@ const struct block_class block_qcow2 = {
     .bitmap_status = dirty_bitmap_status,
     .resize = qcow2_resize,
     .freeze = qcow2_freeze,
+    .thaw = qcow2_thaw,
 };

@@ -21,7 +21,9 @@ must_check int qcow2_create(const struct qcow2_create *create, struct err *err);
 /* A node that was opened with no_backing reads from `backing` (owned) from now on; no request is in flight. -ELOOP when the
  * chain would be too long to be opened again. Any thread. */
 must_check int qcow2_attach_backing(struct block_node *node, struct block_node *backing);
-/* Undoes that. */
+/* What it reads from; NULL: nothing. */
+struct block_node *qcow2_backing(struct block_node *node);
+/* Undoes qcow2_attach_backing; the backing node is the caller's. */
 void qcow2_detach_backing(struct block_node *node);
 
 /* What an image says of itself; strings are the node's. */
