@@ -71,13 +71,15 @@ int api_put_drive_snapshot(struct api *api, const struct api_request *request, j
     (void)ret_answer;
     const char *path = api_string(request->body, "path_on_host"), *name = api_string(request->body, "name");
     struct vm_disk *disk;
-    int ret = find_disk(api, request, api->ops->disk_snapshot && api->ops->disk_internal_snapshot, "a disk's snapshot", &disk, err);
+    int ret = find_disk(api, request, api->ops->disk_internal_snapshot, "a disk's snapshot", &disk, err);
     if (ret < 0)
         return ret;
     if (!path == !name)
         return err_say(err, EINVAL, "give either path_on_host or a name");
     if (name)
         return api->ops->disk_internal_snapshot(api->arg, disk->id, DISK_SNAPSHOT_CREATE, name, NULL, err);
+    if (!api->ops->disk_snapshot)
+        return api_not_there("a disk's snapshot", err);
     ret = api->ops->disk_snapshot(api->arg, disk->id, path, err);
     return ret < 0 ? ret : set_file(disk, path, "qcow2", err);
 }

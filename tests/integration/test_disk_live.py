@@ -285,7 +285,7 @@ def test_snapshots_inside_of_the_image(engine, tmp):
         for name in ("one", "two", "three"):
             guest.put("/drives/drive0/snapshot", name=name)
             more_writes(guest)
-        guest.refused("PUT", "/drives/drive0/snapshot", {"name": "two"}, "two")
+        guest.refused("PUT", "/drives/drive0/snapshot", {"name": "two"}, "this name")
         guest.refused("PUT", "/drives/drive0/snapshot", {}, "path_on_host or a name")
         guest.patch("/drives/drive0/snapshot", action="Delete", name="two")
         guest.refused("PATCH", "/drives/drive0/snapshot", {"action": "Delete", "name": "two"}, "two")

@@ -39,6 +39,8 @@ static int end(struct work *work, int r, struct err *err)
         r = checkpoint(work->q);
     fiber_unlock(&work->q->lock);
     qcow2_snapshots_free(&work->all);
+    if (r == -EEXIST)
+        return err_say(err, EEXIST, "disk '%s' has a snapshot of this name already", work->q->node.name);
     return r < 0 ? err_set(err, -r, "disk '%s': snapshot", work->q->node.name) : 0;
 }
 
