@@ -41,6 +41,8 @@ static int end(struct work *work, int r, struct err *err)
     qcow2_snapshots_free(&work->all);
     if (r == -EEXIST)
         return err_say(err, EEXIST, "disk '%s' has a snapshot of this name already", work->q->node.name);
+    if (r == -ENOENT)
+        return err_say(err, ENOENT, "disk '%s' has no snapshot of this name", work->q->node.name);
     return r < 0 ? err_set(err, -r, "disk '%s': snapshot", work->q->node.name) : 0;
 }
 
