@@ -16,6 +16,7 @@ struct convert {
     struct block_node *from, *to;
     uint64_t next, end;
     bool compress, progress;
+    bool fill; /* the new image does not read as zeroes */
     unsigned workers, shown;
     struct fiber_queue idle;
     int result;
@@ -36,7 +37,7 @@ static int write_chunk(struct convert *c, uint64_t offset, uint8_t *data, uint64
     int r = 0;
     while (r == 0 && at < len) {
         uint64_t n = len - at < unit ? len - at : unit;
-        bool zero = img_is_zero(data + at, n);
+        bool zero = !c->fill && img_is_zero(data + at, n);
         if (zero && at > from)
             r = write_part(c, offset + from, data + from, at - from);
         at += n;
@@ -51,7 +52,7 @@ static int copy_chunk(struct convert *c, uint64_t offset, uint64_t len, uint8_t 
     struct block_extent extent;
     bool any = false;
     int r = block_status(c->from, offset, c->from->size - offset, &extent);
-    if (r == 0 && extent.zero && extent.len > len) { /* a large hole: all go on behind it */
+    if (r == 0 && !c->fill && extent.zero && extent.len > len) { /* a large hole: all go on behind it */
         if (c->next < offset + extent.len / CHUNK * CHUNK)
             c->next = offset + extent.len / CHUNK * CHUNK;
         return 0;
@@ -62,9 +63,9 @@ static int copy_chunk(struct convert *c, uint64_t offset, uint64_t len, uint8_t 
             return r;
         any = any || !extent.zero;
     }
-    if (!any)
+    if (!any && !c->fill)
         return 0;
-    uint64_t readable = c->from->size - offset < len ? c->from->size - offset : len;
+    uint64_t readable = offset >= c->from->size ? 0 : c->from->size - offset < len ? c->from->size - offset : len;
     memset(data + readable, 0, len - readable);
     r = block_do(c->from, BLOCK_READ, offset, data, readable);
     return r < 0 ? r : write_chunk(c, offset, data, len, unit);
@@ -119,10 +120,12 @@ static int copy(void *arg)
     return c->result < 0 ? c->result : block_do(c->to, BLOCK_FLUSH, 0, NULL, 0);
 }
 
-static int convert(const struct img_options *options, struct img_image *from, const char *format, struct err *err)
+static int convert(const struct img_options *from_options, struct img_image *from, const char *format, struct err *err)
 {
     struct img_image to;
+    struct img_options target = *from_options, *options = &target;
     const char *path = options->operands[1];
+    target.key = from_options->target_key;
     uint64_t size = (from->node->size + BLOCK_SECTOR_SIZE - 1) & ~(uint64_t)(BLOCK_SECTOR_SIZE - 1);
     int r = img_make(options, format, path, size, err);
     if (r == 0)
@@ -131,7 +134,8 @@ static int convert(const struct img_options *options, struct img_image *from, co
         return r;
     struct convert c = {.from = from->node,
                         .to = to.node,
-                        .end = size,
+                        .end = (size + to.node->block_size - 1) / to.node->block_size * to.node->block_size,
+                        .fill = strcmp(format, "luks") == 0,
                         .compress = options->compress,
                         .progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30),
                         .shown = UINT32_MAX};
@@ -165,9 +169,9 @@ static const struct option_letter letters[] = {{'f', "format"},   {'O', "output-
 
 const struct img_command img_convert = {
     .name = "convert",
-    .usage = "[-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] IMAGE NEW",
+    .usage = "[-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] [--key FILE] [--target-key FILE] IMAGE NEW",
     .summary = "copy into a new image",
-    .accepts = " format output-format options compress progress allow-backing ",
+    .accepts = " format output-format options compress progress key target-key allow-backing ",
     .letters = letters,
     .operands_min = 2,
     .operands_max = 2,

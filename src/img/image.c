@@ -10,15 +10,10 @@
 
 int img_guess(const char *path, const char *format, const char **ret_format, struct err *err)
 {
-    if (!format) {
-        enum block_guess guess = block_guess_format(path);
-        if (guess == BLOCK_GUESS_UNSURE)
-            return err_say(err, EINVAL, "'%s' has a qcow2 header and no such name; say -f qcow2, or -f raw if a guest wrote it",
-                           path);
-        format = guess == BLOCK_GUESS_QCOW2 ? "qcow2" : "raw";
-    }
-    if (strcmp(format, "raw") != 0 && strcmp(format, "qcow2") != 0)
-        return err_say(err, EINVAL, "format '%s' is not supported, give raw or qcow2 (qemu-img converts others)", format);
+    if (!format && !(format = block_guess_format(path)))
+        return err_say(err, EINVAL, "'%s' has a qcow2 header and no such name; say -f qcow2, or -f raw if a guest wrote it", path);
+    if (strcmp(format, "raw") != 0 && !block_find_class(format))
+        return err_say(err, EINVAL, "format '%s' is not supported, give raw, qcow2 or luks (qemu-img converts others)", format);
     *ret_format = format;
     return 0;
 }
@@ -37,6 +32,8 @@ int img_open(const struct img_options *options, const char *path, const char *fo
                                  .below = strcmp(image.format, "raw") == 0,
                                  .repair = repair,
                                  .no_backing = repair,
+                                 .key = options->key,
+                                 .no_key = repair,
                                  .allow_dirs = options->allow_dirs};
     r = block_open(&open, &image.node, err);
     if (r < 0)

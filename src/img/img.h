@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include "base/option.h"
 #include "block/block.h"
+#include "block/crypt/luks.h"
 #include "block/qcow2/qcow2.h"
 
 #define IMG_OPERANDS_MAX 2
@@ -12,6 +13,7 @@
 #define IMG_STATUS_USAGE 2
 
 struct img_options {
+    struct block_key *key, *target_key; /* owned */
     const char *format, *output_format, *settings, *backing, *backing_format;
     const char *repair;                  /* "leaks", "all" or NULL */
     const char *snapshot_create, *snapshot_apply, *snapshot_delete;

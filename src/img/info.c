@@ -32,6 +32,32 @@ static char *full_backing(const char *image, const char *backing)
     return asprintf(&path, "%.*s/%s", (int)(slash - image), image, backing) < 0 ? NULL : path;
 }
 
+/* Cipher, mode and vector, as qemu-img names them. */
+static json_t *luks_json(const struct luks_info *info)
+{
+    char cipher[40], mode[16] = "", vector[16] = "";
+    sscanf(info->cipher, "%*[^-]-%15[^-]-%15s", mode, vector);
+    snprintf(cipher, sizeof cipher, "%.*s-%u", (int)strcspn(info->cipher, "-"), info->cipher,
+             strcmp(mode, "xts") == 0 ? info->key_bits / 2 : info->key_bits);
+    return json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:i}", "version", (int)info->version, "cipher-alg", cipher, "cipher-mode",
+                     mode, "ivgen-alg", vector, "uuid", info->uuid, "payload-offset", (json_int_t)info->payload_offset,
+                     "sector-size", (json_int_t)info->sector_size, "active-slots", (int)info->slots);
+}
+
+static void print_luks(const struct luks_info *info, const char *indent)
+{
+    printf("%sversion: %u\n%scipher: %s, %u bits\n%suuid: %s\n%spayload offset: %" PRIu64 "\n%ssector size: %u\n%sactive slots: %u\n",
+           indent, info->version, indent, info->cipher, info->key_bits, indent, info->uuid, indent, info->payload_offset, indent,
+           info->sector_size, indent, info->slots);
+}
+
+static json_t *encryption_json(const struct qcow2_info *info)
+{
+    json_t *encrypt = info->luks.version ? luks_json(&info->luks) : json_object();
+    json_object_set_new(encrypt, "format", json_string(info->luks.version ? "luks" : "aes"));
+    return encrypt;
+}
+
 static json_t *qcow2_json(const struct qcow2_info *info)
 {
     json_t *data = json_pack("{s:s, s:s, s:b, s:i, s:b, s:b}", "compat", info->version == 2 ? "0.10" : "1.1", "compression-type",
@@ -41,6 +67,8 @@ static json_t *qcow2_json(const struct qcow2_info *info)
         json_object_set_new(data, "data-file", json_string(info->data_file));
         json_object_set_new(data, "data-file-raw", json_boolean(info->external_raw));
     }
+    if (info->encrypted)
+        json_object_set_new(data, "encrypt", encryption_json(info));
     return json_pack("{s:s, s:o}", "type", "qcow2", "data", data);
 }
 
@@ -51,7 +79,11 @@ static int print_json(const struct img_image *image, uint64_t actual, const stru
     if (info->version) {
         json_object_set_new(out, "cluster-size", json_integer(info->cluster_size));
         json_object_set_new(out, "format-specific", qcow2_json(info));
+    } else if (info->luks.version) {
+        json_object_set_new(out, "format-specific", json_pack("{s:s, s:o}", "type", "luks", "data", luks_json(&info->luks)));
     }
+    if (info->encrypted)
+        json_object_set_new(out, "encrypted", json_true());
     if (info->backing) {
         own_free char *full = full_backing(image->node->name, info->backing);
         json_object_set_new(out, "backing-filename", json_string(info->backing));
@@ -81,6 +113,10 @@ static void print_qcow2(const struct img_image *image, const struct qcow2_info *
            info->refcount_bits);
     if (info->data_file)
         printf("    data file: %s\n    data file raw: %s\n", info->data_file, info->external_raw ? "true" : "false");
+    if (info->encrypted)
+        printf("    encrypt:\n        format: %s\n", info->luks.version ? "luks" : "aes");
+    if (info->luks.version)
+        print_luks(&info->luks, "        ");
     printf("    corrupt: %s\n    extended l2: %s\n", info->corrupt ? "true" : "false", info->extended_l2 ? "true" : "false");
     (void)image;
 }
@@ -96,6 +132,10 @@ static int print(const struct img_options *options, const struct img_image *imag
         if (r < 0)
             return r;
     }
+    if (strcmp(image->format, "luks") == 0) {
+        luks_get_info(image->node, &info.luks);
+        info.encrypted = true;
+    }
     stat(image->node->name, &st);
     uint64_t actual = (uint64_t)st.st_blocks * 512;
     int r = 0;
@@ -107,8 +147,14 @@ static int print(const struct img_options *options, const struct img_image *imag
         print_size(used, actual);
         printf("image: %s\nfile format: %s\nvirtual size: %s (%" PRIu64 " bytes)\ndisk size: %s\n", image->node->name, image->format,
                size, image->node->size, used);
+        if (info.encrypted)
+            printf("encrypted: yes\n");
         if (info.version)
             print_qcow2(image, &info, snapshots);
+        else if (info.luks.version) {
+            printf("Format specific information:\n");
+            print_luks(&info.luks, "    ");
+        }
     }
     json_decref(snapshots);
     return r;
@@ -131,7 +177,7 @@ const struct img_command img_info = {
     .name = "info",
     .usage = "[-f FORMAT] [--output json] IMAGE",
     .summary = "what an image is",
-    .accepts = " format output allow-backing ",
+    .accepts = " format key output allow-backing ",
     .letters = letters,
     .operands_min = 1,
     .operands_max = 1,

@@ -37,7 +37,7 @@ static struct option_program program = {
     .version = POLDER_VERSION,
     .summary = "make, examine, convert and repair disk images",
     .description =
-        "polder-img handles disk images in the formats raw and qcow2 while no machine uses them. Commands, options and JSON "
+        "polder-img handles disk images in the formats raw, qcow2 and luks while no machine uses them. Commands, options and JSON "
         "output are those of qemu-img where both have the thing.\n\n"
         "An image can name a backing file and a data file. They are opened only when they lie in the image's own folder or "
         "below it, or in a folder given by --allow-backing.",
@@ -99,11 +99,20 @@ static int fail(int status, const struct err *err)
     return status;
 }
 
+static void free_keys(struct img_options *options)
+{
+    block_key_free(options->key);
+    block_key_free(options->target_key);
+    options->key = options->target_key = NULL;
+}
+
 static int run(const struct img_command *command, int argc, char **argv)
 {
     struct img_options options = {0};
     struct err err = {0};
     int r = parse(command, &options, argc, argv, &err);
+    if (r < 0 || options.help)
+        free_keys(&options);
     if (r < 0)
         return fail(command->usage_status, &err);
     if (options.help) {
@@ -111,6 +120,7 @@ static int run(const struct img_command *command, int argc, char **argv)
         return 0;
     }
     r = command->run(&options, &err);
+    free_keys(&options);
     if (r < 0 && !err.code)
         err_set(&err, -r, "%s", command->name);
     return r < 0 ? fail(command->error_status, &err) : r;

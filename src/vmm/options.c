@@ -115,10 +115,12 @@ static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err
         disk->direct = true;
     else if (!strcmp(word, "root"))
         disk->root = true;
-    else if (!strcmp(word, "format=raw") || !strcmp(word, "format=qcow2"))
+    else if (!strcmp(word, "format=raw") || !strcmp(word, "format=qcow2") || !strcmp(word, "format=luks"))
         return vm_config_set(&disk->format, word + 7, err);
+    else if (!strncmp(word, "key=", 4))
+        return vm_config_set(&disk->key_path, word + 4, err);
     else
-        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=raw or format=qcow2", word);
+        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=raw, format=qcow2, format=luks or key=FILE", word);
     return 0;
 }
 
@@ -361,8 +363,9 @@ static const struct option_spec options[] = {
     {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
 
     {"", NULL, "Devices", NULL, NULL},
-    {"disk", "PATH[,format=F][,ro][,direct][,root]", "add a disk; repeat for more",
-     "format: raw or qcow2; without it an image is qcow2 when its name ends in .qcow2 and its header agrees, else raw. ro: "
+    {"disk", "PATH[,format=F][,key=FILE][,ro][,direct][,root]", "add a disk; repeat for more",
+     "format: raw, qcow2 or luks; without it an image is qcow2 or luks when its name ends in .qcow2 or .luks and its header "
+     "agrees, else raw. key: the file whose bytes, all of them, are the key of an encrypted image. ro: "
      "read-only. direct: bypass the host's page cache. root: name it as root device on the command line.", set_disk},
     {"allow-backing", "DIR", "backing files that disks name may lie in DIR; repeat for more",
      "Those in an image's own folder and below are allowed anyway.", set_allow_backing},

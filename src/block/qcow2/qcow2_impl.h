@@ -14,6 +14,7 @@
 #pragma once
 
 #include "block/block.h"
+#include "block/crypt/luks.h"
 #include "block/fiber.h"
 #include "block/qcow2/format.h"
 
@@ -55,6 +56,7 @@ struct part {
     struct qcow2 *q;
     struct block_request *parent;
     unsigned generation;
+    uint64_t guest; /* offset of what it reads; UINT64_MAX: not from `data` */
     struct part *next_free;
     struct iovec iov[8];
     struct iovec *more_iov; /* instead of iov, when that is too short */
@@ -66,7 +68,7 @@ struct dirty_range {
 
 struct qcow2 {
     struct block_node node; /* first */
-    struct block_node *file, *data, *backing; /* data: file itself, or the external data file */
+    struct block_node *file, *data, *backing; /* data: file itself, the external data file, or either behind a cipher */
     uint64_t backing_size; /* 0: none; where it ends, zeroes follow */
     unsigned version, cluster_bits, l2_bits, entry_size, refcount_order, refblock_bits;
     uint32_t cluster_size, unit_size; /* unit: what is allocated at once, a cluster or subcluster */
@@ -77,6 +79,11 @@ struct qcow2 {
     char *backing_name, *backing_format, *data_name;
     uint64_t bitmap_directory, bitmap_directory_len;
     uint32_t bitmap_count;
+    uint32_t crypt_method;
+    bool locked; /* encrypted, and opened without its key */
+    uint64_t luks_offset, luks_len;
+    struct luks_info luks;
+    struct crypt_cipher *legacy; /* CRYPT_AES: decrypts what was read from `data` */
 
     uint64_t *l1, l1_offset; /* entries in host order */
     uint32_t l1_size;
@@ -135,6 +142,12 @@ int header_parse(struct qcow2 *q, const uint8_t *start, size_t len, const char *
 /* In a fiber: overwrites bytes of the header and waits until they are stable. */
 int header_update(struct qcow2 *q, unsigned offset, const void *bytes, unsigned len);
 int header_set_incompatible(struct qcow2 *q, uint64_t incompatible);
+
+/* ---- encryption.c ---- */
+/* The header's method and the data of its extension for it (CRYPT_POINTER_LEN bytes; NULL: none). */
+int encryption_parse(struct qcow2 *q, uint32_t method, const uint8_t *pointer, struct err *err);
+/* Not in a fiber: puts the cipher between us and the data. */
+int encryption_open(struct qcow2 *q, const struct block_options *o, struct err *err);
 
 /* ---- tables.c ---- */
 int tables_init(struct qcow2 *q);
