@@ -139,10 +139,16 @@ static int convert(const struct img_options *from_options, struct img_image *fro
                         .compress = options->compress,
                         .progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30),
                         .shown = UINT32_MAX};
-    r = block_run(from->ring, copy, &c);
+    struct qcow2_info info = {0};
+    if (c.compress)
+        qcow2_get_info(to.node, &info);
+    if (info.encrypted)
+        r = err_say(err, ENOTSUP, "encrypted images are not compressed; leave out -c");
+    else
+        r = block_run(from->ring, copy, &c);
     to.ring = NULL;
     img_close(&to);
-    return r < 0 ? err_set(err, -r, "convert '%s'", options->operands[0]) : 0;
+    return r < 0 && !err->code ? err_set(err, -r, "convert '%s'", options->operands[0]) : r;
 }
 
 static int run_convert(const struct img_options *options, struct err *err)

@@ -53,7 +53,7 @@ static int set_luks(void *target, const char *name, const char *value, struct er
     const struct {
         const char *name;
         unsigned *number;
-    } numbers[] = {{"version", &create->version}, {"sector_size", &create->sector_size}, {"key_bits", &create->key_bits}};
+    } numbers[] = {{"version", &create->version}, {"sector_size", &create->sector_size}, {"key_bits", &create->key_bits}, {"iterations", &create->iterations}};
     for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         uint64_t number;
         if (strcmp(name, numbers[i].name) != 0)
@@ -100,6 +100,11 @@ static int set_qcow2(void *target, const char *name, const char *value, struct e
     if (strcmp(name, "cluster_size") == 0) {
         r = parse_number(name, value, &number, err);
         create->cluster_size = (uint32_t)number;
+        return r;
+    }
+    if (strcmp(name, "encrypt.iterations") == 0) {
+        r = parse_number(name, value, &number, err);
+        create->luks_iterations = (uint32_t)number;
         return r;
     }
     if (strcmp(name, "refcount_bits") == 0) {

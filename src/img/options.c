@@ -88,8 +88,8 @@ const struct option_spec img_option_table[] = {
     {"output-format", "FORMAT", "-O: format of the new image (default: raw)", NULL, set_output_format},
     {"options", "NAME=VALUE,...", "-o: settings of the new image",
      "qcow2: compat (0.10, 1.1), cluster_size, refcount_bits, extended_l2, lazy_refcounts, compression_type (zlib, zstd), "
-     "backing_file, backing_fmt, data_file, data_file_raw, encrypt.format (luks). luks: version (2, 1), sector_size, "
-     "key_bits (512, 256).", set_settings},
+     "backing_file, backing_fmt, data_file, data_file_raw, encrypt.format (luks), "
+     "encrypt.iterations. luks: version (2, 1), sector_size, key_bits (512, 256), iterations (of key derivation).", set_settings},
     {"backing", "PATH", "-b: backing file of the new image, relative to the image's folder", NULL, set_backing},
     {"backing-format", "FORMAT", "-F: the backing file's format", NULL, set_backing_format},
     {"key", "FILE", "key of an encrypted image: all bytes of FILE; - is standard input",

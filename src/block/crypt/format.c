@@ -40,9 +40,13 @@ static int check(const struct luks_create *c, struct err *err)
 static int format(struct luks_copy *copy, const struct luks_create *c, const struct block_key *key)
 {
     struct crypt_params_luks1 luks1 = {.hash = "sha256"};
-    struct crypt_params_luks2 luks2 = {.pbkdf = &argon2, .sector_size = c->sector_size};
+    struct crypt_params_luks2 luks2 = {.sector_size = c->sector_size};
     bool old = c->version == 1;
-    int r = crypt_set_pbkdf_type(copy->device, old ? &pbkdf2 : &argon2);
+    struct crypt_pbkdf_type kdf = old ? pbkdf2 : argon2;
+    if (c->iterations)
+        kdf.iterations = c->iterations;
+    luks2.pbkdf = &kdf;
+    int r = crypt_set_pbkdf_type(copy->device, &kdf);
     if (r == 0)
         r = crypt_format(copy->device, old ? CRYPT_LUKS1 : CRYPT_LUKS2, "aes", "xts-plain64", NULL, NULL, c->key_bits / 8,
                          old ? (void *)&luks1 : (void *)&luks2);

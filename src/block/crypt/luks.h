@@ -36,6 +36,7 @@ struct luks_create {
     unsigned version;     /* 1 or 2 */
     uint32_t sector_size; /* 512, or with version 2 up to 4096 */
     unsigned key_bits;    /* 256 or 512 */
+    uint32_t iterations;  /* of key derivation: passes of Argon2 (version 2) or of PBKDF2; 0: what is recommended */
 };
 extern const struct luks_create luks_create_default;
 /* Makes a header in memory: a descriptor of `*ret_len` bytes, as many as come before the payload. */

@@ -239,6 +239,14 @@ static int create_data_file(const struct qcow2_create *c, const struct layout *l
     return 0;
 }
 
+static int format_luks(const struct qcow2_create *c, int *ret_fd, uint64_t *ret_len, struct err *err)
+{
+    struct luks_create luks = luks_create_default;
+    luks.version = 1; /* the only one that qcow2 has */
+    luks.iterations = c->luks_iterations;
+    return luks_format(&luks, c->key, ret_fd, ret_len, err);
+}
+
 int qcow2_create(const struct qcow2_create *create, struct err *err)
 {
     struct layout layout = {0};
@@ -247,8 +255,7 @@ int qcow2_create(const struct qcow2_create *create, struct err *err)
         return r;
     own_fd int luks = -1;
     if (create->encrypt)
-        r = luks_format(&(struct luks_create){.version = 1, .sector_size = BLOCK_SECTOR_SIZE, .key_bits = 512}, create->key, &luks,
-                        &layout.luks_len, err);
+        r = format_luks(create, &luks, &layout.luks_len, err);
     if (r < 0)
         return r;
     plan_layout(&layout);

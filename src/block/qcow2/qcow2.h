@@ -15,6 +15,7 @@ struct qcow2_create {
     bool zstd;
     bool encrypt; /* by LUKS, with `key`, the caller's */
     const struct block_key *key;
+    uint32_t luks_iterations; /* as in struct luks_create */
     const char *backing, *backing_format, *data_file; /* as they are stored; NULL: none */
 };
 
