@@ -10,6 +10,10 @@ const struct block_class *const block_classes[] = {
     &block_file,
     &block_luks,
     &block_qcow2,
+    &block_vdi,
+    &block_vhd,
+    &block_vhdx,
+    &block_vmdk,
     NULL,
 };
 

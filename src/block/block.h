@@ -108,7 +108,7 @@ struct block_node {
     char *name; /* path, for messages and maps; owned */
 };
 
-extern const struct block_class block_file, block_luks, block_qcow2;
+extern const struct block_class block_file, block_luks, block_qcow2, block_vdi, block_vhd, block_vhdx, block_vmdk;
 /* NULL-terminated. */
 extern const struct block_class *const block_classes[];
 
@@ -150,7 +150,7 @@ must_check int block_open_new(const char *path, struct err *err);
 
 /* ---- Formats ---- */
 
-/* What format a file has whose user states none: the one that its name says (.qcow2, .luks) when its header agrees,
+/* What format a file has whose user states none: the one that its name says (.qcow2, .luks, .vmdk, ...) when its header agrees,
  * else "raw". NULL, not sure: the header says qcow2 and the name does not; a guest that owns a raw disk can write such a
  * header, so believing it would let the guest name host files to read. */
 const char *block_guess_format(const char *path);

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/own.h"
 #include "block/block.h"
@@ -58,27 +59,36 @@ int block_open_new(const char *path, struct err *err)
 
 static const struct {
     const char *format, *suffix;
-    unsigned magic_len;
+    int64_t at; /* negative: from the end */
+    unsigned len;
     char magic[8];
 } formats[] = {
-    {"qcow2", ".qcow2", 4, {'Q', 'F', 'I', (char)0xfb}},
-    {"luks", ".luks", 6, {'L', 'U', 'K', 'S', (char)0xba, (char)0xbe}},
+    {"qcow2", ".qcow2", 0, 4, {'Q', 'F', 'I', (char)0xfb}},
+    {"luks", ".luks", 0, 6, {'L', 'U', 'K', 'S', (char)0xba, (char)0xbe}},
+    {"vdi", ".vdi", 0x40, 4, {0x7f, 0x10, (char)0xda, (char)0xbe}},
+    {"vhd", ".vhd", -512, 8, {'c', 'o', 'n', 'e', 'c', 't', 'i', 'x'}},
+    {"vhdx", ".vhdx", 0, 8, {'v', 'h', 'd', 'x', 'f', 'i', 'l', 'e'}},
+    {"vmdk", ".vmdk", 0, 4, {'K', 'D', 'M', 'V'}},
+    {"vmdk", ".vmdk", 0, 8, {'#', ' ', 'D', 'i', 's', 'k', ' ', 'D'}},
 };
+
+static bool has_magic(int fd, unsigned i)
+{
+    char there[8];
+    off_t at = formats[i].at < 0 ? lseek(fd, 0, SEEK_END) + formats[i].at : formats[i].at;
+    return at >= 0 && pread(fd, there, formats[i].len, at) == (ssize_t)formats[i].len &&
+           memcmp(there, formats[i].magic, formats[i].len) == 0;
+}
 
 const char *block_guess_format(const char *path)
 {
-    char start[8] = {0};
     own_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 || pread(fd, start, sizeof start, 0) != sizeof start)
-        return "raw";
-    for (unsigned i = 0; i < sizeof formats / sizeof *formats; i++) {
-        size_t len = strlen(path), suffix = strlen(formats[i].suffix);
-        if (memcmp(start, formats[i].magic, formats[i].magic_len) != 0)
-            continue;
-        if (len > suffix && strcmp(path + len - suffix, formats[i].suffix) == 0)
-            return formats[i].format;
-        if (strcmp(formats[i].format, "qcow2") == 0)
-            return NULL;
+    size_t len = strlen(path);
+    for (unsigned i = 0; fd >= 0 && i < sizeof formats / sizeof *formats; i++) {
+        size_t suffix = strlen(formats[i].suffix);
+        bool named = len > suffix && strcmp(path + len - suffix, formats[i].suffix) == 0;
+        if ((named || i == 0) && has_magic(fd, i))
+            return named ? formats[i].format : NULL;
     }
     return "raw";
 }

@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "base/own.h"
+#include "block/names.h"
 #include "block/qcow2/qcow2.h"
 #include "block/qcow2/qcow2_impl.h"
 

@@ -240,11 +240,6 @@ void end_busy(struct qcow2 *q, const struct busy *busy);
 /* ---- zero.c; in a fiber: WRITE_ZEROES and DISCARD ---- */
 int zero_guest(struct qcow2 *q, enum block_op op, bool may_unmap, uint64_t offset, uint64_t len);
 
-/* ---- names.c ---- */
-/* Opens a file that an image names, when it lies in the image's folder or below or in one of the options' allow_dirs. */
-int names_open(const struct block_options *image, const char *name, bool read_only, int *ret_fd, char **ret_path,
-               struct err *err);
-
 /* ---- compress.c ---- */
 /* Length of the result, or -ENOSPC when it is not shorter than `room`. */
 int compress_cluster(unsigned type, const void *from, size_t len, void *to, size_t room);
