@@ -122,7 +122,7 @@ static int copy(void *arg)
 
 static int convert(const struct img_options *from_options, struct img_image *from, const char *format, struct err *err)
 {
-    struct img_image to;
+    struct img_image to = {0};
     struct img_options target = *from_options, *options = &target;
     const char *path = options->operands[1];
     target.key = from_options->target_key;
@@ -130,7 +130,7 @@ static int convert(const struct img_options *from_options, struct img_image *fro
     int r = img_make(options, format, path, size, err);
     if (r == 0)
         r = img_open(options, path, format, false, false, from->ring, &to, err);
-    if (r < 0)
+    if (r < 0 || !to.node)
         return r;
     struct convert c = {.from = from->node,
                         .to = to.node,

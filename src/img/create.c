@@ -53,7 +53,10 @@ static int set_luks(void *target, const char *name, const char *value, struct er
     const struct {
         const char *name;
         unsigned *number;
-    } numbers[] = {{"version", &create->version}, {"sector_size", &create->sector_size}, {"key_bits", &create->key_bits}, {"iterations", &create->iterations}};
+    } numbers[] = {{"version", &create->version},
+                   {"sector_size", &create->sector_size},
+                   {"key_bits", &create->key_bits},
+                   {"iterations", &create->iterations}};
     for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         uint64_t number;
         if (strcmp(name, numbers[i].name) != 0)

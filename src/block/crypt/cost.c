@@ -45,10 +45,9 @@ int luks_check_cost(struct luks_copy *copy, struct luks_info *info, struct err *
 
 static int check_digests(const json_t *root, struct err *err)
 {
-    const char *key;
-    json_t *digest;
-    json_object_foreach(json_object_get(root, "digests"), key, digest) {
-        json_int_t iterations = json_integer_value(json_object_get(digest, "iterations"));
+    json_t *digests = json_object_get(root, "digests");
+    for (void *at = json_object_iter(digests); at; at = json_object_iter_next(digests, at)) {
+        json_int_t iterations = json_integer_value(json_object_get(json_object_iter_value(at), "iterations"));
         if (iterations < 0 || iterations > DIGEST_ITERATIONS_MAX)
             return err_say(err, EFBIG, "its header asks for %lld iterations to verify a key, more than any sane one",
                            (long long)iterations);
