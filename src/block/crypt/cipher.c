@@ -55,6 +55,7 @@ int crypt_cipher_new(const char *spec, const uint8_t *key, size_t key_len, uint3
     if (!name)
         return err_say(err, ENOTSUP, "cipher %s with a key of %zu bits is not supported, aes-xts-plain64 with 256 or 512 is", spec,
                        key_len * 8);
+    secret_prepare();
     struct crypt_cipher *cipher = calloc(1, sizeof *cipher);
     EVP_CIPHER *type = cipher ? EVP_CIPHER_fetch(NULL, name, NULL) : NULL;
     if (type)

@@ -20,6 +20,7 @@ static void take_message(int level, const char *message, void *arg)
 int luks_copy_open(struct luks_copy *copy, uint64_t size, struct err *err)
 {
     char path[32];
+    secret_prepare();
     *copy = (struct luks_copy){.fd = memfd_create("luks", MFD_CLOEXEC)};
     if (copy->fd < 0 || size > INT64_MAX || ftruncate(copy->fd, (off_t)size) < 0)
         return err_set(err, errno ? errno : EFBIG, "LUKS header in memory");

@@ -24,6 +24,8 @@ void block_key_free(struct block_key *key);
 void *secret_alloc(size_t len);
 /* NULL is fine. */
 void secret_free(void *secret);
+/* Before the first use of OpenSSL in the process; else its contexts stay on the heap, wiped but perhaps swapped. */
+void secret_prepare(void);
 /* What OpenSSL allocates in this thread between the two, such as a cipher's expanded key, comes from secret_alloc. */
 void secret_begin(void);
 void secret_end(void);

@@ -1,6 +1,4 @@
-/* Pages for secrets, and OpenSSL's way to them. OpenSSL takes other allocation functions only before it has allocated
- * anything: what first needs a secret in a process must come before other uses of OpenSSL; else its contexts stay on the
- * heap, where they are wiped as well but may be swapped. */
+/* Pages for secrets, and OpenSSL's way to them: it takes other allocation functions as long as it has allocated nothing. */
 #include <openssl/crypto.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -108,9 +106,14 @@ static void hook(void)
         log_debug("OpenSSL is in use already; expanded keys stay on its heap");
 }
 
-void *secret_alloc(size_t len)
+void secret_prepare(void)
 {
     pthread_once(&once, hook);
+}
+
+void *secret_alloc(size_t len)
+{
+    secret_prepare();
     return map_secret(len);
 }
 
@@ -122,7 +125,7 @@ void secret_free(void *secret)
 
 void secret_begin(void)
 {
-    pthread_once(&once, hook);
+    secret_prepare();
     for_openssl = true;
 }
 
