@@ -13,8 +13,8 @@ static const char *const sections[] = {
     "Commands",
     "check [-f FORMAT] [-r leaks|all] [--output json] IMAGE: is the image sound? Repairs it if asked to.\n\n"
     "compare [-f FORMAT] [-F FORMAT] [-s] IMAGE1 IMAGE2: do both read the same?\n\n"
-    "convert [-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] IMAGE NEW: copy into a new image.\n\n"
-    "create [-f FORMAT] [-o SETTINGS] [-b PATH -F FORMAT] IMAGE [SIZE]: make an empty image.\n\n"
+    "convert [-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] [--key FILE] [--target-key FILE] IMAGE NEW: copy into a new image.\n\n"
+    "create [-f FORMAT] [-o SETTINGS] [-b PATH -F FORMAT] [--key FILE] IMAGE [SIZE]: make an empty image.\n\n"
     "info [-f FORMAT] [--output json] IMAGE: what an image is.\n\n"
     "map [-f FORMAT] [--output json] IMAGE: where its data lies.\n\n"
     "resize [-f FORMAT] IMAGE [+]SIZE: make the disk larger.\n\n"
@@ -28,6 +28,8 @@ static const char *const sections[] = {
     "Examples",
     "polder-img create -f qcow2 disk.qcow2 20G\n\n"
     "polder-img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2\n\n"
+    "polder-img create -f luks --key FILE disk.luks 20G\n\n"
+    "polder-img convert -f vmdk -O qcow2 disk.vmdk disk.qcow2\n\n"
     "polder-img convert -O qcow2 -c -o compression_type=zstd disk.raw disk.qcow2",
     NULL,
 };
@@ -37,8 +39,8 @@ static struct option_program program = {
     .version = POLDER_VERSION,
     .summary = "make, examine, convert and repair disk images",
     .description =
-        "polder-img handles disk images in the formats raw, qcow2 and luks while no machine uses them. Commands, options and JSON "
-        "output are those of qemu-img where both have the thing.\n\n"
+        "polder-img handles disk images in the formats raw, qcow2 and luks while no machine uses them, and reads and converts vmdk, vhd, "
+        "vhdx and vdi. Commands, options and JSON output are those of qemu-img where both have the thing.\n\n"
         "An image can name a backing file and a data file. They are opened only when they lie in the image's own folder or "
         "below it, or in a folder given by --allow-backing.",
     .usage = "COMMAND [OPTION...] IMAGE...",

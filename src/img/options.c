@@ -82,9 +82,9 @@ int img_operand(void *target, const char *value, struct err *err)
 
 const struct option_spec img_option_table[] = {
     {"", NULL, "Images", NULL, NULL},
-    {"format", "FORMAT", "-f: format of the image: raw, qcow2 or luks",
-     "Without it, an image is qcow2 or luks when its name ends in .qcow2 or .luks and its header agrees, and raw when its "
-     "header is not qcow2's. Any other must be stated: whoever wrote a raw disk could have written such a header.", set_format},
+    {"format", "FORMAT", "-f: format of the image: raw, qcow2, luks; read only: vmdk, vhd, vhdx, vdi",
+     "Without it, the end of the name (.qcow2, .luks, .vmdk, ...) says what an image is when its header agrees; else it is raw "
+     "when its header is not qcow2's. Any other must be stated: whoever wrote a raw disk could have written such a header.", set_format},
     {"output-format", "FORMAT", "-O: format of the new image (default: raw)", NULL, set_output_format},
     {"options", "NAME=VALUE,...", "-o: settings of the new image",
      "qcow2: compat (0.10, 1.1), cluster_size, refcount_bits, extended_l2, lazy_refcounts, compression_type (zlib, zstd), "

@@ -1,5 +1,4 @@
 """Encrypted images: ours beside qemu-img's and cryptsetup's, wrong keys, damaged and hostile headers, guests on them."""
-import base64
 import hashlib
 import json
 import os
@@ -10,9 +9,10 @@ import subprocess
 
 import pytest
 
-from guests import busybox, debian, finish
-from images import disk_copy, image
-from vmm import TOP
+from api_client import Client
+from guests import CMDLINE, busybox, debian, finish
+from images import disk_copy, image, initramfs
+from vmm import TOP, Vmm
 
 POLDER_IMG = TOP / "build/bin/polder-img"
 pytestmark = [pytest.mark.skipif(not shutil.which("qemu-img") or not shutil.which("cryptsetup"),
@@ -267,6 +267,29 @@ def test_a_guest_mounts_a_luks_disk(engine, tmp, settings):
     with busybox(engine, tmp, "--disk", f"{disk},key={tmp / 'key'}", "--disk", copy, script=script) as vmm:
         assert "ALIKE" in finish(vmm, 240)
     assert "identical" in img("compare", "--key", tmp / "key", "-F", "raw", disk, copy)
+
+
+def test_the_api_takes_a_key_file_and_shows_no_key(engine, tmp):
+    secret = "s3cr3t-of-the-test"
+    (tmp / "key").write_text(secret)
+    disk = tmp / "data.img"
+    img("create", "-f", "luks", "-o", "version=1,iterations=1000", "--key", tmp / "key", disk, "1M")
+    path = tmp / "api.sock"
+    with Vmm("--engine", engine, "--api-sock", path, "--console", "stdio", "--log-level", "debug") as vmm:
+        client = Client(path)
+        client.put("/machine-config", vcpu_count=1, mem_size_mib=256, engine=engine)
+        client.put("/drives/data", drive_id="data", path_on_host=str(disk), is_root_device=False, is_read_only=False, format="luks",
+                   key_file=str(tmp / "key"))
+        script = "printf hello | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null; head -c 5 /dev/vda; echo"
+        client.put("/boot-source", kernel_image_path=str(image("busybox") / "vmlinuz"), initrd_path=str(initramfs(tmp, script)),
+                   boot_args=f"{CMDLINE} polder.test=run")
+        client.put("/actions", action_type="InstanceStart")
+        shown = client.get("/vm/config")
+        assert shown["drives"][0]["key_file"] == str(tmp / "key")
+        assert "hello" in finish(vmm)
+        assert secret not in json.dumps(shown) + vmm.text
+    img("convert", "--key", tmp / "key", "-f", "luks", disk, tmp / "plain")
+    assert (tmp / "plain").read_bytes()[:5] == b"hello"
 
 
 def test_a_guest_gets_no_disk_without_the_key(engine, tmp):
