@@ -1,27 +1,37 @@
 #include "block/block.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/own.h"
 #include "block/fiber.h"
 
 const struct block_class *const block_classes[] = {
     &block_file,
+    &block_luks,
     &block_qcow2,
+    &block_vdi,
+    &block_vhd,
+    &block_vhdx,
+    &block_vmdk,
     NULL,
 };
+
+const struct block_class *block_find_class(const char *name)
+{
+    for (unsigned i = 0; block_classes[i]; i++)
+        if (strcmp(block_classes[i]->name, name) == 0)
+            return block_classes[i];
+    return NULL;
+}
 
 int block_open(const struct block_options *options, struct block_node **ret_node, struct err *err)
 {
     const char *driver = options->driver && strcmp(options->driver, "raw") != 0 ? options->driver : "file";
-    for (unsigned i = 0; block_classes[i]; i++) {
-        if (strcmp(block_classes[i]->name, driver) == 0)
-            return block_classes[i]->open(options, ret_node, err);
-    }
-    return err_say(err, EINVAL, "disk format '%s' is not known, give raw or qcow2", driver);
+    const struct block_class *class = block_find_class(driver);
+    if (!class)
+        return err_say(err, EINVAL, "disk format '%s' is not known, give raw, qcow2 or luks", driver);
+    return class->open(options, ret_node, err);
 }
 
 void block_close(struct block_node *node)
@@ -120,15 +130,4 @@ int block_run(struct block_ring *ring, int (*fn)(void *arg), void *arg)
     }
     fiber_pool_drain(&pool);
     return r < 0 ? r : run.result;
-}
-
-enum block_guess block_guess_format(const char *path)
-{
-    static const char magic[4] = {'Q', 'F', 'I', (char)0xfb};
-    char start[4] = {0};
-    own_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 || pread(fd, start, sizeof start, 0) != sizeof start || memcmp(start, magic, sizeof magic) != 0)
-        return BLOCK_GUESS_RAW;
-    size_t len = strlen(path);
-    return len > 6 && strcmp(path + len - 6, ".qcow2") == 0 ? BLOCK_GUESS_QCOW2 : BLOCK_GUESS_UNSURE;
 }

@@ -15,6 +15,7 @@
 
 struct block_node;
 struct block_request;
+struct block_key;
 
 #define BLOCK_SECTOR_SIZE 512u
 
@@ -76,6 +77,8 @@ struct block_options {
     bool no_backing;    /* qcow2: read nothing from the backing file, and do not open it */
     const char *base;   /* qcow2: the backing chain ends before this file, which is not opened; NULL: nowhere */
     bool repair;        /* qcow2: open for repair even what is marked as damaged */
+    const struct block_key *key; /* of encrypted images (crypt/key.h); the caller's, used only by block_open */
+    bool no_key;        /* encrypted images open without a key: all but their data can be looked at */
     /* NULL or NULL-terminated: folders besides the image's own in which backing and data files may lie */
     const char *const *allow_dirs;
     unsigned depth;     /* of this image in its chain; for nodes that open others */
@@ -115,10 +118,12 @@ struct block_node {
     char *name; /* path, for messages and maps; owned */
 };
 
-extern const struct block_class block_file, block_qcow2;
+extern const struct block_class block_file, block_luks, block_qcow2, block_vdi, block_vhd, block_vhdx, block_vmdk;
 /* NULL-terminated. */
 extern const struct block_class *const block_classes[];
 
+/* NULL when there is none of this name. */
+const struct block_class *block_find_class(const char *name);
 /* Opens and locks an image: one writer, or any number of readers. */
 must_check int block_open(const struct block_options *options, struct block_node **ret_node, struct err *err);
 /* No request is in flight. NULL is fine. */
@@ -147,10 +152,18 @@ int block_bitmap_status(struct block_node *node, const char *name, uint64_t offs
  * or -ENOMEM. */
 int block_run(struct block_ring *ring, int (*fn)(void *arg), void *arg);
 
+/* ---- Without a ring of one's own; not in fibers ---- */
+
+/* Runs fn(arg) in a fiber while a ring made for it serves the node, which then has none. Returns what it did. */
+must_check int block_run_alone(struct block_node *node, int (*fn)(void *arg), void *arg, struct err *err);
+/* One read, aligned as the node wants it. */
+must_check int block_read_alone(struct block_node *node, uint64_t offset, void *buf, uint64_t len, struct err *err);
+/* A regular file to be overwritten by an image, made when it is not there and locked: nobody else uses it. A descriptor. */
+must_check int block_open_new(const char *path, struct err *err);
+
 /* ---- Formats ---- */
 
-enum block_guess { BLOCK_GUESS_RAW, BLOCK_GUESS_QCOW2, BLOCK_GUESS_UNSURE };
-/* What format a file has whose user states none: qcow2 when its name ends in .qcow2 and its header agrees, else raw. UNSURE:
- * the header says qcow2 and the name does not; a guest that owns a raw disk can write such a header, so believing it
- * would let the guest name host files to read. */
-enum block_guess block_guess_format(const char *path);
+/* What format a file has whose user states none: the one that its name says (.qcow2, .luks, .vmdk, ...) when its header agrees,
+ * else "raw". NULL, not sure: the header says qcow2 and the name does not; a guest that owns a raw disk can write such a
+ * header, so believing it would let the guest name host files to read. */
+const char *block_guess_format(const char *path);

@@ -117,7 +117,9 @@ static int run_compare(const struct img_options *options, struct err *err)
     int r = img_open(options, options->operands[0], options->format, true, false, NULL, &a, err);
     if (r < 0)
         return r;
-    r = img_open(options, options->operands[1], options->backing_format, true, false, a.ring, &b, err);
+    struct img_options second = *options;
+    second.key = options->target_key;
+    r = img_open(&second, options->operands[1], options->backing_format, true, false, a.ring, &b, err);
     if (r == 0) {
         r = compare_open(options, &a, &b, err);
         b.ring = NULL;
@@ -131,9 +133,9 @@ static const struct option_letter letters[] = {{'f', "format"}, {'F', "backing-f
 
 const struct img_command img_compare = {
     .name = "compare",
-    .usage = "[-f FORMAT] [-F FORMAT] [-s] IMAGE1 IMAGE2",
+    .usage = "[-f FORMAT] [-F FORMAT] [-s] [--key FILE] [--target-key FILE] IMAGE1 IMAGE2",
     .summary = "do both read the same?",
-    .accepts = " format backing-format strict allow-backing ",
+    .accepts = " format backing-format strict key target-key allow-backing ",
     .letters = letters,
     .operands_min = 2,
     .operands_max = 2,

@@ -12,6 +12,7 @@ struct convert {
     struct img_walk walk; /* first */
     struct block_node *from, *to;
     bool compress;
+    bool fill; /* the new image does not read as zeroes */
     uint64_t unit; /* zeroes are found at this grain */
 };
 
@@ -30,7 +31,7 @@ static int write_chunk(struct convert *c, uint64_t offset, uint8_t *data, uint64
     int r = 0;
     while (r == 0 && at < len) {
         uint64_t n = len - at < c->unit ? len - at : c->unit;
-        bool zero = img_is_zero(data + at, n);
+        bool zero = !c->fill && img_is_zero(data + at, n);
         if (zero && at > from)
             r = write_part(c, offset + from, data + from, at - from);
         at += n;
@@ -46,7 +47,7 @@ static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint
     struct block_extent extent;
     bool any = false;
     int r = block_status(c->from, offset, c->from->size - offset, &extent);
-    if (r == 0 && extent.zero && extent.len > len) { /* a large hole: all go on behind it */
+    if (r == 0 && !c->fill && extent.zero && extent.len > len) { /* a large hole: all go on behind it */
         img_walk_skip(walk, offset + extent.len);
         return 0;
     }
@@ -57,7 +58,7 @@ static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint
             return r;
         any = any || !extent.zero;
     }
-    if (!any)
+    if (!any && !c->fill)
         return 0;
     r = img_read(c->from, offset, len, data);
     return r < 0 ? r : write_chunk(c, offset, data, len);
@@ -70,15 +71,17 @@ static int copy(void *arg)
     return r < 0 ? r : block_do(c->to, BLOCK_FLUSH, 0, NULL, 0);
 }
 
-static int convert(const struct img_options *options, struct img_image *from, const char *format, struct err *err)
+static int convert(const struct img_options *from_options, struct img_image *from, const char *format, struct err *err)
 {
-    struct img_image to;
+    struct img_image to = {0};
+    struct img_options target = *from_options, *options = &target;
     const char *path = options->operands[1];
+    target.key = from_options->target_key;
     uint64_t size = (from->node->size + BLOCK_SECTOR_SIZE - 1) & ~(uint64_t)(BLOCK_SECTOR_SIZE - 1);
     int r = img_make(options, format, path, size, err);
     if (r == 0)
         r = img_open(options, path, format, false, false, from->ring, &to, err);
-    if (r < 0)
+    if (r < 0 || !to.node)
         return r;
     struct qcow2_info info = {.cluster_size = ZERO_UNIT};
     if (options->compress)
@@ -89,11 +92,15 @@ static int convert(const struct img_options *options, struct img_image *from, co
                         .from = from->node,
                         .to = to.node,
                         .compress = options->compress,
+                        .fill = strcmp(format, "luks") == 0,
                         .unit = info.cluster_size};
-    r = block_run(from->ring, copy, &c);
+    if (info.encrypted && options->compress)
+        r = err_say(err, ENOTSUP, "encrypted images are not compressed; leave out -c");
+    else
+        r = block_run(from->ring, copy, &c);
     to.ring = NULL;
     img_close(&to);
-    return r < 0 ? err_set(err, -r, "convert '%s'", options->operands[0]) : 0;
+    return r < 0 && !err->code ? err_set(err, -r, "convert '%s'", options->operands[0]) : r;
 }
 
 static int run_convert(const struct img_options *options, struct err *err)
@@ -120,9 +127,9 @@ static const struct option_letter letters[] = {{'f', "format"},   {'O', "output-
 
 const struct img_command img_convert = {
     .name = "convert",
-    .usage = "[-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] IMAGE NEW",
+    .usage = "[-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] [--key FILE] [--target-key FILE] IMAGE NEW",
     .summary = "copy into a new image",
-    .accepts = " format output-format options compress progress allow-backing ",
+    .accepts = " format output-format options compress progress key target-key allow-backing ",
     .letters = letters,
     .operands_min = 2,
     .operands_max = 2,

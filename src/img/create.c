@@ -41,9 +41,38 @@ static int set_compression(struct qcow2_create *create, const char *value, struc
     return 0;
 }
 
-/* One "name=value". `value` lives as long as the settings' text. */
-static int set_one(struct qcow2_create *create, const char *name, const char *value, struct err *err)
+static int set_encryption(struct qcow2_create *create, const char *value, struct err *err)
 {
+    create->encrypt = true;
+    return strcmp(value, "luks") == 0 ? 0 : err_say(err, EINVAL, "-o encrypt.format: only luks is written, not '%s'", value);
+}
+
+static int set_luks(void *target, const char *name, const char *value, struct err *err)
+{
+    struct luks_create *create = target;
+    const struct {
+        const char *name;
+        unsigned *number;
+    } numbers[] = {{"version", &create->version},
+                   {"sector_size", &create->sector_size},
+                   {"key_bits", &create->key_bits},
+                   {"iterations", &create->iterations}};
+    for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        uint64_t number;
+        if (strcmp(name, numbers[i].name) != 0)
+            continue;
+        int r = parse_number(name, value, &number, err);
+        if (r == 0)
+            *numbers[i].number = (unsigned)number;
+        return r;
+    }
+    return err_say(err, EINVAL, "-o: luks has no setting '%s', see polder-img --man", name);
+}
+
+/* `value` lives as long as the settings' text. */
+static int set_qcow2(void *target, const char *name, const char *value, struct err *err)
+{
+    struct qcow2_create *create = target;
     const struct {
         const char *name;
         bool *flag;
@@ -67,11 +96,18 @@ static int set_one(struct qcow2_create *create, const char *name, const char *va
         return strcmp(value, "off") == 0 ? 0 : err_say(err, ENOTSUP, "-o preallocation: only off is there; images grow by writes");
     if (strcmp(name, "compat") == 0)
         return set_compat(create, value, err);
+    if (strcmp(name, "encrypt.format") == 0)
+        return set_encryption(create, value, err);
     if (strcmp(name, "compression_type") == 0)
         return set_compression(create, value, err);
     if (strcmp(name, "cluster_size") == 0) {
         r = parse_number(name, value, &number, err);
         create->cluster_size = (uint32_t)number;
+        return r;
+    }
+    if (strcmp(name, "encrypt.iterations") == 0) {
+        r = parse_number(name, value, &number, err);
+        create->luks_iterations = (uint32_t)number;
         return r;
     }
     if (strcmp(name, "refcount_bits") == 0) {
@@ -82,7 +118,9 @@ static int set_one(struct qcow2_create *create, const char *name, const char *va
     return err_say(err, EINVAL, "-o: unknown setting '%s', see polder-img --man", name);
 }
 
-static int parse_settings(char *text, struct qcow2_create *create, struct err *err)
+/* "name=value,...", each given to `set`. */
+static int parse_settings(char *text, int (*set)(void *target, const char *name, const char *value, struct err *err),
+                          void *target, struct err *err)
 {
     for (char *word; (word = strsep(&text, ",")) != NULL;) {
         char *equals = strchr(word, '=');
@@ -90,7 +128,7 @@ static int parse_settings(char *text, struct qcow2_create *create, struct err *e
             continue;
         if (equals)
             *equals = '\0';
-        int r = set_one(create, word, equals ? equals + 1 : "on", err);
+        int r = set(target, word, equals ? equals + 1 : "on", err);
         if (r < 0)
             return r;
     }
@@ -125,18 +163,17 @@ static int backing_size(const struct img_options *options, const struct qcow2_cr
     return 0;
 }
 
-int img_make(const struct img_options *options, const char *format, const char *path, uint64_t size, struct err *err)
+static int make_luks(const struct img_options *options, char *settings, const char *path, uint64_t size, struct err *err)
 {
-    struct qcow2_create create = {.path = path, .version = 3, .cluster_size = 65536, .refcount_bits = 16};
-    own_free char *text = strdup(options->settings ? options->settings : "");
-    if (!text)
-        return err_set(err, ENOMEM, "create");
-    if (strcmp(format, "raw") == 0) {
-        if (*text || options->backing)
-            return err_say(err, EINVAL, "a raw image has no settings and no backing file; say -f qcow2");
-        return size == UINT64_MAX ? err_say(err, EINVAL, "a raw image needs a size") : make_raw(path, size, err);
-    }
-    int r = parse_settings(text, &create, err);
+    struct luks_create create = luks_create_default;
+    int r = parse_settings(settings, set_luks, &create, err);
+    return r < 0 ? r : luks_create(path, size, &create, options->key, err);
+}
+
+static int make_qcow2(const struct img_options *options, char *settings, const char *path, uint64_t size, struct err *err)
+{
+    struct qcow2_create create = {.path = path, .version = 3, .cluster_size = 65536, .refcount_bits = 16, .key = options->key};
+    int r = parse_settings(settings, set_qcow2, &create, err);
     if (r < 0)
         return r;
     if (options->backing)
@@ -149,6 +186,24 @@ int img_make(const struct img_options *options, const char *format, const char *
         return err_say(err, EINVAL, "an image without a backing file needs a size");
     create.size = size;
     return r < 0 ? r : qcow2_create(&create, err);
+}
+
+int img_make(const struct img_options *options, const char *format, const char *path, uint64_t size, struct err *err)
+{
+    own_free char *settings = strdup(options->settings ? options->settings : "");
+    if (!settings)
+        return err_set(err, ENOMEM, "create");
+    if (strcmp(format, "qcow2") == 0)
+        return make_qcow2(options, settings, path, size, err);
+    if (options->backing)
+        return err_say(err, EINVAL, "a %s image has no backing file; say -f qcow2", format);
+    if (size == UINT64_MAX)
+        return err_say(err, EINVAL, "a %s image needs a size", format);
+    if (strcmp(format, "luks") == 0)
+        return make_luks(options, settings, path, size, err);
+    if (strcmp(format, "raw") != 0)
+        return err_say(err, ENOTSUP, "format '%s' is only read; write raw, qcow2 or luks", format);
+    return *settings ? err_say(err, EINVAL, "a raw image has no settings") : make_raw(path, size, err);
 }
 
 static int run_create(const struct img_options *options, struct err *err)
@@ -165,9 +220,9 @@ static const struct option_letter letters[] = {{'f', "format"}, {'o', "options"}
 
 const struct img_command img_create = {
     .name = "create",
-    .usage = "[-f FORMAT] [-o SETTINGS] [-b PATH -F FORMAT] IMAGE [SIZE]",
+    .usage = "[-f FORMAT] [-o SETTINGS] [-b PATH -F FORMAT] [--key FILE] IMAGE [SIZE]",
     .summary = "make an empty image",
-    .accepts = " format options backing backing-format allow-backing ",
+    .accepts = " format key options backing backing-format allow-backing ",
     .letters = letters,
     .operands_min = 1,
     .operands_max = 2,

@@ -11,15 +11,10 @@
 
 int img_guess(const char *path, const char *format, const char **ret_format, struct err *err)
 {
-    if (!format) {
-        enum block_guess guess = block_guess_format(path);
-        if (guess == BLOCK_GUESS_UNSURE)
-            return err_say(err, EINVAL, "'%s' has a qcow2 header and no such name; say -f qcow2, or -f raw if a guest wrote it",
-                           path);
-        format = guess == BLOCK_GUESS_QCOW2 ? "qcow2" : "raw";
-    }
-    if (strcmp(format, "raw") != 0 && strcmp(format, "qcow2") != 0)
-        return err_say(err, EINVAL, "format '%s' is not supported, give raw or qcow2 (qemu-img converts others)", format);
+    if (!format && !(format = block_guess_format(path)))
+        return err_say(err, EINVAL, "'%s' has a qcow2 header and no such name; say -f qcow2, or -f raw if a guest wrote it", path);
+    if (strcmp(format, "raw") != 0 && !block_find_class(format))
+        return err_say(err, EINVAL, "format '%s' is not supported, give raw, qcow2, luks, vmdk, vhd, vhdx or vdi (qemu-img converts others)", format);
     *ret_format = format;
     return 0;
 }
@@ -34,6 +29,7 @@ int img_block_options(const struct img_options *options, const char *path, const
                                            .fd = -1,
                                            .read_only = read_only,
                                            .below = strcmp(format, "raw") == 0,
+                                           .key = options->key,
                                            .allow_dirs = options->allow_dirs};
     return r;
 }
@@ -63,7 +59,7 @@ int img_open(const struct img_options *options, const char *path, const char *fo
 {
     struct block_options open = {0};
     int r = img_block_options(options, path, format, read_only, &open, err);
-    open.repair = open.no_backing = repair;
+    open.repair = open.no_backing = open.no_key = repair;
     return r < 0 ? r : img_open_as(&open, ring, ret_image, err);
 }
 

@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include "base/option.h"
 #include "block/block.h"
+#include "block/crypt/luks.h"
 #include "block/fiber.h"
 #include "block/qcow2/qcow2.h"
 
@@ -14,6 +15,7 @@
 #define IMG_STATUS_USAGE 2
 
 struct img_options {
+    struct block_key *key, *target_key; /* owned */
     const char *format, *output_format, *settings, *backing, *backing_format;
     const char *repair;                  /* "leaks", "all" or NULL */
     struct img_bitmap_step {

@@ -39,6 +39,32 @@ static json_t *bitmaps_json(struct block_node *node)
     return list;
 }
 
+/* Cipher, mode and vector, as qemu-img names them. */
+static json_t *luks_json(const struct luks_info *info)
+{
+    char cipher[40], mode[16] = "", vector[16] = "";
+    sscanf(info->cipher, "%*[^-]-%15[^-]-%15s", mode, vector);
+    snprintf(cipher, sizeof cipher, "%.*s-%u", (int)strcspn(info->cipher, "-"), info->cipher,
+             strcmp(mode, "xts") == 0 ? info->key_bits / 2 : info->key_bits);
+    return json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:i}", "version", (int)info->version, "cipher-alg", cipher, "cipher-mode",
+                     mode, "ivgen-alg", vector, "uuid", info->uuid, "payload-offset", (json_int_t)info->payload_offset,
+                     "sector-size", (json_int_t)info->sector_size, "active-slots", (int)info->slots);
+}
+
+static void print_luks(const struct luks_info *info, const char *indent)
+{
+    printf("%sversion: %u\n%scipher: %s, %u bits\n%suuid: %s\n%spayload offset: %" PRIu64 "\n%ssector size: %u\n%sactive slots: %u\n",
+           indent, info->version, indent, info->cipher, info->key_bits, indent, info->uuid, indent, info->payload_offset, indent,
+           info->sector_size, indent, info->slots);
+}
+
+static json_t *encryption_json(const struct qcow2_info *info)
+{
+    json_t *encrypt = info->luks.version ? luks_json(&info->luks) : json_object();
+    json_object_set_new(encrypt, "format", json_string(info->luks.version ? "luks" : "aes"));
+    return encrypt;
+}
+
 static void print_bitmaps(struct block_node *node)
 {
     if (qcow2_bitmap_count(node))
@@ -68,6 +94,8 @@ static json_t *qcow2_json(const struct img_image *image, const struct qcow2_info
         json_object_set_new(data, "data-file", json_string(info->data_file));
         json_object_set_new(data, "data-file-raw", json_boolean(info->external_raw));
     }
+    if (info->encrypted)
+        json_object_set_new(data, "encrypt", encryption_json(info));
     return json_pack("{s:s, s:o}", "type", "qcow2", "data", data);
 }
 
@@ -78,7 +106,11 @@ static int print_json(const struct img_image *image, uint64_t actual, const stru
     if (info->version) {
         json_object_set_new(out, "cluster-size", json_integer(info->cluster_size));
         json_object_set_new(out, "format-specific", qcow2_json(image, info));
+    } else if (info->luks.version) {
+        json_object_set_new(out, "format-specific", json_pack("{s:s, s:o}", "type", "luks", "data", luks_json(&info->luks)));
     }
+    if (info->encrypted)
+        json_object_set_new(out, "encrypted", json_true());
     if (info->backing) {
         own_free char *full = img_beside(image->node->name, info->backing);
         json_object_set_new(out, "backing-filename", json_string(info->backing));
@@ -108,6 +140,10 @@ static void print_qcow2(const struct img_image *image, const struct qcow2_info *
     printf("    refcount bits: %u\n", info->refcount_bits);
     if (info->data_file)
         printf("    data file: %s\n    data file raw: %s\n", info->data_file, info->external_raw ? "true" : "false");
+    if (info->encrypted)
+        printf("    encrypt:\n        format: %s\n", info->luks.version ? "luks" : "aes");
+    if (info->luks.version)
+        print_luks(&info->luks, "        ");
     printf("    corrupt: %s\n    extended l2: %s\n", info->corrupt ? "true" : "false", info->extended_l2 ? "true" : "false");
 }
 
@@ -122,6 +158,10 @@ static int print(const struct img_options *options, const struct img_image *imag
         if (r < 0)
             return r;
     }
+    if (strcmp(image->format, "luks") == 0) {
+        luks_get_info(image->node, &info.luks);
+        info.encrypted = true;
+    }
     stat(image->node->name, &st);
     uint64_t actual = (uint64_t)st.st_blocks * 512;
     int r = 0;
@@ -133,8 +173,14 @@ static int print(const struct img_options *options, const struct img_image *imag
         print_size(used, actual);
         printf("image: %s\nfile format: %s\nvirtual size: %s (%" PRIu64 " bytes)\ndisk size: %s\n", image->node->name, image->format,
                size, image->node->size, used);
+        if (info.encrypted)
+            printf("encrypted: yes\n");
         if (info.version)
             print_qcow2(image, &info, snapshots);
+        else if (info.luks.version) {
+            printf("Format specific information:\n");
+            print_luks(&info.luks, "    ");
+        }
     }
     json_decref(snapshots);
     return r;
@@ -157,7 +203,7 @@ const struct img_command img_info = {
     .name = "info",
     .usage = "[-f FORMAT] [--output json] IMAGE",
     .summary = "what an image is",
-    .accepts = " format output allow-backing ",
+    .accepts = " format key output allow-backing ",
     .letters = letters,
     .operands_min = 1,
     .operands_max = 1,

@@ -18,8 +18,8 @@ static const char *const sections[] = {
     "commit [-f FORMAT] [-b BASE] [-d] IMAGE: put what the image changed into its backing file, and empty it; with -b into BASE "
     "further down, or with -d, without emptying it.\n\n"
     "compare [-f FORMAT] [-F FORMAT] [-s] IMAGE1 IMAGE2: do both read the same?\n\n"
-    "convert [-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] IMAGE NEW: copy into a new image.\n\n"
-    "create [-f FORMAT] [-o SETTINGS] [-b PATH -F FORMAT] IMAGE [SIZE]: make an empty image.\n\n"
+    "convert [-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] [--key FILE] [--target-key FILE] IMAGE NEW: copy into a new image.\n\n"
+    "create [-f FORMAT] [-o SETTINGS] [-b PATH -F FORMAT] [--key FILE] IMAGE [SIZE]: make an empty image.\n\n"
     "info [-f FORMAT] [--output json] IMAGE: what an image is.\n\n"
     "map [-f FORMAT] [--output json] IMAGE: where its data lies.\n\n"
     "rebase [-f FORMAT] [-u] -b BASE [-F FORMAT] IMAGE: give the image another backing file (-b '': none) and copy into it what "
@@ -35,6 +35,8 @@ static const char *const sections[] = {
     "Examples",
     "polder-img create -f qcow2 disk.qcow2 20G\n\n"
     "polder-img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2\n\n"
+    "polder-img create -f luks --key FILE disk.luks 20G\n\n"
+    "polder-img convert -f vmdk -O qcow2 disk.vmdk disk.qcow2\n\n"
     "polder-img convert -O qcow2 -c -o compression_type=zstd disk.raw disk.qcow2",
     NULL,
 };
@@ -44,8 +46,8 @@ static struct option_program program = {
     .version = POLDER_VERSION,
     .summary = "make, examine, convert and repair disk images",
     .description =
-        "polder-img handles disk images in the formats raw and qcow2 while no machine uses them. Commands, options and JSON "
-        "output are those of qemu-img where both have the thing.\n\n"
+        "polder-img handles disk images in the formats raw, qcow2 and luks while no machine uses them, and reads and converts vmdk, vhd, "
+        "vhdx and vdi. Commands, options and JSON output are those of qemu-img where both have the thing.\n\n"
         "An image can name a backing file and a data file. They are opened only when they lie in the image's own folder or "
         "below it, or in a folder given by --allow-backing.",
     .usage = "COMMAND [OPTION...] IMAGE...",
@@ -106,11 +108,20 @@ static int fail(int status, const struct err *err)
     return status;
 }
 
+static void free_keys(struct img_options *options)
+{
+    block_key_free(options->key);
+    block_key_free(options->target_key);
+    options->key = options->target_key = NULL;
+}
+
 static int run(const struct img_command *command, int argc, char **argv)
 {
     struct img_options options = {0};
     struct err err = {0};
     int r = parse(command, &options, argc, argv, &err);
+    if (r < 0 || options.help)
+        free_keys(&options);
     if (r < 0)
         return fail(command->usage_status, &err);
     if (options.help) {
@@ -118,6 +129,7 @@ static int run(const struct img_command *command, int argc, char **argv)
         return 0;
     }
     r = command->run(&options, &err);
+    free_keys(&options);
     if (r < 0 && !err.code)
         err_set(&err, -r, "%s", command->name);
     return r < 0 ? fail(command->error_status, &err) : r;

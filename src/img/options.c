@@ -76,6 +76,18 @@ static int set_output(void *target, const char *value, struct err *err)
     return 0;
 }
 
+static int set_key(void *target, const char *value, struct err *err)
+{
+    block_key_free(((struct img_options *)target)->key);
+    return block_key_read(value, &((struct img_options *)target)->key, err);
+}
+
+static int set_target_key(void *target, const char *value, struct err *err)
+{
+    block_key_free(((struct img_options *)target)->target_key);
+    return block_key_read(value, &((struct img_options *)target)->target_key, err);
+}
+
 static int set_allow_backing(void *target, const char *value, struct err *err)
 {
     struct img_options *options = target;
@@ -96,15 +108,19 @@ int img_operand(void *target, const char *value, struct err *err)
 
 const struct option_spec img_option_table[] = {
     {"", NULL, "Images", NULL, NULL},
-    {"format", "FORMAT", "-f: format of the image: raw or qcow2",
-     "Without it, an image is qcow2 when its name ends in .qcow2 and its header agrees, and raw when its header is not "
-     "qcow2's. Any other must be stated: whoever wrote a raw disk could have written such a header.", set_format},
+    {"format", "FORMAT", "-f: format of the image: raw, qcow2, luks; read only: vmdk, vhd, vhdx, vdi",
+     "Without it, the end of the name (.qcow2, .luks, .vmdk, ...) says what an image is when its header agrees; else it is raw "
+     "when its header is not qcow2's. Any other must be stated: whoever wrote a raw disk could have written such a header.", set_format},
     {"output-format", "FORMAT", "-O: format of the new image (default: raw)", NULL, set_output_format},
     {"options", "NAME=VALUE,...", "-o: settings of the new image",
      "qcow2: compat (0.10, 1.1), cluster_size, refcount_bits, extended_l2, lazy_refcounts, compression_type (zlib, zstd), "
-     "backing_file, backing_fmt, data_file, data_file_raw.", set_settings},
+     "backing_file, backing_fmt, data_file, data_file_raw, encrypt.format (luks), "
+     "encrypt.iterations. luks: version (2, 1), sector_size, key_bits (512, 256), iterations (of key derivation).", set_settings},
     {"backing", "PATH", "-b: backing file of the image, relative to the image's folder", NULL, set_backing},
     {"backing-format", "FORMAT", "-F: the backing file's format", NULL, set_backing_format},
+    {"key", "FILE", "key of an encrypted image: all bytes of FILE; - is standard input",
+     "A line end in the file is part of the key. info and check need none.", set_key},
+    {"target-key", "FILE", "key of the new image (convert), of the second one (compare)", NULL, set_target_key},
     {"allow-backing", "DIR", "backing and data files that an image names may lie in DIR; repeat for more",
      "Those in the image's own folder and below are allowed anyway.", set_allow_backing},
 

@@ -79,6 +79,8 @@ static int disk_fill(struct vm_disk *disk, const char *id, const json_t *body, s
     if (ret == 0)
         ret = vm_config_set(&disk->format, api_string(body, "format"), err);
     if (ret == 0)
+        ret = vm_config_set(&disk->key_path, api_string(body, "key_file"), err);
+    if (ret == 0)
         ret = vm_config_set(&disk->partuuid, api_string(body, "partuuid"), err);
     disk->read_only = api_bool(body, "is_read_only", false);
     disk->root = api_bool(body, "is_root_device", false);

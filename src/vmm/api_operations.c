@@ -160,8 +160,10 @@ static const struct api_object drive = {
         {.name = "rate_limiter", .type = API_OBJECT, .object = &rate_limiter, .text = "Limits."},
         {.name = "socket", .type = API_STRING, .max = 107, .text = "vhost-user back end; not there yet."},
         {.name = "direct", .type = API_BOOL, .text = "Polder: bypass the host's page cache (O_DIRECT)."},
-        {.name = "format", .type = API_STRING, .values = (const char *const[]){"raw", "qcow2", NULL},
-         .text = "Polder: format of the image. Absent: qcow2 when the name ends in .qcow2 and the header agrees, else raw."},
+        {.name = "format", .type = API_STRING, .values = (const char *const[]){"raw", "qcow2", "luks", NULL},
+         .text = "Polder: format of the image. Absent: qcow2 or luks when the name ends so and the header agrees, else raw."},
+        {.name = "key_file", .type = API_STRING,
+         .text = "Polder: path of the file whose bytes are the key of an encrypted image; read when the disk is opened."},
         {.name = "queues", .type = API_INTEGER, .max = 32, .text = "Polder: request queues; 0 is one a vCPU."},
         {0}}, false};
 

@@ -88,6 +88,7 @@ static json_t *disk_json(const struct vm_disk *disk)
     json_object_set_new(root, "rate_limiter", limit_json(&disk->limit));
     set_bool(root, "direct", disk->direct);
     set_string(root, "format", disk->format);
+    set_string(root, "key_file", disk->key_path);
     set_integer(root, "queues", disk->queues);
     return root;
 }

@@ -33,6 +33,7 @@ void vm_disk_clear(struct vm_disk *disk)
     free(disk->id);
     free(disk->path);
     free(disk->format);
+    free(disk->key_path);
     free(disk->partuuid);
     *disk = (struct vm_disk){.writeback = true};
 }

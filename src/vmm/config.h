@@ -26,7 +26,8 @@ enum vm_io_engine { VM_IO_ANY, VM_IO_SYNC, VM_IO_ASYNC };
 
 struct vm_disk {
     char *id, *path;
-    char *format;     /* "raw" or "qcow2"; NULL: as block_guess_format() says, raw in doubt */
+    char *format;     /* of the image; NULL: as block_guess_format() says, raw in doubt */
+    char *key_path;   /* file with the key of an encrypted image; NULL: none */
     bool read_only;
     bool direct;      /* O_DIRECT */
     bool writeback;   /* guest flushes reach the disk; without it they are acknowledged at once (cache_type Unsafe) */

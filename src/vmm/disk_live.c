@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "base/own.h"
+#include "block/crypt/key.h"
 
 static uint64_t now_us(void)
 {
@@ -23,18 +24,23 @@ static uint64_t now_us(void)
 
 struct facts {
     uint64_t size;
-    char *path; /* owned */
-    bool qcow2, read_only, copied;
+    char *path;         /* owned */
+    const char *format; /* "raw", "qcow2" or "luks" */
+    bool read_only, encrypted, copied;
 };
 
 static int get_facts(struct block_node **node, void *arg)
 {
     struct facts *facts = arg;
-    const struct block_node *n = *node;
+    struct block_node *n = *node;
+    struct qcow2_info info = {0};
+    if (n->class == &block_qcow2)
+        qcow2_get_info(n, &info);
     *facts = (struct facts){.size = n->size,
                             .path = strdup(n->name),
-                            .qcow2 = n->class == &block_qcow2,
+                            .format = n->class == &block_file ? "raw" : n->class->name,
                             .read_only = n->read_only,
+                            .encrypted = info.encrypted || n->class == &block_luks,
                             .copied = block_is_copy(n)};
     return facts->path ? 0 : -ENOMEM;
 }
@@ -85,30 +91,54 @@ static char *backing_name(const char *image, const char *backing)
     return strdup(same ? real + len + 1 : real);
 }
 
-static int make_image(const char *path, const char *format, uint64_t size, const struct facts *backing, bool direct,
-                      struct block_node **ret_node, struct err *err)
+struct new_image {
+    const char *path, *format;
+    uint64_t size;
+    const struct facts *backing; /* NULL: none */
+    bool direct;
+    const struct block_key *key; /* encrypted by it; NULL: not */
+};
+
+static int fill_image(const struct new_image *image, struct block_node **ret_node, struct err *err)
 {
-    bool qcow2 = strcmp(format, "qcow2") == 0;
-    own_free char *name = backing ? backing_name(path, backing->path) : NULL;
-    if (backing && !name)
-        return err_set(err, errno, "'%s'", path);
-    int r = claim(path, qcow2 ? 0 : size, err);
-    if (r < 0)
-        return r;
-    struct qcow2_create create = {.path = path,
-                                  .size = size,
+    own_free char *name = image->backing ? backing_name(image->path, image->backing->path) : NULL;
+    if (image->backing && !name)
+        return err_set(err, errno, "'%s'", image->path);
+    struct qcow2_create create = {.path = image->path,
+                                  .size = image->size,
                                   .version = 3,
                                   .cluster_size = 65536,
                                   .refcount_bits = 16,
+                                  .encrypt = image->key,
+                                  .key = image->key,
                                   .backing = name,
-                                  .backing_format = backing ? backing->qcow2 ? "qcow2" : "raw" : NULL};
-    struct block_options options = {.driver = format, .path = path, .fd = -1, .direct = direct, .no_backing = true};
-    if (qcow2)
-        r = qcow2_create(&create, err);
+                                  .backing_format = image->backing ? image->backing->format : NULL};
+    struct block_options options = {
+        .driver = image->format, .path = image->path, .fd = -1, .direct = image->direct, .no_backing = true, .key = image->key};
+    int r = strcmp(image->format, "qcow2") == 0 ? qcow2_create(&create, err) : 0;
+    return r < 0 ? r : block_open(&options, ret_node, err);
+}
+
+/* A new image for a disk; as encrypted as the disk is. */
+static int make_image(struct new_image *image, const struct vm_disk *disk, const struct facts *facts, struct block_node **ret_node,
+                      struct err *err)
+{
+    bool raw = strcmp(image->format, "raw") == 0;
+    struct block_key *key = NULL;
+    if (facts->encrypted && raw)
+        return err_say(err, EINVAL, "disk '%s' is encrypted, and a raw image would not be; choose format qcow2", disk->id);
+    int r = facts->encrypted ? block_key_read(disk->key_path, &key, err) : 0;
     if (r == 0)
-        r = block_open(&options, ret_node, err);
-    if (r < 0)
-        unlink(path);
+        r = claim(image->path, raw ? facts->size : 0, err);
+    if (r == 0) {
+        image->key = key;
+        image->size = facts->size;
+        image->direct = disk->direct;
+        r = fill_image(image, ret_node, err);
+        if (r < 0)
+            unlink(image->path);
+    }
+    block_key_free(key);
     return r;
 }
 
@@ -170,7 +200,8 @@ int disk_snapshot(struct virtio_device *dev, const struct vm_disk *disk, const c
     own_free char *old_path = facts.path;
     if (facts.read_only)
         return err_say(err, EINVAL, "disk '%s' is read-only: it stays as it is", dev->id);
-    r = make_image(path, "qcow2", facts.size, &facts, disk->direct, &overlay, err);
+    struct new_image image = {.path = path, .format = "qcow2", .backing = &facts};
+    r = make_image(&image, disk, &facts, &overlay, err);
     if (r < 0)
         return r;
     r = virtio_blk_run(dev, false, flush_node, NULL); /* most of it, while the guest goes on */
@@ -306,9 +337,11 @@ static int take_backing(struct block_node *disk, struct starting *starting)
     own->now.path = strdup(options->mode == BLOCK_COPY_COMMIT ? backing->name : disk->name);
     if (!own->now.path)
         return -ENOMEM;
+    if (!backing->class->thaw)
+        return err_say(starting->err, ENOTSUP, "disk '%s' has a backing file that cannot be written", own->dev->id);
     if (options->mode == BLOCK_COPY_FLATTEN)
         return 0;
-    own->now.format = backing->class == &block_qcow2 ? "qcow2" : "raw";
+    own->now.format = backing->class == &block_file ? "raw" : backing->class->name;
     options->target = backing;
     int r = backing->class->thaw(backing, starting->err);
     if (r == 0 && backing->size < disk->size)
@@ -518,15 +551,15 @@ static int check_request(const struct disk_copy_request *request, struct facts *
         return 0;
     if (!request->bitmap || strcmp(request->format, "qcow2") != 0)
         return err_say(err, EINVAL, "a backup with a base has format qcow2 and a bitmap");
-    enum block_guess guess = block_guess_format(request->base);
-    if (guess == BLOCK_GUESS_UNSURE)
+    const char *format = block_guess_format(request->base);
+    if (!format)
         return err_say(err, EINVAL, "'%s' has a qcow2 header; if it is a qcow2 image give it a name that ends in .qcow2", request->base);
-    *ret_base = (struct facts){.path = (char *)(uintptr_t)request->base, .qcow2 = guess == BLOCK_GUESS_QCOW2};
+    *ret_base = (struct facts){.path = (char *)(uintptr_t)request->base, .format = format};
     return 0;
 }
 
-static int start_copy(struct disk_copy *copy, const struct facts *disk, bool direct, const struct disk_copy_request *request,
-                      const struct facts *base, struct err *err)
+static int start_copy(struct disk_copy *copy, const struct vm_disk *disk, const struct facts *facts,
+                      const struct disk_copy_request *request, const struct facts *base, struct err *err)
 {
     struct starting starting = {.copy = copy,
                                 .options = {.mode = request->mode,
@@ -535,7 +568,8 @@ static int start_copy(struct disk_copy *copy, const struct facts *disk, bool dir
                                             .changed = on_change,
                                             .arg = copy},
                                 .err = err};
-    int r = copy->part ? make_image(copy->part, request->format, disk->size, base, direct, &starting.options.target, err) : 0;
+    struct new_image image = {.path = copy->part, .format = request->format, .backing = base};
+    int r = copy->part ? make_image(&image, disk, facts, &starting.options.target, err) : 0;
     if (r < 0)
         return r;
     r = virtio_blk_run(copy->dev, true, insert_copy, &starting);
@@ -564,7 +598,7 @@ static int start_locked(struct disk_copy *copy, struct virtio_device *dev, const
     copy->dev = dev;
     copy->now.size = facts.size;
     copy->now.state = DISK_COPY_RUNNING;
-    r = start_copy(copy, &facts, disk->direct, request, request->base ? &base : NULL, err);
+    r = start_copy(copy, disk, &facts, request, request->base ? &base : NULL, err);
     if (r < 0) {
         copy->dev = NULL;
         forget(copy);

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "block/block.h"
+#include "block/crypt/key.h"
 #include "net/net.h"
 #include "virtio/balloon.h"
 #include "virtio/blk.h"
@@ -48,12 +49,14 @@ int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk
                                     .read_only = disk->read_only,
                                     .direct = disk->direct,
                                     .allow_dirs = dirs};
-    enum block_guess guess = disk->format ? BLOCK_GUESS_RAW : block_guess_format(path);
-    if (guess == BLOCK_GUESS_QCOW2)
-        options.driver = "qcow2";
-    else if (guess == BLOCK_GUESS_UNSURE)
+    if (!options.driver && !(options.driver = block_guess_format(path)))
         log_warn("disk '%s' has a qcow2 header and is taken as raw; say format=qcow2 if it is an image", path);
-    int r = block_open(&options, ret_node, err);
+    struct block_key *key = NULL;
+    int r = disk->key_path ? block_key_read(disk->key_path, &key, err) : 0;
+    options.key = key;
+    if (r == 0)
+        r = block_open(&options, ret_node, err);
+    block_key_free(key);
     if (r == 0 && disk->keep_discarded)
         (*ret_node)->can_discard = false;
     return r;

@@ -124,14 +124,16 @@ static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err
         disk->direct = true;
     else if (!strcmp(word, "root"))
         disk->root = true;
-    else if (!strcmp(word, "format=raw") || !strcmp(word, "format=qcow2"))
+    else if (!strcmp(word, "format=raw") || !strcmp(word, "format=qcow2") || !strcmp(word, "format=luks"))
         return vm_config_set(&disk->format, word + 7, err);
     else if (!strncmp(word, "cache=", 6))
         return set_disk_cache(disk, word + 6, err);
+    else if (!strncmp(word, "key=", 4))
+        return vm_config_set(&disk->key_path, word + 4, err);
     else if (!strcmp(word, "discard=on") || !strcmp(word, "discard=off"))
         disk->keep_discarded = !strcmp(word, "discard=off");
     else
-        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=, cache= or discard=; see --help", word);
+        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=, key=, cache= or discard=; see --help", word);
     return 0;
 }
 
@@ -374,12 +376,12 @@ static const struct option_spec options[] = {
     {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
 
     {"", NULL, "Devices", NULL, NULL},
-    {"disk", "PATH[,format=F][,ro][,cache=MODE][,direct][,discard=off][,root]", "add a disk; repeat for more",
-     "format: raw or qcow2; without it an image is qcow2 when its name ends in .qcow2 and its header agrees, else raw. ro: "
-     "read-only. cache: writeback (the guest's flushes reach the host's disk, the default), writethrough (every write does), "
-     "unsafe (none do: a crash of the host loses data). direct: bypass the host's page cache. discard=off: what the guest "
-     "discards stays allocated. root: name it as root device on the command line. The API knows the disks as drive0, "
-     "drive1, ...", set_disk},
+    {"disk", "PATH[,format=F][,key=FILE][,ro][,cache=MODE][,direct][,discard=off][,root]", "add a disk; repeat for more",
+     "format: raw, qcow2 or luks; without it an image is qcow2 or luks when its name ends in .qcow2 or .luks and its header "
+     "agrees, else raw. key: the file whose bytes, all of them, are the key of an encrypted image. ro: read-only. cache: "
+     "writeback (the guest's flushes reach the host's disk, the default), writethrough (every write does), unsafe (none do: a "
+     "crash of the host loses data). direct: bypass the host's page cache. discard=off: what the guest discards stays "
+     "allocated. root: name it as root device on the command line. The API knows the disks as drive0, drive1, ...", set_disk},
     {"allow-backing", "DIR", "backing files that disks name may lie in DIR; repeat for more",
      "Those in an image's own folder and below are allowed anyway.", set_allow_backing},
     {"net", "user[,forward=H:G]|tap=NAME|none", "add a network interface; repeat for more",

@@ -7,7 +7,7 @@
  * With "faults", instead each of these calls fails once, with EIO or ENOSPC, in a run of its own; what is left when the image
  * is closed after that is judged in the same way.
  *
- * usage: qcow2_crash CLUSTER_SIZE REFCOUNT_BITS EXTENDED_L2 OPERATIONS SEED [faults]
+ * usage: qcow2_crash CLUSTER_SIZE REFCOUNT_BITS EXTENDED_L2 OPERATIONS SEED [faults] [luks]
  * The program is linked with --wrap for the system calls that change a file. */
 #include <assert.h>
 #include <errno.h>
@@ -28,6 +28,10 @@
 #define SECTORS (DISK_SIZE / SECTOR)
 #define RECORDS_MAX 200000u
 #define OPERATIONS_MAX 4096u
+static uint8_t key_bytes[] = "secret";
+static char key_name[] = "key";
+static const struct block_key luks_key = {key_bytes, sizeof key_bytes, key_name}; /* of images that are encrypted */
+
 #define VARIANTS 4u /* of lost writes, after each record */
 
 struct record {
@@ -308,7 +312,7 @@ static bool judge(int fd, unsigned at, struct block_ring *ring)
 {
     struct err err = {0};
     struct judgement j = {.at = at, .why = "an error"};
-    struct block_options options = {.driver = "qcow2", .fd = dup(fd), .read_only = true, .repair = true};
+    struct block_options options = {.driver = "qcow2", .fd = dup(fd), .read_only = true, .repair = true, .key = &luks_key};
     if (block_open(&options, &j.node, &err) < 0) {
         printf("after %u records: %s\n", at, err.message);
         return false;
@@ -401,7 +405,7 @@ static int add_bitmap(void *arg)
 static int run_once(const struct qcow2_create *create, struct guest *guest, unsigned seed, struct block_ring *ring, int base)
 {
     struct err err = {0};
-    struct block_options options = {.driver = "qcow2", .path = create->path, .fd = -1};
+    struct block_options options = {.driver = "qcow2", .path = create->path, .fd = -1, .key = &luks_key};
     for (unsigned i = 0; i < record_count; i++)
         free(records[i].data);
     record_count = operation_count = calls = snapshot_first = snapshot_end = 0;
@@ -455,12 +459,19 @@ int main(int argc, char **argv)
                                   .version = 3,
                                   .cluster_size = (uint32_t)atoi(argv[1]),
                                   .refcount_bits = (unsigned)atoi(argv[2]),
-                                  .extended_l2 = atoi(argv[3])};
+                                  .extended_l2 = atoi(argv[3]),
+                                  .key = &luks_key,
+                                  .luks_iterations = 1000};
+    bool faults = false;
+    for (int i = 6; i < argc; i++) {
+        faults = faults || strcmp(argv[i], "faults") == 0;
+        create.encrypt = create.encrypt || strcmp(argv[i], "luks") == 0;
+    }
     struct guest guest = {.count = (unsigned)atoi(argv[4]), .refcount_bits = create.refcount_bits};
     unsigned seed = (unsigned)atoi(argv[5]), states = 0;
     if (guest.count > OPERATIONS_MAX || block_ring_create("sync", &ring, NULL) < 0 || block_ring_start(ring, NULL) < 0)
         return 2;
-    if (argc > 6) {
+    if (faults) {
         states = inject_faults(&create, &guest, seed, ring, base);
     } else {
         fd = run_once(&create, &guest, seed, ring, base);

@@ -6,12 +6,13 @@
  *   r OFFSET LENGTH BYTE   read; the status is 1 when a byte is another
  *
  * Up to DEPTH operations are in flight at once; one that touches the range of another waits for it.
- * usage: qcow2_io FORMAT PATH DEPTH ENGINE [direct] */
+ * usage: qcow2_io FORMAT PATH DEPTH ENGINE [direct] [key=FILE] */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "block/block.h"
+#include "block/crypt/key.h"
 
 #define DEPTH_MAX 64u
 
@@ -138,13 +139,23 @@ int main(int argc, char **argv)
     if (argc < 5)
         return 2;
     unsigned depth = (unsigned)atoi(argv[3]);
-    struct block_options options = {.driver = argv[1], .path = argv[2], .fd = -1, .direct = argc > 5};
-    if (depth < 1 || depth > DEPTH_MAX || block_open(&options, &node, &err) < 0 ||
+    struct block_options options = {.driver = argv[1], .path = argv[2], .fd = -1};
+    struct block_key *key = NULL;
+    int r = 0;
+    for (int i = 5; i < argc && r == 0; i++) {
+        if (strcmp(argv[i], "direct") == 0)
+            options.direct = true;
+        else if (strncmp(argv[i], "key=", 4) == 0)
+            r = block_key_read(argv[i] + 4, &key, &err);
+    }
+    options.key = key;
+    if (r < 0 || depth < 1 || depth > DEPTH_MAX || block_open(&options, &node, &err) < 0 ||
         block_ring_create(argv[4], &ring, &err) < 0 || block_ring_start(ring, &err) < 0 ||
         block_attach(node, ring, &err) < 0) {
         fprintf(stderr, "qcow2_io: %s\n", err.message);
         return 2;
     }
+    block_key_free(key);
     run(node, ring, depth);
     block_close(node);
     block_ring_free(ring);

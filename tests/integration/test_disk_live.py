@@ -80,11 +80,11 @@ def make_disk(path):
 
 
 class Guest(Client):
-    def __init__(self, engine, tmp, disk):
+    def __init__(self, engine, tmp, disk, options=""):
         self.socket = tmp / "api.sock"
         self.vmm = Vmm("--engine", engine, "--kernel", image("busybox") / "vmlinuz", "--initrd", initramfs(tmp, WRITER),
                        "--cmdline", "console=ttyS0 quiet panic=-1 polder.test=run", "--memory", "256M", "--console", "stdio",
-                       "--disk", f"{disk},cache=writeback", "--api-sock", self.socket)
+                       "--disk", f"{disk},cache=writeback{options}", "--api-sock", self.socket)
 
     def __enter__(self):
         self.vmm.__enter__()
@@ -251,6 +251,34 @@ def test_overlays_are_merged(engine, tmp, disk):
     assert sum_of(raw_of(tmp / "alone.qcow2", tmp)) == digest
     if disk.suffix == ".qcow2":
         img("check", disk)
+
+
+@pytest.mark.parametrize("form", ["luks", "qcow2"])
+def test_an_encrypted_disk_stays_so(engine, tmp, form):
+    key = tmp / "key"
+    key.write_bytes(b"a long key of many random bytes")
+    disk = tmp / f"disk.{form}"
+    settings = ["-o", "encrypt.format=luks"] if form == "qcow2" else []
+    img("convert", "-O", form, *settings, "--target-key", key, make_disk(tmp / "disk.raw"), disk)
+    with Guest(engine, tmp, disk, f",key={key}") as guest:
+        guest.refused("PUT", "/drives/drive0/copy", {"kind": "Backup", "path_on_host": str(tmp / "x"), "format": "raw"},
+                      "a raw image would not be")
+        guest.put("/drives/drive0/snapshot", path_on_host=str(tmp / "top.qcow2"))
+        guest.put("/drives/drive0/copy", kind="Backup", path_on_host=str(tmp / "backup.qcow2"))
+        guest.state("Done")
+        guest.put("/drives/drive0/copy", kind="Commit")
+        guest.state("Ready")
+        guest.patch("/drives/drive0/copy", action="Complete")
+        guest.put("/drives/drive0/copy", kind="Mirror", path_on_host=str(tmp / "new.qcow2"))
+        guest.state("Ready")
+        guest.patch("/drives/drive0/copy", action="Complete")
+        _, digest, _ = guest.end()
+    for image_ in (disk, tmp / "top.qcow2", tmp / "backup.qcow2", tmp / "new.qcow2"):
+        assert b"mark 1 " not in image_.read_bytes() and filler(1)[-64:] not in image_.read_bytes(), image_
+    for name in ("backup", "new"):
+        img("convert", "--key", key, "-O", "raw", tmp / f"{name}.qcow2", tmp / f"{name}.raw")
+        one_instant(tmp / f"{name}.raw")
+    assert sum_of(tmp / "new.raw") == digest
 
 
 def test_the_program_is_killed(engine, tmp):

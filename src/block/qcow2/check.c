@@ -177,6 +177,7 @@ static int count_all(struct checker *c, struct err *err)
     struct qcow2 *q = c->q;
     count_range(c, 0, q->cluster_size, "header");
     count_range(c, q->l1_offset, (uint64_t)q->l1_size * 8, "L1 table");
+    count_range(c, q->luks_offset, q->luks_len, "LUKS header");
     int r = count_tree(c, q->l1, q->l1_size, true);
     if (r == 0)
         r = count_snapshots(c, err);

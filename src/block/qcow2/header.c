@@ -45,7 +45,7 @@ static int take_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, u
 
 static int walk_extensions(struct qcow2 *q, const uint8_t *start, size_t len, const char *name, struct err *err)
 {
-    const uint8_t *names = NULL;
+    const uint8_t *names = NULL, *crypt = NULL;
     uint32_t names_len = 0;
     uint64_t end = q->backing_name ? load_be64(start + H_BACKING_OFFSET) : len;
     if (end > len)
@@ -60,13 +60,16 @@ static int walk_extensions(struct qcow2 *q, const uint8_t *start, size_t len, co
             names = start + at + 8;
             names_len = size;
         }
+        if (type == EXTENSION_CRYPT && size >= CRYPT_POINTER_LEN)
+            crypt = start + at + 8;
         int r = take_extension(q, type, start + at + 8, size, err);
         if (r < 0)
             return r;
         at += 8 + (((uint64_t)size + 7) & ~UINT64_C(7));
     }
     uint64_t unknown = q->incompatible & ~(uint64_t)INCOMPATIBLE_KNOWN;
-    return unknown ? refuse_bits(unknown, names, names_len, name, err) : 0;
+    return unknown ? refuse_bits(unknown, names, names_len, name, err)
+                   : encryption_parse(q, load_be32(start + H_CRYPT), crypt, err);
 }
 
 /* ---- fields ---- */
@@ -177,8 +180,6 @@ static int parse(struct qcow2 *q, const uint8_t *h, size_t len, const char *name
         r = parse_backing(q, h, len, err);
     if (r == 0)
         r = walk_extensions(q, h, len, name, err);
-    if (r == 0 && load_be32(h + H_CRYPT))
-        return say("it is encrypted, which is not supported; convert it first (qemu-img convert)");
     if (r == 0)
         r = parse_tables(q, h, err);
     if (r == 0 && q->external_raw && q->backing_name)

@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "base/own.h"
+#include "block/names.h"
 #include "block/qcow2/qcow2.h"
 #include "block/qcow2/qcow2_impl.h"
 
@@ -20,26 +21,10 @@ static int qcow2_attach(struct block_node *node, struct block_ring *ring, struct
     struct qcow2 *q = qcow2_of(node);
     node->ring = ring;
     int r = block_attach(q->file, ring, err);
-    if (r == 0 && q->external)
+    if (r == 0 && q->data && q->data != q->file)
         r = block_attach(q->data, ring, err);
     if (r == 0 && q->backing)
         r = block_attach(q->backing, ring, err);
-    return r;
-}
-
-static int run_alone(struct qcow2 *q, int (*fn)(void *arg), void *arg, struct err *err)
-{
-    struct block_ring *ring;
-    int r = block_ring_create("sync", &ring, err);
-    if (r < 0)
-        return r;
-    r = block_ring_start(ring, err);
-    if (r == 0)
-        r = qcow2_attach(&q->node, ring, err);
-    if (r == 0)
-        r = block_run(ring, fn, arg);
-    q->node.ring = NULL;
-    block_ring_free(ring);
     return r;
 }
 
@@ -125,13 +110,12 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
     if (q->before_base)
         return 0;
     if (!format) {
-        enum block_guess guess = block_guess_format(path);
-        if (guess == BLOCK_GUESS_UNSURE)
+        format = block_guess_format(path);
+        if (!format)
             return err_say(err, EINVAL, "it states no format for '%.100s'; do so: qemu-img rebase -u -F FORMAT", path);
-        format = guess == BLOCK_GUESS_QCOW2 ? "qcow2" : "raw";
     }
     bool raw = strcmp(format, "raw") == 0;
-    if (!raw && strcmp(format, "qcow2") != 0)
+    if (!raw && strcmp(format, "qcow2") != 0 && strcmp(format, "luks") != 0)
         return err_say(err, ENOTSUP, "its backing file has the format '%.20s', which is not supported", format);
     struct block_options below = {.driver = raw ? "file" : format,
                                   .path = path,
@@ -141,6 +125,7 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
                                   .below = raw,
                                   .allow_dirs = o->allow_dirs,
                                   .base = o->base,
+                                  .key = o->key,
                                   .depth = o->depth + 1};
     r = block_open(&below, &q->backing, err);
     if (r < 0)
@@ -210,7 +195,7 @@ static int repair_counts(void *arg)
 static int repair_dirty(struct qcow2 *q, struct err *err)
 {
     struct repairing repairing = {.q = q};
-    int r = run_alone(q, repair_counts, &repairing, err);
+    int r = block_run_alone(&q->node, repair_counts, &repairing, err);
     if (r < 0)
         return err_set(err, -r, "disk '%s' was not closed: repair", q->node.name);
     if (q->incompatible & INCOMPATIBLE_DIRTY)
@@ -229,7 +214,7 @@ static int check_writable(struct qcow2 *q, struct err *err)
         return r;
     if (!(q->autoclear & ~(uint64_t)AUTOCLEAR_DATA_RAW))
         return 0;
-    r = run_alone(q, begin_writing, q, err);
+    r = block_run_alone(&q->node, begin_writing, q, err);
     return r < 0 ? err_set(err, -r, "disk '%s'", q->node.name) : 0;
 }
 
@@ -258,11 +243,13 @@ static int qcow2_build(struct qcow2 *q, const struct block_options *o, struct er
     if (r < 0)
         return r;
     TAKE_FD(fd);
-    r = run_alone(q, load, &(struct loading){.q = q, .err = err}, err);
+    r = block_run_alone(&q->node, load, &(struct loading){.q = q, .err = err}, err);
     if (r < 0)
         return r;
     fill_node(q, o);
     r = open_named(q, o, err);
+    if (r == 0)
+        r = encryption_open(q, o, err);
     if (r == 0 && !o->read_only && !o->repair)
         r = check_writable(q, err);
     return r;
@@ -283,6 +270,7 @@ static void release(struct qcow2 *q)
     if (q->data != q->file)
         block_close(q->data);
     block_close(q->file);
+    crypt_cipher_free(q->legacy);
     free(q->unpacked);
     free(q->l1);
     free(q->reftable);
@@ -389,7 +377,7 @@ static void qcow2_close(struct block_node *node)
     struct qcow2 *q = qcow2_of(node);
     if (is_dirty(q) || q->bitmaps.in_use) {
         struct err err = {0};
-        int r = q->failed ? q->failed : run_alone(q, write_back, q, &err);
+        int r = q->failed ? q->failed : block_run_alone(&q->node, write_back, q, &err);
         if (r < 0)
             log_error("disk '%s': its metadata could not be written: %s", node->name, strerror(-r));
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "block/block.h"
+#include "block/crypt/luks.h"
 
 struct qcow2_create {
     const char *path;
@@ -12,6 +13,9 @@ struct qcow2_create {
     unsigned refcount_bits; /* 1 to 64 */
     bool extended_l2, lazy_refcounts, data_file_raw;
     bool zstd;
+    bool encrypt; /* by LUKS, with `key`, the caller's */
+    const struct block_key *key;
+    uint32_t luks_iterations; /* as in struct luks_create */
     const char *backing, *backing_format, *data_file; /* as they are stored; NULL: none */
 };
 
@@ -32,6 +36,8 @@ struct qcow2_info {
     uint32_t cluster_size, snapshot_count;
     bool lazy_refcounts, dirty, corrupt, extended_l2, external_raw, zstd;
     const char *backing, *backing_format, *data_file;
+    bool encrypted;
+    struct luks_info luks; /* version 0: none; encrypted without it is the old AES method */
 };
 void qcow2_get_info(struct block_node *node, struct qcow2_info *ret_info);
 

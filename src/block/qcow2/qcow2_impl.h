@@ -14,6 +14,7 @@
 #pragma once
 
 #include "block/block.h"
+#include "block/crypt/luks.h"
 #include "block/fiber.h"
 #include "block/qcow2/dirty_bitmap.h"
 #include "block/qcow2/format.h"
@@ -56,6 +57,7 @@ struct part {
     struct qcow2 *q;
     struct block_request *parent;
     unsigned generation;
+    uint64_t guest; /* offset of what it reads; UINT64_MAX: not from `data` */
     struct part *next_free;
     struct iovec iov[8];
     struct iovec *more_iov; /* instead of iov, when that is too short */
@@ -67,7 +69,7 @@ struct dirty_range {
 
 struct qcow2 {
     struct block_node node; /* first */
-    struct block_node *file, *data, *backing; /* data: file itself, or the external data file */
+    struct block_node *file, *data, *backing; /* data: file itself, the external data file, or either behind a cipher */
     bool before_base; /* the backing file is the one at which the chain was to end */
     uint64_t backing_size; /* 0: none; where it ends, zeroes follow */
     unsigned version, cluster_bits, l2_bits, entry_size, refcount_order, refblock_bits;
@@ -78,6 +80,11 @@ struct qcow2 {
     uint32_t header_len;
     char *backing_name, *backing_format, *data_name;
     struct dirty_bitmaps bitmaps;
+    uint32_t crypt_method;
+    bool locked; /* encrypted, and opened without its key */
+    uint64_t luks_offset, luks_len;
+    struct luks_info luks;
+    struct crypt_cipher *legacy; /* CRYPT_AES: decrypts what was read from `data` */
 
     uint64_t *l1, l1_offset; /* entries in host order */
     uint32_t l1_size;
@@ -140,6 +147,12 @@ int header_set_autoclear(struct qcow2 *q, uint64_t autoclear);
 /* In a fiber: extensions and backing file's name anew, as q has backing_name, backing_format, bitmaps and autoclear; what it does
  * not know stays. One write, then stable. -ENOSPC when they do not fit. */
 int header_rewrite(struct qcow2 *q);
+
+/* ---- encryption.c ---- */
+/* The header's method and the data of its extension for it (CRYPT_POINTER_LEN bytes; NULL: none). */
+int encryption_parse(struct qcow2 *q, uint32_t method, const uint8_t *pointer, struct err *err);
+/* Not in a fiber: puts the cipher between us and the data. */
+int encryption_open(struct qcow2 *q, const struct block_options *o, struct err *err);
 
 /* ---- tables.c ---- */
 int tables_init(struct qcow2 *q);
@@ -231,11 +244,6 @@ void end_busy(struct qcow2 *q, const struct busy *busy);
 
 /* ---- zero.c; in a fiber: WRITE_ZEROES and DISCARD ---- */
 int zero_guest(struct qcow2 *q, enum block_op op, bool may_unmap, uint64_t offset, uint64_t len);
-
-/* ---- names.c ---- */
-/* Opens a file that an image names, when it lies in the image's folder or below or in one of the options' allow_dirs. */
-int names_open(const struct block_options *image, const char *name, bool read_only, int *ret_fd, char **ret_path,
-               struct err *err);
 
 /* ---- compress.c ---- */
 /* Length of the result, or -ENOSPC when it is not shorter than `room`. */

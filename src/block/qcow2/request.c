@@ -38,6 +38,8 @@ static void part_done(struct block_request *request, int result)
     struct qcow2 *q = part->q;
     struct block_request *parent = part->parent;
     unsigned generation = part->generation;
+    if (result == 0 && q->legacy && part->guest != UINT64_MAX)
+        result = crypt_decrypt(q->legacy, part->guest, request->iov, request->iov_count);
     if (result < 0 && parent->result == 0)
         parent->result = result;
     free(part->more_iov);
@@ -65,6 +67,7 @@ static int submit_part(struct qcow2 *q, struct block_request *req, struct block_
     part->q = q;
     part->parent = req;
     part->more_iov = NULL;
+    part->guest = node == q->data && req->op == BLOCK_READ ? req->offset + req->progress : UINT64_MAX;
     part->generation = q->generation;
     part->request = (struct block_request){.op = req->op, .offset = offset, .len = len, .done = part_done};
     if (len == req->len) {
@@ -308,8 +311,10 @@ void qcow2_submit(struct block_node *node, struct block_request *req)
     if (q->bitmaps.count && req->op != BLOCK_READ && req->op != BLOCK_FLUSH)
         dirty_bitmaps_mark(q, req->offset, req->len);
     int r = NEEDS_FIBER;
-    if (req->op == BLOCK_READ || (req->op == BLOCK_WRITE && !req->stable && !req->compress && !q->failed))
+    if (!q->locked && (req->op == BLOCK_READ || (req->op == BLOCK_WRITE && !req->stable && !req->compress && !q->failed)))
         r = start_cached(q, req);
+    else if (q->locked && req->op != BLOCK_FLUSH)
+        r = -ENOKEY;
     else if (req->op == BLOCK_FLUSH && !q->external && !q->failed && !q->lock.held && !is_dirty(q))
         r = submit_part(q, req, q->file, 0, 0);
     else if (q->node.read_only)
@@ -353,7 +358,8 @@ int qcow2_status(struct block_node *node, uint64_t offset, uint64_t len, struct 
         extent.zero = true;
         break;
     case MAP_DATA:
-        extent.data = extent.has_offset = true;
+        extent.data = true;
+        extent.has_offset = q->crypt_method == CRYPT_NONE;
         extent.offset = map.host;
         extent.name = q->data->name;
         break;

@@ -154,5 +154,7 @@ void qcow2_get_info(struct block_node *node, struct qcow2_info *ret_info)
                                     .zstd = q->compression == COMPRESSION_ZSTD,
                                     .backing = q->backing_name,
                                     .backing_format = q->backing_format,
-                                    .data_file = q->data_name};
+                                    .data_file = q->data_name,
+                                    .encrypted = q->crypt_method != CRYPT_NONE,
+                                    .luks = q->luks};
 }

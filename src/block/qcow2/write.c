@@ -125,7 +125,7 @@ static int plan_fresh(struct qcow2 *q, const struct table *table, struct run *ru
         run->clusters = count;
     } else {
         r = alloc_clusters(q, count, &run->host, &run->clusters);
-        run->blank = run->host >= q->file->size;
+        run->blank = run->host >= q->file->size && q->crypt_method == CRYPT_NONE;
     }
     if (r < 0)
         return r;

@@ -92,7 +92,7 @@ static int store(struct qcow2 *q, uint64_t offset, uint8_t *packed, uint32_t len
 int write_compressed(struct qcow2 *q, uint64_t offset, uint64_t len, const struct iovec *iov, unsigned iov_count)
 {
     uint32_t size = q->cluster_size;
-    if (q->external || offset & (size - 1) || (len & (size - 1) && offset + len != q->node.size))
+    if (q->external || q->crypt_method != CRYPT_NONE || offset & (size - 1) || (len & (size - 1) && offset + len != q->node.size))
         return -ENOTSUP;
     uint8_t *cluster = malloc(size), *packed = aligned_alloc(4096, size < 4096 ? 4096 : size);
     int r = cluster && packed ? 0 : -ENOMEM;

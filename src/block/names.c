@@ -1,4 +1,6 @@
 /* Files that an image names. An image may come from anywhere, so what it names must lie where images of its kind are kept. */
+#include "block/names.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -8,7 +10,6 @@
 #include <sys/stat.h>
 
 #include "base/own.h"
-#include "block/qcow2/qcow2_impl.h"
 
 /* True for the folder itself and what is below it; both are canonical. */
 static bool lies_below(const char *path, const char *folder)
