@@ -215,8 +215,12 @@ static void test_numbers_beyond_bounds_are_refused(void **state)
     poke32(H_REFCOUNT_ORDER, 7);
     refused("too wide");
     make(NULL);
-    poke32(H_CRYPT, 2);
-    refused("encrypted");
+    poke32(H_CRYPT, 1);
+    refused("needs its key");
+    poke32(H_CRYPT, 2); /* without the extension that says where its header is */
+    refused("disagree");
+    poke32(H_CRYPT, 3);
+    refused("not known");
 }
 
 static void test_unknown_features_are_named(void **state)
