@@ -238,8 +238,12 @@ int names_open(const struct block_options *image, const char *name, bool read_on
                struct err *err);
 
 /* ---- compress.c ---- */
+/* What compressing clusters one after the other takes; NULL: no memory. Any thread, one at a time. */
+struct compressor;
+struct compressor *compressor_new(unsigned type);
+void compressor_free(struct compressor *compressor);
 /* Length of the result, or -ENOSPC when it is not shorter than `room`. */
-int compress_cluster(unsigned type, const void *from, size_t len, void *to, size_t room);
+int compress_cluster(struct compressor *compressor, const void *from, size_t len, void *to, size_t room);
 /* Fills all of `to`, or -EIO. */
 int decompress_cluster(unsigned type, const void *from, size_t len, void *to, size_t size);
 
