@@ -63,11 +63,31 @@ static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint
     return r < 0 ? r : write_chunk(c, offset, data, len);
 }
 
+int img_copy(struct block_node *from, struct block_node *to, bool compress, bool progress)
+{
+    struct qcow2_info info = {.cluster_size = ZERO_UNIT};
+    if (compress)
+        qcow2_get_info(to, &info);
+    struct convert c = {.walk = {.chunk = copy_chunk,
+                                 .end = (from->size + BLOCK_SECTOR_SIZE - 1) & ~(uint64_t)(BLOCK_SECTOR_SIZE - 1),
+                                 .progress = progress},
+                        .from = from,
+                        .to = to,
+                        .compress = compress,
+                        .unit = info.cluster_size};
+    int r = img_walk(&c.walk);
+    return r < 0 ? r : block_do(to, BLOCK_FLUSH, 0, NULL, 0);
+}
+
+struct copying {
+    struct block_node *from, *to;
+    bool compress, progress;
+};
+
 static int copy(void *arg)
 {
-    struct convert *c = arg;
-    int r = img_walk(&c->walk);
-    return r < 0 ? r : block_do(c->to, BLOCK_FLUSH, 0, NULL, 0);
+    const struct copying *c = arg;
+    return img_copy(c->from, c->to, c->compress, c->progress);
 }
 
 static int convert(const struct img_options *options, struct img_image *from, const char *format, struct err *err)
@@ -80,16 +100,8 @@ static int convert(const struct img_options *options, struct img_image *from, co
         r = img_open(options, path, format, false, false, from->ring, &to, err);
     if (r < 0)
         return r;
-    struct qcow2_info info = {.cluster_size = ZERO_UNIT};
-    if (options->compress)
-        qcow2_get_info(to.node, &info);
-    struct convert c = {.walk = {.chunk = copy_chunk,
-                                 .end = size,
-                                 .progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30)},
-                        .from = from->node,
-                        .to = to.node,
-                        .compress = options->compress,
-                        .unit = info.cluster_size};
+    bool progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30);
+    struct copying c = {from->node, to.node, options->compress, progress};
     r = block_run(from->ring, copy, &c);
     to.ring = NULL;
     img_close(&to);
