@@ -105,7 +105,7 @@ static int run_commit(const struct img_options *options, struct err *err)
     open.base = base;
     if (r == 0)
         r = img_open_as(&open, NULL, &top, err);
-    if (r < 0)
+    if (r < 0 || !top.node)
         return r;
     r = commit_to(options, &top, base, err);
     img_close(&top);

@@ -64,11 +64,31 @@ static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint
     return r < 0 ? r : write_chunk(c, offset, data, len);
 }
 
+int img_copy(struct block_node *from, struct block_node *to, bool compress, bool progress)
+{
+    struct qcow2_info info = {.cluster_size = ZERO_UNIT};
+    if (compress)
+        qcow2_get_info(to, &info);
+    struct convert c = {.walk = {.chunk = copy_chunk,
+                                 .end = (from->size + BLOCK_SECTOR_SIZE - 1) & ~(uint64_t)(BLOCK_SECTOR_SIZE - 1),
+                                 .progress = progress},
+                        .from = from,
+                        .to = to,
+                        .compress = compress,
+                        .unit = info.cluster_size};
+    int r = img_walk(&c.walk);
+    return r < 0 ? r : block_do(to, BLOCK_FLUSH, 0, NULL, 0);
+}
+
+struct copying {
+    struct block_node *from, *to;
+    bool compress, progress;
+};
+
 static int copy(void *arg)
 {
-    struct convert *c = arg;
-    int r = img_walk(&c->walk);
-    return r < 0 ? r : block_do(c->to, BLOCK_FLUSH, 0, NULL, 0);
+    const struct copying *c = arg;
+    return img_copy(c->from, c->to, c->compress, c->progress);
 }
 
 static int convert(const struct img_options *from_options, struct img_image *from, const char *format, struct err *err)
@@ -83,18 +103,12 @@ static int convert(const struct img_options *from_options, struct img_image *fro
         r = img_open(options, path, format, false, false, from->ring, &to, err);
     if (r < 0 || !to.node)
         return r;
-    struct qcow2_info info = {.cluster_size = ZERO_UNIT};
+    struct qcow2_info info = {0};
     if (options->compress)
         qcow2_get_info(to.node, &info);
-    struct convert c = {.walk = {.chunk = copy_chunk,
-                                 .end = size,
-                                 .progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30)},
-                        .from = from->node,
-                        .to = to.node,
-                        .compress = options->compress,
-                        .fill = strcmp(format, "luks") == 0,
-                        .unit = info.cluster_size};
-    if (info.encrypted && options->compress)
+    bool progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30);
+    struct copying c = {from->node, to.node, options->compress, progress};
+    if (info.encrypted)
         r = err_say(err, ENOTSUP, "encrypted images are not compressed; leave out -c");
     else
         r = block_run(from->ring, copy, &c);

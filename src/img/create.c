@@ -69,10 +69,31 @@ static int set_luks(void *target, const char *name, const char *value, struct er
     return err_say(err, EINVAL, "-o: luks has no setting '%s', see polder-img --man", name);
 }
 
+struct making {
+    struct qcow2_create create;
+    bool preallocate;
+    enum qcow2_preallocation preallocation;
+};
+
+static int set_preallocation(struct making *making, const char *value, struct err *err)
+{
+    static const char *const modes[] = {[QCOW2_PREALLOCATE_METADATA] = "metadata",
+                                        [QCOW2_PREALLOCATE_SPACE] = "falloc",
+                                        [QCOW2_PREALLOCATE_FULL] = "full"};
+    making->preallocate = strcmp(value, "off") != 0;
+    for (unsigned i = 0; i < sizeof modes / sizeof *modes; i++)
+        if (strcmp(value, modes[i]) == 0) {
+            making->preallocation = (enum qcow2_preallocation)i;
+            return 0;
+        }
+    return making->preallocate ? err_say(err, EINVAL, "-o preallocation: '%s' is not off, metadata, falloc or full", value) : 0;
+}
+
 /* `value` lives as long as the settings' text. */
 static int set_qcow2(void *target, const char *name, const char *value, struct err *err)
 {
-    struct qcow2_create *create = target;
+    struct making *making = target;
+    struct qcow2_create *create = &making->create;
     const struct {
         const char *name;
         bool *flag;
@@ -93,7 +114,7 @@ static int set_qcow2(void *target, const char *name, const char *value, struct e
             return 0;
         }
     if (strcmp(name, "preallocation") == 0)
-        return strcmp(value, "off") == 0 ? 0 : err_say(err, ENOTSUP, "-o preallocation: only off is there; images grow by writes");
+        return set_preallocation(making, value, err);
     if (strcmp(name, "compat") == 0)
         return set_compat(create, value, err);
     if (strcmp(name, "encrypt.format") == 0)
@@ -135,18 +156,81 @@ static int parse_settings(char *text, int (*set)(void *target, const char *name,
     return 0;
 }
 
-static int make_raw(const char *path, uint64_t size, struct err *err)
+static int set_raw(void *target, const char *name, const char *value, struct err *err)
 {
+    if (strcmp(name, "preallocation") != 0)
+        return err_say(err, EINVAL, "a raw image has no setting '%s'; say -f qcow2", name);
+    return set_preallocation(target, value, err);
+}
+
+static int write_zeroes(int fd, uint64_t size)
+{
+    own_free uint8_t *zeroes = calloc(1, IMG_CHUNK);
+    if (!zeroes)
+        return -ENOMEM;
+    for (uint64_t at = 0; at < size;) {
+        ssize_t n = pwrite(fd, zeroes, size - at < IMG_CHUNK ? size - at : IMG_CHUNK, (off_t)at);
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        at += n > 0 ? (uint64_t)n : 0;
+    }
+    return fdatasync(fd) < 0 ? -errno : 0;
+}
+
+static int make_raw(char *settings, const char *path, uint64_t size, struct err *err)
+{
+    struct making making = {0};
+    int parsed = parse_settings(settings, set_raw, &making, err);
+    if (parsed < 0)
+        return parsed;
     own_fd int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     struct stat st;
+    if (making.preallocate && making.preallocation == QCOW2_PREALLOCATE_METADATA)
+        return err_say(err, EINVAL, "-o preallocation: a raw image has no metadata; say falloc or full");
     if (fd < 0 || fstat(fd, &st) < 0)
         return err_set(err, errno, "'%s'", path);
     if (fcntl(fd, F_OFD_SETLK, &lock) < 0 && (errno == EAGAIN || errno == EACCES))
         return err_say(err, EBUSY, "'%s' is in use by another machine or tool", path);
-    if (S_ISREG(st.st_mode) && (size > INT64_MAX || ftruncate(fd, 0) < 0 || ftruncate(fd, (off_t)size) < 0))
+    if (!S_ISREG(st.st_mode))
+        return 0;
+    if (size > INT64_MAX || ftruncate(fd, 0) < 0 || ftruncate(fd, (off_t)size) < 0)
         return err_set(err, errno ? errno : EFBIG, "'%s'", path);
-    return 0;
+    int r = 0;
+    if (making.preallocate && making.preallocation == QCOW2_PREALLOCATE_FULL)
+        r = write_zeroes(fd, size);
+    else if (making.preallocate && size)
+        r = fallocate(fd, 0, 0, (off_t)size) < 0 ? -errno : 0;
+    return r < 0 ? err_set(err, -r, "'%s'", path) : 0;
+}
+
+struct preallocating {
+    struct block_node *node;
+    enum qcow2_preallocation mode;
+    struct err *err;
+};
+
+static int preallocate(void *arg)
+{
+    struct preallocating *p = arg;
+    return qcow2_preallocate(p->node, p->mode, p->err);
+}
+
+static int make_and_preallocate(const struct img_options *options, const struct making *making, struct err *err)
+{
+    struct img_image image = {0};
+    if (making->preallocate && making->create.backing)
+        return err_say(err, EINVAL, "preallocation and a backing file exclude each other");
+    int r = qcow2_create(&making->create, err);
+    if (r < 0 || !making->preallocate)
+        return r;
+    r = img_open(options, making->create.path, "qcow2", false, false, NULL, &image, err);
+    if (r < 0)
+        return r;
+    struct preallocating p = {image.node, making->preallocation, err};
+    r = block_run(image.ring, preallocate, &p);
+    img_close(&image);
+    return r;
 }
 
 /* The size of a disk that gets none: its backing file's. */
@@ -172,20 +256,22 @@ static int make_luks(const struct img_options *options, char *settings, const ch
 
 static int make_qcow2(const struct img_options *options, char *settings, const char *path, uint64_t size, struct err *err)
 {
-    struct qcow2_create create = {.path = path, .version = 3, .cluster_size = 65536, .refcount_bits = 16, .key = options->key};
-    int r = parse_settings(settings, set_qcow2, &create, err);
+    struct making making = {
+        .create = {.path = path, .version = 3, .cluster_size = 65536, .refcount_bits = 16, .key = options->key}};
+    struct qcow2_create *create = &making.create;
+    int r = parse_settings(settings, set_qcow2, &making, err);
     if (r < 0)
         return r;
     if (options->backing)
-        create.backing = options->backing;
+        create->backing = options->backing;
     if (options->backing_format)
-        create.backing_format = options->backing_format;
-    if (create.backing && create.backing_format)
-        r = backing_size(options, &create, &size, err);
+        create->backing_format = options->backing_format;
+    if (create->backing && create->backing_format)
+        r = backing_size(options, create, &size, err);
     if (r == 0 && size == UINT64_MAX)
         return err_say(err, EINVAL, "an image without a backing file needs a size");
-    create.size = size;
-    return r < 0 ? r : qcow2_create(&create, err);
+    create->size = size;
+    return r < 0 ? r : make_and_preallocate(options, &making, err);
 }
 
 int img_make(const struct img_options *options, const char *format, const char *path, uint64_t size, struct err *err)
@@ -203,7 +289,7 @@ int img_make(const struct img_options *options, const char *format, const char *
         return make_luks(options, settings, path, size, err);
     if (strcmp(format, "raw") != 0)
         return err_say(err, ENOTSUP, "format '%s' is only read; write raw, qcow2 or luks", format);
-    return *settings ? err_say(err, EINVAL, "a raw image has no settings") : make_raw(path, size, err);
+    return make_raw(settings, path, size, err);
 }
 
 static int run_create(const struct img_options *options, struct err *err)

@@ -5,8 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/size.h"
+#include "block/workers.h"
 #include "img/img.h"
 
 int img_guess(const char *path, const char *format, const char **ret_format, struct err *err)
@@ -42,6 +44,8 @@ int img_open_as(const struct block_options *open, struct block_ring *ring, struc
         return r;
     if (!ring)
         r = block_ring_create(NULL, &image.ring, err);
+    if (r == 0 && !ring)
+        r = block_workers_create(image.ring, (unsigned)sysconf(_SC_NPROCESSORS_ONLN), err);
     if (r == 0 && !ring)
         r = block_ring_start(image.ring, err);
     if (r == 0)

@@ -25,7 +25,8 @@ struct img_options {
     unsigned bitmap_step_count;
     const char *granularity;
     const char *snapshot_create, *snapshot_apply, *snapshot_delete;
-    bool shrink, keep, unsafe;
+    const char *bitmap;
+    bool shrink, keep, unsafe, full;
     bool snapshot_list, json, compress, strict, progress, help, version, man;
     const char *allow_dirs[IMG_DIRS_MAX + 1];
     unsigned allow_count;
@@ -46,8 +47,8 @@ struct img_command {
     int (*run)(const struct img_options *options, struct err *err);
 };
 
-extern const struct img_command img_bitmap, img_check, img_commit, img_compare, img_convert, img_create, img_info, img_map, img_rebase,
-    img_resize, img_snapshot;
+extern const struct img_command img_backup, img_bitmap, img_check, img_commit, img_compare, img_convert, img_create, img_info, img_map,
+    img_rebase, img_resize, img_snapshot;
 extern const struct option_spec img_option_table[];
 int img_operand(void *target, const char *value, struct err *err);
 
@@ -100,6 +101,9 @@ void img_walk_skip(struct img_walk *walk, uint64_t offset);
 must_check int img_read(struct block_node *node, uint64_t offset, uint64_t len, uint8_t *data);
 /* Writes the same range. `data` NULL: zeroes, whose space may go. */
 must_check int img_write(struct block_node *node, uint64_t offset, uint64_t len, uint8_t *data);
+
+/* In a fiber: all of a disk into a new, empty one that is no shorter; stable when it returns (convert.c). */
+must_check int img_copy(struct block_node *from, struct block_node *to, bool compress, bool progress);
 
 /* Prints and frees. */
 int img_print_json(json_t *json);

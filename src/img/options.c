@@ -23,12 +23,14 @@ TEXT_SETTER(output_format)
 TEXT_SETTER(settings)
 TEXT_SETTER(backing)
 TEXT_SETTER(backing_format)
+TEXT_SETTER(bitmap)
 TEXT_SETTER(granularity)
 TEXT_SETTER(snapshot_create)
 TEXT_SETTER(snapshot_apply)
 TEXT_SETTER(snapshot_delete)
 FLAG_SETTER(shrink)
 FLAG_SETTER(keep)
+FLAG_SETTER(full)
 FLAG_SETTER(unsafe)
 FLAG_SETTER(snapshot_list)
 FLAG_SETTER(compress)
@@ -114,8 +116,9 @@ const struct option_spec img_option_table[] = {
     {"output-format", "FORMAT", "-O: format of the new image (default: raw)", NULL, set_output_format},
     {"options", "NAME=VALUE,...", "-o: settings of the new image",
      "qcow2: compat (0.10, 1.1), cluster_size, refcount_bits, extended_l2, lazy_refcounts, compression_type (zlib, zstd), "
-     "backing_file, backing_fmt, data_file, data_file_raw, encrypt.format (luks), "
-     "encrypt.iterations. luks: version (2, 1), sector_size, key_bits (512, 256), iterations (of key derivation).", set_settings},
+     "backing_file, backing_fmt, data_file, data_file_raw, encrypt.format (luks), encrypt.iterations, preallocation (off, "
+     "metadata, falloc, full). raw: preallocation (off, falloc, full). luks: version (2, 1), sector_size, key_bits (512, 256), "
+     "iterations (of key derivation).", set_settings},
     {"backing", "PATH", "-b: backing file of the image, relative to the image's folder", NULL, set_backing},
     {"backing-format", "FORMAT", "-F: the backing file's format", NULL, set_backing_format},
     {"key", "FILE", "key of an encrypted image: all bytes of FILE; - is standard input",
@@ -135,6 +138,8 @@ const struct option_spec img_option_table[] = {
     {"shrink", NULL, "resize: the disk may become smaller: what is behind its new end is lost", NULL, set_shrink},
     {"keep", NULL, "-d: commit: leave the image as it is instead of emptying it", NULL, set_keep},
     {"unsafe", NULL, "-u: rebase: change the name only, whatever that does to what the disk reads", NULL, set_unsafe},
+    {"full", NULL, "backup: copy everything", NULL, set_full},
+    {"bitmap", "NAME", "backup: copy what the bitmap NAME recorded, which then starts anew", NULL, set_bitmap},
     {"add", NULL, "bitmap: make one, enabled and clean", NULL, set_bitmap_add},
     {"remove", NULL, "bitmap: remove it", NULL, set_bitmap_remove},
     {"clear", NULL, "bitmap: forget what it recorded", NULL, set_bitmap_clear},

@@ -108,7 +108,7 @@ static int run_rebase(const struct img_options *options, struct err *err)
     open.no_backing = options->unsafe;
     if (r == 0)
         r = img_open_as(&open, NULL, &top, err);
-    if (r < 0)
+    if (r < 0 || !top.node)
         return r;
     r = with_base(options, &top, err);
     img_close(&top);

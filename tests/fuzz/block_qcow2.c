@@ -1,5 +1,6 @@
 /* Fuzz target: qcow2 images. Whatever a file holds, opening, reading, mapping and checking it end soon, with errors at worst;
- * an image that can be opened for writing is written, repaired, and then reads back what was written. */
+ * an image that can be opened for writing is written, repaired, and then reads back what was written; its bitmaps, backing file
+ * and size are changed. */
 #include <assert.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -20,6 +21,53 @@ struct work {
     int fd;
 };
 
+static void write_and_read(struct block_node *node, uint64_t offset, uint8_t byte)
+{
+    uint8_t out[512], in[512];
+    memset(out, byte, sizeof out);
+    if (block_do(node, BLOCK_WRITE, offset, out, sizeof out) == 0 && block_do(node, BLOCK_READ, offset, in, sizeof in) == 0)
+        assert(memcmp(in, out, sizeof in) == 0);
+}
+
+static void look_at_bitmaps(struct block_node *node)
+{
+    for (uint32_t i = 0; i < qcow2_bitmap_count(node) && i < STEPS_MAX; i++) {
+        struct qcow2_bitmap bitmap;
+        uint64_t len = 0;
+        bool dirty;
+        qcow2_get_bitmap(node, i, &bitmap);
+        for (uint64_t at = 0, steps = 0; at < node->size && steps < STEPS_MAX; at += len, steps++) {
+            if (block_bitmap_status(node, bitmap.name, at, node->size - at, &len, &dirty) < 0)
+                break;
+            assert(len && len <= node->size - at);
+        }
+    }
+}
+
+/* A bitmap that records, beside those that the image has. */
+static int change_bitmaps(struct block_node *node)
+{
+    struct qcow2_bitmap_change change = {.name = "x y", .granularity = 1u << 20};
+    struct qcow2_bitmap first = {0};
+    int r = qcow2_bitmap_change(node, &change, NULL);
+    if (r < 0 || !node->size)
+        return r;
+    write_and_read(node, 0, 5);
+    uint64_t len;
+    bool dirty = false;
+    assert(block_bitmap_status(node, change.name, 0, node->size, &len, &dirty) < 0 || dirty);
+    qcow2_get_bitmap(node, 0, &first);
+    change.action = QCOW2_BITMAP_MERGE;
+    change.source = first.name;
+    r = qcow2_bitmap_change(node, &change, NULL);
+    char *name = strdup(first.name);
+    if (!name)
+        abort();
+    r |= qcow2_bitmap_change(node, &(struct qcow2_bitmap_change){.action = QCOW2_BITMAP_REMOVE, .name = name}, NULL);
+    free(name);
+    return r;
+}
+
 static void look(struct block_node *node)
 {
     static uint8_t buf[65536];
@@ -33,6 +81,7 @@ static void look(struct block_node *node)
         int ignored = block_do(node, BLOCK_READ, at, buf, len);
         (void)ignored;
     }
+    look_at_bitmaps(node);
     struct qcow2_snapshots snapshots;
     if (qcow2_snapshots_load(node, &snapshots, NULL) == 0)
         qcow2_snapshots_free(&snapshots);
@@ -46,14 +95,6 @@ static int examine(void *arg)
     int ignored = qcow2_check(work->node, QCOW2_CHECK_ONLY, &check, NULL);
     (void)ignored;
     return 0;
-}
-
-static void write_and_read(struct block_node *node, uint64_t offset, uint8_t byte)
-{
-    uint8_t out[512], in[512];
-    memset(out, byte, sizeof out);
-    if (block_do(node, BLOCK_WRITE, offset, out, sizeof out) == 0 && block_do(node, BLOCK_READ, offset, in, sizeof in) == 0)
-        assert(memcmp(in, out, sizeof in) == 0);
 }
 
 static int alter(void *arg)
@@ -75,6 +116,10 @@ static int alter(void *arg)
     write_and_read(node, 0, 4);
     if ((uint64_t)lseek(work->fd, 0, SEEK_END) < FILE_MAX)
         ignored |= qcow2_snapshot_delete(node, "x", NULL);
+    ignored |= change_bitmaps(node);
+    ignored |= qcow2_set_backing(node, "somewhere else", "raw", NULL);
+    if ((uint64_t)lseek(work->fd, 0, SEEK_END) < FILE_MAX)
+        ignored |= node->class->resize(node, node->size / 1024 * 512, NULL) | qcow2_empty(node, NULL);
     (void)ignored;
     return 0;
 }

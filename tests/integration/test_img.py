@@ -221,7 +221,10 @@ def test_bitmaps_are_the_same(folder):
     assert len(bitmaps(folder / "ours.qcow2")["a"][2]) > 100
     ours("resize", "ours.qcow2", "400M")
     theirs("resize", "theirs.qcow2", "400M")
-    assert bitmaps(folder / "ours.qcow2") == bitmaps(folder / "theirs.qcow2")
+    grown = bitmaps(folder / "ours.qcow2")
+    for name, (flags, granularity, dirty) in bitmaps(folder / "theirs.qcow2").items():
+        new = set(range((40 << 20) // granularity, (400 << 20) // granularity)) if flags & 2 else set()
+        assert grown[name] == (flags, granularity, dirty | new)  # ours takes what is new as changed
     theirs("check", "ours.qcow2")
     normal_info = [normal(theirs("info", "--output=json", name))["format-specific"] for name in ("ours.qcow2", "theirs.qcow2")]
     assert normal_info[0] == normal_info[1]
@@ -372,3 +375,72 @@ def test_shrink_and_grow(folder, settings):
     reads_the_same(folder)
     ours("resize", "--shrink", "top.qcow2", "-1M")
     assert json.loads(theirs("info", "--output=json", "top.qcow2"))["virtual-size"] == size + (1 << 20)
+
+
+@pytest.mark.parametrize("settings", ["", "cluster_size=512", "cluster_size=2M", "extended_l2=on", "data_file=a.data"])
+@pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])
+def test_preallocation(folder, settings, mode):
+    ours("create", "-f", "qcow2", "-o", ",".join(filter(None, [settings, f"preallocation={mode}"])), "disk.qcow2", (5 << 20) + 512)
+    theirs("check", "disk.qcow2")
+    ours("check", "disk.qcow2")
+    extents = json.loads(theirs("map", "--output=json", "disk.qcow2"))
+    assert all(extent["depth"] == 0 and extent["present"] and "offset" in extent for extent in extents)
+    store = folder / ("a.data" if "data_file" in settings else "disk.qcow2")
+    assert (store.stat().st_blocks * 512 > 5 << 20) == (mode != "metadata") or "2M" in settings
+    size = store.stat().st_size
+    run("qemu-io", "-f", "qcow2", "-c", "read -P 0 0 5M", "-c", "write -P 5 100k 3M", "disk.qcow2")
+    assert store.stat().st_size == size
+
+
+def test_preallocation_of_raw_images(folder):
+    for mode in "falloc", "full":
+        ours("create", "-o", f"preallocation={mode}", "disk.raw", "3M")
+        assert (folder / "disk.raw").stat().st_blocks * 512 == (folder / "disk.raw").stat().st_size == 3 << 20
+    assert "no metadata" in ours("create", "-o", "preallocation=metadata", "disk.raw", "3M", status=1)
+    assert "no setting" in ours("create", "-o", "cluster_size=4k", "disk.raw", "3M", status=1)
+    make_raw(folder / "a.raw")
+    ours("convert", "-O", "qcow2", "-o", "preallocation=falloc", "a.raw", "disk.qcow2")
+    theirs("compare", "-f", "raw", "-F", "qcow2", "a.raw", "disk.qcow2")
+    assert "exclude" in ours("create", "-f", "qcow2", "-b", "a.raw", "-F", "raw", "-o", "preallocation=full", "b.qcow2", status=1)
+
+
+def test_backups(folder):
+    """A week of a disk's life; each day's backup restores what that day had."""
+    rng = random.Random(5)
+    (folder / "backups").mkdir()
+    make_raw(folder / "a.raw", 9 << 20)
+    ours("convert", "-O", "qcow2", "a.raw", "disk.qcow2")
+    assert "--full --bitmap day" in ours("backup", "--bitmap", "day", "-b", "0.qcow2", "disk.qcow2", "backups/1.qcow2", status=1)
+    for day in range(6):
+        commands = []
+        for _ in range(8):
+            command = rng.choice(["write -z", "discard", f"write -P {rng.randrange(256)}"])
+            commands += ["-c", f"{command} {rng.randrange(16000) * 512} {rng.randrange(1, 300) * 512}"]
+        run("qemu-io", "-f", "qcow2", "-d", "unmap", *commands, "disk.qcow2")
+        if day == 2:
+            ours("resize", "disk.qcow2", "12M")
+        if day == 4:
+            ours("resize", "--shrink", "disk.qcow2", "5M")
+            ours("resize", "disk.qcow2", "9M")
+        how = ["--bitmap", "day", "-b", f"{day - 1}.qcow2"] if day else ["--full", "--bitmap", "day"]
+        ours("backup", *how, "disk.qcow2", f"backups/{day}.qcow2")
+        ours("convert", "-O", "raw", "disk.qcow2", f"{day}.raw")
+    for day in range(6):
+        ours("convert", "-O", "raw", f"backups/{day}.qcow2", "restored.raw")
+        assert (folder / "restored.raw").read_bytes() == (folder / f"{day}.raw").read_bytes(), day
+        theirs("compare", "-q", "-f", "qcow2", "-F", "raw", f"backups/{day}.qcow2", f"{day}.raw")
+    assert (folder / "backups/1.qcow2").stat().st_size < (folder / "backups/0.qcow2").stat().st_size
+    assert "already" in ours("backup", "--full", "disk.qcow2", "backups/0.qcow2", status=1)
+    ours("backup", "--full", "-c", "a.raw", "raw.qcow2")
+    theirs("compare", "-q", "-f", "qcow2", "-F", "raw", "raw.qcow2", "a.raw")
+
+
+def test_an_interrupted_backup_loses_nothing(folder):
+    ours("create", "-f", "qcow2", "disk.qcow2", "10M")
+    ours("backup", "--full", "--bitmap", "day", "disk.qcow2", "0.qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 1M 1M", "disk.qcow2")
+    (folder / "1.qcow2.partial").mkdir()
+    ours("backup", "--bitmap", "day", "-b", "0.qcow2", "disk.qcow2", "1.qcow2", status=1)
+    (folder / "1.qcow2.partial").rmdir()
+    ours("backup", "--bitmap", "day", "-b", "0.qcow2", "disk.qcow2", "1.qcow2")
+    theirs("compare", "-q", "-f", "qcow2", "-F", "qcow2", "1.qcow2", "disk.qcow2")

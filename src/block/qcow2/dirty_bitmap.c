@@ -137,6 +137,9 @@ int dirty_bitmaps_after_resize(struct qcow2 *q, uint64_t size)
             if (dirty)
                 set_bits(b->bits, at, end - 1);
         }
+        /* What a shrunk disk lost may be what a backup still has at a place that is there again. */
+        if (b->bit_count > old.bit_count && b->flags & BITMAP_AUTO)
+            set_bits(b->bits, old.bit_count, b->bit_count - 1);
         q->bitmaps.bytes -= (old.bit_count + 7) / 8;
         free(old.bits);
         b->changed = true;

@@ -30,6 +30,14 @@ struct block_node *qcow2_backing(struct block_node *node);
 /* Undoes qcow2_attach_backing; the backing node is the caller's. */
 void qcow2_detach_backing(struct block_node *node);
 
+enum qcow2_preallocation {
+    QCOW2_PREALLOCATE_METADATA, /* each cluster has its place in the file */
+    QCOW2_PREALLOCATE_SPACE,    /* ... and the host's space for it */
+    QCOW2_PREALLOCATE_FULL,     /* ... with zeroes written to it */
+};
+/* For an image that was made just now, without a backing file; in a fiber. Stable when it returns. */
+must_check int qcow2_preallocate(struct block_node *node, enum qcow2_preallocation mode, struct err *err);
+
 /* What an image says of itself; strings are the node's. */
 struct qcow2_info {
     unsigned version, refcount_bits;

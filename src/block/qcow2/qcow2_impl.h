@@ -246,8 +246,12 @@ void end_busy(struct qcow2 *q, const struct busy *busy);
 int zero_guest(struct qcow2 *q, enum block_op op, bool may_unmap, uint64_t offset, uint64_t len);
 
 /* ---- compress.c ---- */
+/* What compressing clusters one after the other takes; NULL: no memory. Any thread, one at a time. */
+struct compressor;
+struct compressor *compressor_new(unsigned type);
+void compressor_free(struct compressor *compressor);
 /* Length of the result, or -ENOSPC when it is not shorter than `room`. */
-int compress_cluster(unsigned type, const void *from, size_t len, void *to, size_t room);
+int compress_cluster(struct compressor *compressor, const void *from, size_t len, void *to, size_t room);
 /* Fills all of `to`, or -EIO. */
 int decompress_cluster(unsigned type, const void *from, size_t len, void *to, size_t size);
 

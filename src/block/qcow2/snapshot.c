@@ -176,7 +176,7 @@ int qcow2_snapshot_delete(struct block_node *node, const char *name, struct err 
 
 /* ---- apply ---- */
 
-/* Makes `l1` the active table. Its first `shared` entries are a snapshot's, too; the others are zero. */
+/* Makes `l1`, which it takes over, the active table. Its first `shared` entries are a snapshot's, too; the others are zero. */
 static int apply(struct qcow2 *q, uint64_t *l1, uint32_t shared, uint32_t l1_size)
 {
     uint64_t offset = 0, old_offset = q->l1_offset, *old = q->l1;
@@ -186,8 +186,10 @@ static int apply(struct qcow2 *q, uint64_t *l1, uint32_t shared, uint32_t l1_siz
         r = alloc_exactly(q, (uint32_t)cluster_count(q, (uint64_t)l1_size * 8), &offset);
     if (r == 0)
         r = checkpoint(q);
-    if (r < 0)
+    if (r < 0) {
+        free(l1);
         return r;
+    }
     q->l1 = l1; /* not in the file yet: only flags in the L2 tables are written meanwhile */
     q->l1_offset = offset;
     q->l1_size = l1_size;
