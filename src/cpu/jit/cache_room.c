@@ -107,7 +107,7 @@ int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
     tr->map_slice = (uint32_t)(slice / 12);
     tr->pages = (uint32_t)(mem_size(cpu->mem) / MEM_PAGE_SIZE);
     tr->ram = mem_slot(cpu->mem, 0)->hva;
-    if (!create_tables(tr))
+    if (!create_tables(tr) || (vcpu_optimises(cpu, JIT_OPT_KNOWN) && !insn_known_create(&tr->known)))
         return err_set(err, ENOMEM, "translator tables");
     mcode_touch(&tr->mcode, tr->mcode.write, CACHE_ROOM_HOT);
     tr->regions_start = enter_make_trampolines(cpu);
@@ -132,6 +132,7 @@ void cache_free(struct jit_vcpu *cpu)
     free_table(tr->page_heads, tr->pages, sizeof *tr->page_heads);
     free_table(tr->dropped, DROPPED_WORDS, sizeof *tr->dropped);
     insn_pool_free(&tr->insns);
+    insn_known_free(&tr->known);
     free(tr);
     cpu->translator = NULL;
 }

@@ -54,7 +54,7 @@ static unsigned decode_block(struct jit_vcpu *cpu, const uint8_t *page, struct i
     while (count < BLOCK_MAX_INSNS && offset < MEM_PAGE_SIZE) {
         unsigned room = MEM_PAGE_SIZE - offset;
         enum insn_status status =
-            insn_decode(page + offset, room < INSN_MAX_BYTES ? room : INSN_MAX_BYTES, 64, &insns[count]);
+            insn_known_decode(&cpu->translator->known, page + offset, room, &insns[count]);
         if (status == INSN_TRUNCATED) {
             if (count)
                 break;
@@ -85,15 +85,16 @@ static void find_live_flags(const struct jit_vcpu *cpu, const uint8_t *page, con
     for (unsigned i = 0; i < count; i++)
         rip += insns[i].length;
     const struct insn *last = &insns[count - 1];
+    struct insn_known *known = &cpu->translator->known;
     uint16_t after = FLAGS_ARITHMETIC;
     bool ahead = vcpu_optimises(cpu, JIT_OPT_AHEAD), relative = last->kind == INSN_BRANCH && last->branch_relative;
     if (ahead && relative) {
-        after = liveness_at(rip + (uint64_t)last->imm, cpu->rip, page, &ret_ahead[0]);
+        after = liveness_at(known, rip + (uint64_t)last->imm, cpu->rip, page, &ret_ahead[0]);
         bool conditional = !(last->map == 0 && (last->opcode == 0xe8 || last->opcode == 0xe9 || last->opcode == 0xeb));
         if (conditional)
-            after |= liveness_at(rip, cpu->rip, page, &ret_ahead[1]);
+            after |= liveness_at(known, rip, cpu->rip, page, &ret_ahead[1]);
     } else if (ahead && !ends_block(last)) {
-        after = liveness_at(rip, cpu->rip, page, &ret_ahead[0]);
+        after = liveness_at(known, rip, cpu->rip, page, &ret_ahead[0]);
     }
     live[count] = after;
     for (unsigned i = count; i-- > 0;)

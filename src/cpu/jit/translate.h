@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "cpu/jit/decode.h"
+#include "cpu/jit/decode_known.h"
 #include "cpu/jit/emit.h"
 #include "cpu/jit/insn_pool.h"
 #include "cpu/jit/mcode.h"
@@ -126,6 +127,7 @@ struct translator {
     struct site *sites;
     uint32_t site_count, site_slice;
     struct insn_pool insns;
+    struct insn_known known;
     struct insn_map *maps;
     uint32_t map_count, map_slice;
     uint32_t *hash;       /* heads of block chains by source address */
@@ -292,7 +294,7 @@ uint16_t liveness_kills(const struct insn *insn);
 uint16_t liveness_reads(const struct insn *insn);
 /* Arithmetic flags that code at `rip` (same page as `page_rip`, bytes at `page`) may read before it writes them. The answer
  * holds as long as the bytes of *ret_span do. */
-uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span);
+uint16_t liveness_at(struct insn_known *known, uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span);
 
 /* enter.c: into the start of the code memory. Returns what is free behind them. */
 uint8_t *enter_make_trampolines(struct jit_vcpu *cpu);
