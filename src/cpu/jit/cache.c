@@ -202,9 +202,11 @@ static void remove_from_page(struct translator *tr, struct block *block, unsigne
     *at = block->page_next[k];
 }
 
-static void drop_block(struct translator *tr, struct block *block)
+static void drop_block(struct jit_vcpu *cpu, struct block *block)
 {
+    struct translator *tr = cpu->translator;
     block->dead = true;
+    jump_cache_drop_place(cpu, block_place(block));
     cache_unlink_incoming(tr, block);
     unlink_outgoing(tr, block);
     cache_remove_from_hash(tr, block);
@@ -235,7 +237,7 @@ void cache_drop_range(struct jit_vcpu *cpu, const uint8_t *page, uint64_t start,
         struct block *block = &tr->blocks[id];
         id = block->page_next[block->page[0] != number];
         if (overlaps(block, number, start, end))
-            drop_block(tr, block);
+            drop_block(cpu, block);
     }
     if (!tr->page_heads[number])
         __atomic_fetch_and(&cpu->engine->code_pages[number], ~(1u << cpu->base.index), __ATOMIC_SEQ_CST);
@@ -303,6 +305,28 @@ static struct block *find(struct jit_vcpu *cpu, const uint8_t *page, struct bloc
     return NULL;
 }
 
+/* Only blocks without checks for an FPU that is off: with it off, no places are known. */
+static bool knows_by_place(const struct jit_vcpu *cpu, struct block_key key)
+{
+    return key.pool == TLB_USER && key.fpu_ok && vcpu_jumps_by_place(cpu);
+}
+
+const uint8_t *cache_find_by_place(struct jit_vcpu *cpu)
+{
+    struct block_key key = cache_key(cpu);
+    const struct translator *tr = cpu->translator;
+    if (!knows_by_place(cpu, key) || !tr->fpu_ok || ((cpu->cr4 & CR4_SMAP) != 0) != tr->smap)
+        return NULL;
+    const struct fetch_entry *fetch = mmu_fetch_page(cpu, cpu->rip);
+    if (!fetch->host)
+        return NULL;
+    uint64_t place = (uint64_t)translator_page(tr, fetch->host) * MEM_PAGE_SIZE + (cpu->rip & PAGE_MASK);
+    const uint8_t *entry = jump_cache_find_place(cpu, place);
+    if (entry)
+        jump_cache_fill_place(cpu, cpu->rip, place, fetch->global, entry);
+    return entry;
+}
+
 struct block *cache_lookup(struct jit_vcpu *cpu)
 {
     const struct fetch_entry *fetch = mmu_fetch_page(cpu, cpu->rip);
@@ -330,7 +354,10 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
     }
     if (block->page[1] != NO_PAGE)
         global = global && mmu_fetch_page(cpu, (cpu->rip | PAGE_MASK) + 1)->global;
-    jump_cache_fill(cpu, key.pool, cpu->rip, global, block_entry(cpu->translator, block));
+    if (knows_by_place(cpu, key) && block->page[1] == NO_PAGE)
+        jump_cache_fill_place(cpu, cpu->rip, block_place(block), global, block_entry(cpu->translator, block));
+    else
+        jump_cache_fill(cpu, key.pool, cpu->rip, global, block_entry(cpu->translator, block));
     cpu->code_page = cpu->rip & ~PAGE_MASK;
     return block;
 }

@@ -29,6 +29,8 @@ static inline uint64_t block_rip(const struct jit_vcpu *cpu, const struct block 
 /* The block at cpu->rip, translated when needed, entered into the jump cache and code_page set: go on at `inner`.
  * NULL when only the interpreter can go on. Raises fetch faults. */
 struct block *cache_lookup(struct jit_vcpu *cpu);
+/* The same by the jump cache's second level alone; the entry of the block, or NULL. */
+const uint8_t *cache_find_by_place(struct jit_vcpu *cpu);
 /* Follows link `id` (block * 2 + which) and patches it when both ends allow. Returns where to go on, or NULL. */
 const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id);
 /* The block whose code holds the host address, or NULL. */
@@ -59,4 +61,9 @@ void cache_remove_from_hash(struct translator *tr, struct block *block);
 static inline unsigned block_pages(const struct block *block)
 {
     return block->page[1] == NO_PAGE || block->page[1] == block->page[0] ? 1 : 2;
+}
+/* Offset in guest RAM of a block's first byte. */
+static inline uint64_t block_place(const struct block *block)
+{
+    return (uint64_t)block->page[0] * MEM_PAGE_SIZE + block->offset;
 }

@@ -223,6 +223,7 @@ static void evict_block(struct jit_vcpu *cpu, struct block *block)
         if (block->link[which].target != NO_BLOCK)
             sweep_incoming(tr, &tr->blocks[block->link[which].target]);
     cache_remove_from_hash(tr, block);
+    jump_cache_drop_place(cpu, block_place(block));
     for (unsigned k = 0; k < block_pages(block); k++)
         if (block->page_next[k] != NO_BLOCK)
             sweep_page(cpu, block->page[k]);
@@ -311,4 +312,5 @@ void cache_drop_all(struct jit_vcpu *cpu)
     tr->generation++;
     tr->stat_resets++;
     jump_cache_flush(cpu);
+    jump_cache_drop_places(cpu);
 }

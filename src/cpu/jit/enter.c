@@ -44,6 +44,11 @@ static const uint8_t *resume_at(struct jit_vcpu *cpu, const uint8_t *host)
 
 static const uint8_t *resume_by_lookup(struct jit_vcpu *cpu)
 {
+    const uint8_t *known = cache_find_by_place(cpu);
+    if (known) {
+        cpu->site_linear = cpu->rip; /* where entries of position-independent blocks expect it */
+        return resume_at(cpu, known);
+    }
     struct block *block = cache_lookup(cpu);
     return block ? resume_at(cpu, block_inner(cpu->translator, block)) : NULL;
 }
@@ -374,12 +379,13 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
     return start;
 }
 
-/* Of the rip in r15, to rcx; no flags. */
-static void emit_second_index(struct emit *e)
+/* Of the rip or place in `reg` (r14 or r15), to rcx; no flags. */
+static void emit_second_index(struct emit *e, unsigned reg)
 {
-    emit_bytes(e, "\xc4\xc3\xfb\xf0\xcf", 5); /* rorx rcx, r15, imm8 */
+    emit_bytes(e, "\xc4\xc3\xfb\xf0", 4); /* rorx rcx, reg, imm8 */
+    emit_u8(e, 0xc8 | (reg & 7));
     emit_u8(e, JUMP2_ROTATE);
-    emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 0);
+    emit_mem(e, OP_LEA, RCX, RCX, reg, 1, 0);
     emit_pext(e, RCX, RCX, offsetof(struct jit_vcpu, jump2_mask));
 }
 
@@ -387,16 +393,71 @@ static void emit_second_index(struct emit *e)
 static const uint8_t *emit_second_level(struct emit *e, unsigned pool, const uint8_t *miss)
 {
     const uint8_t *start = e->at;
-    emit_second_index(e);
+    emit_second_index(e, R15);
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, offsetof(struct jit_vcpu, jump_cache.not_rip2[pool]));
     emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_jmp(e, miss);
     emit_bind_short(e, hit);
-    emit_second_index(e);
+    emit_second_index(e, R15);
     emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, offsetof(struct jit_vcpu, jump_cache.entry2[pool]));
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */
+    return start;
+}
+
+/* Goes on if rcx + reg + 1 is 0, else to `miss` with r14 from its slot; rcx is lost. */
+static void emit_unless_zero(struct emit *e, unsigned reg, const uint8_t *miss)
+{
+    emit_mem(e, OP_LEA, RCX, RCX, reg, 1, 1);
+    uint8_t *zero = emit_short(e, OP_JRCXZ);
+    emit_gs(e, 0, OP_MOV_LOAD, R14, offsetof(struct jit_vcpu, site));
+    emit_jmp(e, miss);
+    emit_bind_short(e, zero);
+}
+
+/* Enters host address r14 for the rip in r15 into the first level, and that into the list; rcx and r14 are lost. */
+static void emit_fill_first(struct emit *e)
+{
+    size_t jumps = offsetof(struct jit_vcpu, jump_cache), count = jumps + offsetof(struct jump_cache, local_count);
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, jump_mask));
+    emit_gs_scaled(e, OP_MOV_STORE, R14, RCX, jumps + offsetof(struct jump_cache, entry[TLB_USER]));
+    emit_bytes(e, "\x49\xf7\xd7", 3); /* not r15 */
+    emit_gs_scaled(e, OP_MOV_STORE, R15, RCX, jumps + offsetof(struct jump_cache, not_rip[TLB_USER]));
+    emit_bytes(e, "\x49\xf7\xd7", 3);
+    emit_load_gs(e, R14, count);
+    emit_mem(e, OP_LEA, R14, R14, INSN_NO_REG, 1, 1);
+    emit_store_gs(e, R14, count);
+    emit_mem(e, OP_LEA, R14, R14, INSN_NO_REG, 1, -1);
+    emit_pext(e, R14, R14, offsetof(struct jit_vcpu, listed_mask)); /* a full list is not looked at */
+    emit_bytes(e, "\x65\x42\x89\x0c\xb5", 5); /* mov gs:[r14*4 + local], ecx */
+    emit_u32(e, (uint32_t)(jumps + offsetof(struct jump_cache, local)));
+}
+
+/* The second level by place: where the page lies, what starts at that place, and this into the first level. Otherwise as above. */
+static const uint8_t *emit_second_level_by_place(struct emit *e, const uint8_t *miss)
+{
+    _Static_assert(TLB_USER == 0, "its indexes into not_rip are those of the flat array");
+    const uint8_t *start = e->at;
+    size_t fetch = offsetof(struct jit_vcpu, fetch_tlb), jumps = offsetof(struct jit_vcpu, jump_cache);
+    emit_gs(e, 0, OP_MOV_STORE, R14, offsetof(struct jit_vcpu, site));
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, place_mask));
+    emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, fetch + offsetof(struct fetch_tlb, not_page));
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, page_mask));
+    emit_unless_zero(e, R14, miss);
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, place_mask));
+    emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, fetch + offsetof(struct fetch_tlb, place));
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, offset_mask));
+    emit_mem(e, OP_LEA, R14, R14, RCX, 1, 0);
+    emit_second_index(e, R14);
+    emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, jumps + offsetof(struct jump_cache, not_rip2[TLB_USER]));
+    emit_unless_zero(e, R14, miss);
+    emit_second_index(e, R14);
+    emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, jumps + offsetof(struct jump_cache, entry2[TLB_USER]));
+    emit_store_gs(e, R14, offsetof(struct jit_vcpu, resume));
+    emit_fill_first(e);
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_jmp_resume(e);
     return start;
 }
 
@@ -450,6 +511,8 @@ uint8_t *enter_make_trampolines(struct jit_vcpu *cpu)
     tr->to.dead = emit_way_out(&e, handle_dead, leave);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.jump[pool] = jump2 ? emit_second_level(&e, pool, jump) : jump;
+    if (jump2 && vcpu_jumps_by_place(cpu))
+        tr->to.jump[TLB_USER] = emit_second_level_by_place(&e, jump);
     const uint8_t *retry = emit_retry(&e, tr);
     for (unsigned table = 0; table < TLB_POOLS * TLB_ACCESSES; table++)
         tr->to.refill[table / TLB_ACCESSES][table % TLB_ACCESSES] = tlb2 ? emit_tlb_refill(&e, tr, table, retry) : tr->to.miss;

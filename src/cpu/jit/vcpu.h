@@ -111,6 +111,7 @@ struct jit_vcpu {
     uint64_t fetch_mask;      /* pext mask that makes an index into fetch_tlb from a linear address */
     uint64_t tlb_mask, page_mask;   /* pext masks: of a linear address the index into the soft TLB; what is beyond a page */
     uint64_t jump_mask, jump2_mask; /* pext masks that make indexes into the jump cache's levels from a target */
+    uint64_t place_mask, offset_mask, listed_mask; /* the same for the place in fetch_tlb, of what is within a page, and for lists of jumps */
     struct tlb tlb;
     struct jump_cache jump_cache;
     struct fetch_tlb fetch_tlb;
@@ -181,4 +182,10 @@ struct jit_engine {
 static inline bool vcpu_optimises(const struct jit_vcpu *cpu, enum jit_opt opt)
 {
     return !(cpu->engine->options.off >> opt & 1);
+}
+
+/* Does the jump cache's second level know user code by its place? */
+static inline bool vcpu_jumps_by_place(const struct jit_vcpu *cpu)
+{
+    return vcpu_optimises(cpu, JIT_OPT_PLACE) && vcpu_optimises(cpu, JIT_OPT_PIC);
 }
