@@ -79,11 +79,6 @@ void cache_add_block(struct jit_vcpu *cpu, struct block *block)
 
 /* ---- links ---- */
 
-struct link *cache_link(struct translator *tr, uint32_t id)
-{
-    return &tr->blocks[id / 2].link[id % 2];
-}
-
 static void point(struct translator *tr, const struct link *link, uint32_t target)
 {
     int32_t distance = (int32_t)(target - (link->patch + 4));
@@ -92,31 +87,33 @@ static void point(struct translator *tr, const struct link *link, uint32_t targe
 
 void cache_unlink_incoming(struct translator *tr, struct block *block)
 {
-    for (uint32_t id = block->incoming; id != NO_BLOCK;) {
-        struct link *link = cache_link(tr, id);
+    for (uint32_t id = block->incoming; id != NO_LINK;) {
+        struct link *link = &tr->links[id];
         id = link->next;
         point(tr, link, link->stub);
-        link->target = link->next = NO_BLOCK;
+        link->target = NO_BLOCK;
+        link->next = NO_LINK;
     }
-    block->incoming = NO_BLOCK;
+    block->incoming = NO_LINK;
 }
 
 static void unlink(struct translator *tr, uint32_t id)
 {
-    struct link *link = cache_link(tr, id);
+    struct link *link = &tr->links[id];
     if (link->target == NO_BLOCK)
         return;
     uint32_t *at = &tr->blocks[link->target].incoming;
     while (*at != id)
-        at = &cache_link(tr, *at)->next;
+        at = &tr->links[*at].next;
     *at = link->next;
-    link->target = link->next = NO_BLOCK;
+    link->target = NO_BLOCK;
+    link->next = NO_LINK;
 }
 
 static void unlink_outgoing(struct translator *tr, struct block *block)
 {
-    for (unsigned which = 0; which < 2; which++)
-        unlink(tr, (uint32_t)(block - tr->blocks) * 2 + which);
+    for (unsigned i = 0; i < block->link_count; i++)
+        unlink(tr, block->first_link + i);
 }
 
 /* A target that reaches into a second page may be entered only through the jump cache: the link's stub becomes that. */
@@ -144,8 +141,8 @@ static void open_far(struct jit_vcpu *cpu, const struct link *link, const struct
 static void make_link(struct jit_vcpu *cpu, uint32_t id, struct block *to)
 {
     struct translator *tr = cpu->translator;
-    struct block *from = &tr->blocks[id / 2];
-    struct link *link = &from->link[id % 2];
+    struct link *link = &tr->links[id];
+    struct block *from = &tr->blocks[link->from];
     bool same_page = to->page[0] == from->page[0];
     if ((!link->far && !same_page) || to->key.pool != from->key.pool || to->key.fpu_ok != from->key.fpu_ok)
         return;
@@ -170,8 +167,8 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
 {
     struct translator *tr = cpu->translator;
     uint32_t generation = tr->generation;
-    struct block *from = &tr->blocks[id / 2];
-    cpu->rip = block_rip(cpu, from) + (uint64_t)(int64_t)from->link[id % 2].distance;
+    struct block *from = &tr->blocks[tr->links[id].from];
+    cpu->rip = block_rip(cpu, from) + (uint64_t)(int64_t)tr->links[id].distance;
     struct block *to = cache_lookup(cpu);
     if (!to)
         return NULL;
@@ -284,6 +281,14 @@ struct block_key cache_key(const struct jit_vcpu *cpu)
     bool fpu_ok = !(cpu->cr0 & (CR0_TS | CR0_EM)) && (cpu->cr4 & CR4_OSFXSR) && (cpu->cr4 & CR4_OSXSAVE) &&
                   (cpu->xcr0 & XCR0_AVX);
     return (struct block_key){.pool = tlb_pool_of(cpu, 0) & 0xf, .fpu_ok = fpu_ok};
+}
+
+bool cache_has_block(const struct translator *tr, uint32_t page, uint32_t offset, struct block_key key)
+{
+    uint32_t id = tr->hash[hash_of(page, offset, key)];
+    while (id && (tr->blocks[id].page[0] != page || tr->blocks[id].offset != offset || tr->blocks[id].key.pool != key.pool))
+        id = tr->blocks[id].hash_next;
+    return id;
 }
 
 static struct block *find(struct jit_vcpu *cpu, const uint8_t *page, struct block_key key)

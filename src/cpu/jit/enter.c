@@ -190,7 +190,7 @@ static const uint8_t *handle_interp(struct jit_vcpu *cpu)
 
 static const uint8_t *handle_link(struct jit_vcpu *cpu)
 {
-    const struct link *link = &cpu->translator->blocks[cpu->site / 2].link[cpu->site % 2];
+    const struct link *link = &cpu->translator->links[cpu->site];
     flags_from_ax(cpu, link->far && cpu->flags_parked);
     cpu->translator->stat_followed++;
     const uint8_t *host = cache_follow_link(cpu, cpu->site);

@@ -21,6 +21,7 @@
     X(JIT_OPT_SYSTEM, "system", "other system instructions are inline")                                       \
     X(JIT_OPT_KNOWN, "known", "instructions that differ in displacement and immediate alone are decoded once") \
     X(JIT_OPT_POOL, "pool", "instructions for the interpreter are kept decoded")                              \
+    X(JIT_OPT_THROUGH, "through", "blocks go on behind conditional jumps")                                    \
     X(JIT_OPT_LINK, "link", "blocks of a page jump to each other")                                            \
     X(JIT_OPT_FAR, "far", "blocks of different pages jump to each other")                                     \
     X(JIT_OPT_FORWARD, "forward", "jumps forwards do not look for interrupts")                                \

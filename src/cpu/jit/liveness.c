@@ -40,8 +40,10 @@ uint16_t liveness_reads(const struct insn *insn)
     return insn->flags_read & (uint16_t)~insn->flags_undefined & FLAGS_ARITHMETIC;
 }
 
-static void widen(struct code_span *span, unsigned start, unsigned end)
+void liveness_widen(struct code_span *span, unsigned start, unsigned end)
 {
+    if (start == end)
+        return;
     bool empty = span->start == span->end;
     span->start = (uint16_t)(empty || start < span->start ? start : span->start);
     span->end = (uint16_t)(empty || end > span->end ? end : span->end);
@@ -58,7 +60,7 @@ uint16_t liveness_at(struct insn_known *known, uint64_t rip, uint64_t page_rip, 
             break;
         if (insn_known_decode(known, page + offset, room, &insn) != INSN_OK)
             break;
-        widen(ret_span, offset, offset + insn.length);
+        liveness_widen(ret_span, offset, offset + insn.length);
         live |= liveness_reads(&insn) & (uint16_t)~killed;
         killed |= liveness_kills(&insn);
         if ((killed | live) == FLAGS_ARITHMETIC)
