@@ -243,11 +243,12 @@ static void emit_block(struct translation *t, const struct insn *insns, unsigned
         add_map(t);
         unsigned run = translate_stack_run(t, &insns[i], count - i);
         if (run) {
-            /* A miss runs the first instruction alone and goes on by its rip. */
-            t->pending_sites = t->tr->site_count;
             for (; run > 1; run--)
                 t->rip += insns[i++].length;
             t->rip += insns[i].length;
+            if (!ends_block(&insns[i]))
+                bind_sites(t);
+            t->pending_sites = t->tr->site_count;
             t->rcx_stored = t->near.valid = false;
             continue;
         }

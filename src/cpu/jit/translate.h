@@ -94,7 +94,7 @@ struct site {
     uint32_t write : 1, stack : 1;
     uint32_t other_faults : 1;      /* they come before those of the access: the interpreter knows */
     uint32_t needs_write_entry : 1; /* the check goes by tlb.stack, which only has pages with a write entry */
-    uint32_t run : 1;               /* the check stands for a run of pushes or pops */
+    uint32_t run : 4;               /* the check stands for a run of so many pushes or pops; `next` is behind all of them */
 };
 #define SITE_BLOCK_MASK 0x1ffffffu /* of its first 32 bits */
 
@@ -108,6 +108,7 @@ struct trampolines {
     const uint8_t *enter;                                 /* executable view: void (*)(void) */
     const uint8_t *miss, *interp, *link, *poll, *dead; /* writable view, for emission */
     const uint8_t *refill[TLB_POOLS][TLB_ACCESSES]; /* the TLB's first level does not know the page at r15; flags are lost */
+    const uint8_t *flagless[TLB_POOLS][TLB_ACCESSES]; /* the same, flags are native and kept */
     const uint8_t *jump[TLB_POOLS];  /* the jump cache's first level does not know the target in r15 */
     const uint8_t *load_rsp;         /* loads rsp from cpu->gpr and jumps to cpu->resume */
     const uint8_t *stack[TLB_POOLS]; /* a stack check failed: puts another page into tlb.stack, or goes to miss */
@@ -210,8 +211,8 @@ enum check_form { CHECK_WHOLE, CHECK_PARTS };
 
 struct check {
     unsigned size; /* bytes */
-    bool write, stack, run;
-    unsigned first; /* as in struct site */
+    bool write, stack;
+    unsigned first, run; /* as in struct site */
     enum check_form form;
 };
 

@@ -98,6 +98,7 @@ struct jit_vcpu {
     bool fpu_live;            /* guest vector state is in the host's registers, `xsave` is stale */
     uint16_t flags_saved;     /* arithmetic flags as lahf/seto leave them in ax, while the site says "saved" */
     uint8_t flags_parked;     /* on the way through the jump cache: the flags are in flags_saved, else native */
+    uint16_t flags_refill;    /* the same, in enter.c alone */
     uint16_t flags_native;    /* the same, as they were when translated code left */
     uint32_t site;            /* index of the site that left */
     uint64_t site_linear;     /* linear address of the access that missed, or the jump target that missed */
