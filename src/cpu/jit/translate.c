@@ -122,7 +122,7 @@ static uint16_t look_ahead(struct jit_vcpu *cpu, const uint8_t *page, uint64_t r
 static void find_live_flags(struct jit_vcpu *cpu, const uint8_t *page, const struct insn *insns, unsigned count, uint16_t *live,
                             struct code_span ret_ahead[2])
 {
-    uint16_t taken[BLOCK_MAX_INSNS]; /* needed where a jump leads */
+    uint16_t taken[BLOCK_MAX_INSNS] = {0}; /* needed where a jump leads */
     uint64_t rip = cpu->rip;
     for (unsigned i = 0; i < count; i++) {
         rip += insns[i].length;

@@ -112,7 +112,8 @@ struct jit_vcpu {
     uint64_t fetch_mask;      /* pext mask that makes an index into fetch_tlb from a linear address */
     uint64_t tlb_mask, page_mask;   /* pext masks: of a linear address the index into the soft TLB; what is beyond a page */
     uint64_t jump_mask, jump2_mask; /* pext masks that make indexes into the jump cache's levels from a target */
-    uint64_t place_mask, offset_mask, listed_mask; /* the same for the place in fetch_tlb, of what is within a page, and for lists of jumps */
+    uint64_t place_mask, offset_mask; /* pext masks: an index into the places of fetch_tlb; what is within a page */
+    uint64_t listed_mask;             /* and an index into a list of jumps */
     struct tlb tlb;
     struct jump_cache jump_cache;
     struct fetch_tlb fetch_tlb;
