@@ -15,6 +15,7 @@
 
 #include "base/own.h"
 #include "cpu/jit/decode.h"
+#include "cpu/jit/decode_known.h"
 #include "cpu/x86.h"
 
 #include <Zydis/Mnemonic.h>
@@ -129,12 +130,38 @@ static void check_reencode(const struct insn *insn)
     reencoded++;
 }
 
+static struct insn_known known;
+
+static void check_known(const uint8_t bytes[INSN_MAX_BYTES])
+{
+    struct insn insn, quick;
+    enum insn_status status = insn_decode(bytes, INSN_MAX_BYTES, 64, &insn);
+    if (insn_known_decode(&known, bytes, INSN_MAX_BYTES, &quick) != status || memcmp(&insn, &quick, sizeof insn) != 0)
+        fail_insn(&insn, quick.bytes, quick.length, "differs when known");
+}
+
+/* As it is, and with other displacements and immediates. */
+static void check_known_variants(const uint8_t *code, const struct insn *insn)
+{
+    uint8_t bytes[INSN_MAX_BYTES];
+    memcpy(bytes, code, sizeof bytes);
+    check_known(bytes);
+    for (unsigned n = 0; n < 3; n++) {
+        uint64_t noise = random_u64();
+        for (unsigned i = 0; i < insn->disp_bytes + insn->imm_bytes; i++, noise >>= 8)
+            bytes[insn->length - i - 1] = (uint8_t)noise;
+        check_known(bytes);
+    }
+}
+
 static void sweep(const uint8_t *code, size_t size)
 {
     struct insn insn;
     for (size_t at = 0; at < size;) {
         enum insn_status status = insn_decode(code + at, (unsigned)(size - at < 15 ? size - at : 15), 64, &insn);
         counts[insn.kind]++;
+        if (status == INSN_OK && size - at >= INSN_MAX_BYTES)
+            check_known_variants(code + at, &insn);
         at += status == INSN_OK ? insn.length : 1;
         if (status == INSN_OK && insn.kind == INSN_PLAIN)
             check_reencode(&insn);
@@ -191,6 +218,8 @@ static void test_random_bytes(void **state)
         struct insn insn;
         if (insn_decode(bytes, 15, sizes[n % 3], &insn) == INSN_OK && insn.kind == INSN_PLAIN)
             check_reencode(&insn);
+        if (insn_decode(bytes, 15, 64, &insn) == INSN_OK)
+            check_known_variants(bytes, &insn);
     }
     printf("random: reencoded %lu refused %lu\n", reencoded, refused);
 }
@@ -303,5 +332,9 @@ int main(void)
         cmocka_unit_test(test_kinds),     cmocka_unit_test(test_flags),        cmocka_unit_test(test_registers),
         cmocka_unit_test(test_lengths),   cmocka_unit_test(test_real_code),    cmocka_unit_test(test_random_bytes),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    if (!insn_known_create(&known))
+        return 1;
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    insn_known_free(&known);
+    return failed;
 }

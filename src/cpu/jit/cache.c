@@ -79,11 +79,6 @@ void cache_add_block(struct jit_vcpu *cpu, struct block *block)
 
 /* ---- links ---- */
 
-struct link *cache_link(struct translator *tr, uint32_t id)
-{
-    return &tr->blocks[id / 2].link[id % 2];
-}
-
 static void point(struct translator *tr, const struct link *link, uint32_t target)
 {
     int32_t distance = (int32_t)(target - (link->patch + 4));
@@ -92,31 +87,33 @@ static void point(struct translator *tr, const struct link *link, uint32_t targe
 
 void cache_unlink_incoming(struct translator *tr, struct block *block)
 {
-    for (uint32_t id = block->incoming; id != NO_BLOCK;) {
-        struct link *link = cache_link(tr, id);
+    for (uint32_t id = block->incoming; id != NO_LINK;) {
+        struct link *link = &tr->links[id];
         id = link->next;
         point(tr, link, link->stub);
-        link->target = link->next = NO_BLOCK;
+        link->target = NO_BLOCK;
+        link->next = NO_LINK;
     }
-    block->incoming = NO_BLOCK;
+    block->incoming = NO_LINK;
 }
 
 static void unlink(struct translator *tr, uint32_t id)
 {
-    struct link *link = cache_link(tr, id);
+    struct link *link = &tr->links[id];
     if (link->target == NO_BLOCK)
         return;
     uint32_t *at = &tr->blocks[link->target].incoming;
     while (*at != id)
-        at = &cache_link(tr, *at)->next;
+        at = &tr->links[*at].next;
     *at = link->next;
-    link->target = link->next = NO_BLOCK;
+    link->target = NO_BLOCK;
+    link->next = NO_LINK;
 }
 
 static void unlink_outgoing(struct translator *tr, struct block *block)
 {
-    for (unsigned which = 0; which < 2; which++)
-        unlink(tr, (uint32_t)(block - tr->blocks) * 2 + which);
+    for (unsigned i = 0; i < block->link_count; i++)
+        unlink(tr, block->first_link + i);
 }
 
 /* A target that reaches into a second page may be entered only through the jump cache: the link's stub becomes that. */
@@ -144,8 +141,8 @@ static void open_far(struct jit_vcpu *cpu, const struct link *link, const struct
 static void make_link(struct jit_vcpu *cpu, uint32_t id, struct block *to)
 {
     struct translator *tr = cpu->translator;
-    struct block *from = &tr->blocks[id / 2];
-    struct link *link = &from->link[id % 2];
+    struct link *link = &tr->links[id];
+    struct block *from = &tr->blocks[link->from];
     bool same_page = to->page[0] == from->page[0];
     if ((!link->far && !same_page) || to->key.pool != from->key.pool || to->key.fpu_ok != from->key.fpu_ok)
         return;
@@ -170,8 +167,8 @@ const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id)
 {
     struct translator *tr = cpu->translator;
     uint32_t generation = tr->generation;
-    struct block *from = &tr->blocks[id / 2];
-    cpu->rip = block_rip(cpu, from) + (uint64_t)(int64_t)from->link[id % 2].distance;
+    struct block *from = &tr->blocks[tr->links[id].from];
+    cpu->rip = block_rip(cpu, from) + (uint64_t)(int64_t)tr->links[id].distance;
     struct block *to = cache_lookup(cpu);
     if (!to)
         return NULL;
@@ -202,9 +199,11 @@ static void remove_from_page(struct translator *tr, struct block *block, unsigne
     *at = block->page_next[k];
 }
 
-static void drop_block(struct translator *tr, struct block *block)
+static void drop_block(struct jit_vcpu *cpu, struct block *block)
 {
+    struct translator *tr = cpu->translator;
     block->dead = true;
+    jump_cache_drop_place(cpu, block_place(block));
     cache_unlink_incoming(tr, block);
     unlink_outgoing(tr, block);
     cache_remove_from_hash(tr, block);
@@ -235,7 +234,7 @@ void cache_drop_range(struct jit_vcpu *cpu, const uint8_t *page, uint64_t start,
         struct block *block = &tr->blocks[id];
         id = block->page_next[block->page[0] != number];
         if (overlaps(block, number, start, end))
-            drop_block(tr, block);
+            drop_block(cpu, block);
     }
     if (!tr->page_heads[number])
         __atomic_fetch_and(&cpu->engine->code_pages[number], ~(1u << cpu->base.index), __ATOMIC_SEQ_CST);
@@ -284,6 +283,14 @@ struct block_key cache_key(const struct jit_vcpu *cpu)
     return (struct block_key){.pool = tlb_pool_of(cpu, 0) & 0xf, .fpu_ok = fpu_ok};
 }
 
+bool cache_has_block(const struct translator *tr, uint32_t page, uint32_t offset, struct block_key key)
+{
+    uint32_t id = tr->hash[hash_of(page, offset, key)];
+    while (id && (tr->blocks[id].page[0] != page || tr->blocks[id].offset != offset || tr->blocks[id].key.pool != key.pool))
+        id = tr->blocks[id].hash_next;
+    return id;
+}
+
 static struct block *find(struct jit_vcpu *cpu, const uint8_t *page, struct block_key key)
 {
     struct translator *tr = cpu->translator;
@@ -301,6 +308,28 @@ static struct block *find(struct jit_vcpu *cpu, const uint8_t *page, struct bloc
             return block;
     }
     return NULL;
+}
+
+/* Only blocks without checks for an FPU that is off: with it off, no places are known. */
+static bool knows_by_place(const struct jit_vcpu *cpu, struct block_key key)
+{
+    return key.pool == TLB_USER && key.fpu_ok && vcpu_jumps_by_place(cpu);
+}
+
+const uint8_t *cache_find_by_place(struct jit_vcpu *cpu)
+{
+    struct block_key key = cache_key(cpu);
+    const struct translator *tr = cpu->translator;
+    if (!knows_by_place(cpu, key) || !tr->fpu_ok || ((cpu->cr4 & CR4_SMAP) != 0) != tr->smap)
+        return NULL;
+    const struct fetch_entry *fetch = mmu_fetch_page(cpu, cpu->rip);
+    if (!fetch->host)
+        return NULL;
+    uint64_t place = (uint64_t)translator_page(tr, fetch->host) * MEM_PAGE_SIZE + (cpu->rip & PAGE_MASK);
+    const uint8_t *entry = jump_cache_find_place(cpu, place);
+    if (entry)
+        jump_cache_fill_place(cpu, cpu->rip, place, fetch->global, entry);
+    return entry;
 }
 
 struct block *cache_lookup(struct jit_vcpu *cpu)
@@ -330,7 +359,10 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
     }
     if (block->page[1] != NO_PAGE)
         global = global && mmu_fetch_page(cpu, (cpu->rip | PAGE_MASK) + 1)->global;
-    jump_cache_fill(cpu, key.pool, cpu->rip, global, block_entry(cpu->translator, block));
+    if (knows_by_place(cpu, key) && block->page[1] == NO_PAGE)
+        jump_cache_fill_place(cpu, cpu->rip, block_place(block), global, block_entry(cpu->translator, block));
+    else
+        jump_cache_fill(cpu, key.pool, cpu->rip, global, block_entry(cpu->translator, block));
     cpu->code_page = cpu->rip & ~PAGE_MASK;
     return block;
 }

@@ -29,7 +29,11 @@ static inline uint64_t block_rip(const struct jit_vcpu *cpu, const struct block 
 /* The block at cpu->rip, translated when needed, entered into the jump cache and code_page set: go on at `inner`.
  * NULL when only the interpreter can go on. Raises fetch faults. */
 struct block *cache_lookup(struct jit_vcpu *cpu);
-/* Follows link `id` (block * 2 + which) and patches it when both ends allow. Returns where to go on, or NULL. */
+/* The same by the jump cache's second level alone; the entry of the block, or NULL. */
+const uint8_t *cache_find_by_place(struct jit_vcpu *cpu);
+/* Is there a block that starts at this place? */
+bool cache_has_block(const struct translator *tr, uint32_t page, uint32_t offset, struct block_key key);
+/* Follows link `id` and patches it when both ends allow. Returns where to go on, or NULL. */
 const uint8_t *cache_follow_link(struct jit_vcpu *cpu, uint32_t id);
 /* The block whose code holds the host address, or NULL. */
 struct block *cache_find_host(struct jit_vcpu *cpu, const uint8_t *host);
@@ -50,8 +54,6 @@ void cache_drop_all(struct jit_vcpu *cpu);
 struct region cache_usage(const struct translator *tr);
 
 /* cache.c, for cache_room.c */
-/* Link `id`: block * 2 + which. */
-struct link *cache_link(struct translator *tr, uint32_t id);
 /* Points all links into a block at their stubs. */
 void cache_unlink_incoming(struct translator *tr, struct block *block);
 void cache_remove_from_hash(struct translator *tr, struct block *block);
@@ -59,4 +61,9 @@ void cache_remove_from_hash(struct translator *tr, struct block *block);
 static inline unsigned block_pages(const struct block *block)
 {
     return block->page[1] == NO_PAGE || block->page[1] == block->page[0] ? 1 : 2;
+}
+/* Offset in guest RAM of a block's first byte. */
+static inline uint64_t block_place(const struct block *block)
+{
+    return (uint64_t)block->page[0] * MEM_PAGE_SIZE + block->offset;
 }

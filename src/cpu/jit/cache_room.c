@@ -60,6 +60,7 @@ static void note_region(struct translator *tr)
                                      .end_block = tr->block_count,
                                      .sites = tr->site_count - r * tr->site_slice,
                                      .maps = tr->map_count - r * tr->map_slice,
+                                     .links = tr->link_count - r * tr->link_slice,
                                      .hot = (uint32_t)(tr->hot - region_start(tr, r)),
                                      .cold = (uint32_t)(tr->cold - cold_start(tr, r))};
 }
@@ -75,6 +76,7 @@ static void start_region(struct translator *tr, uint32_t region)
     tr->block_count = first_block(tr, region);
     tr->site_count = region * tr->site_slice;
     tr->map_count = region * tr->map_slice;
+    tr->link_count = region * tr->link_slice;
     note_region(tr);
 }
 
@@ -83,10 +85,11 @@ static bool create_tables(struct translator *tr)
     tr->blocks = table(total(tr, tr->block_slice), sizeof *tr->blocks);
     tr->sites = table(total(tr, tr->site_slice), sizeof *tr->sites);
     tr->maps = table(total(tr, tr->map_slice), sizeof *tr->maps);
+    tr->links = table(total(tr, tr->link_slice), sizeof *tr->links);
     tr->hash = table((size_t)1 << CACHE_HASH_BITS, sizeof *tr->hash);
     tr->page_heads = table(tr->pages, sizeof *tr->page_heads);
     tr->dropped = table(DROPPED_WORDS, sizeof *tr->dropped);
-    return tr->dropped && tr->blocks && tr->sites && tr->maps && tr->hash && tr->page_heads && insn_pool_create(&tr->insns);
+    return tr->dropped && tr->blocks && tr->sites && tr->maps && tr->links && tr->hash && tr->page_heads && insn_pool_create(&tr->insns);
 }
 
 int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
@@ -105,9 +108,10 @@ int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
     tr->block_slice = (uint32_t)(slice / 96);
     tr->site_slice = (uint32_t)(slice / 24);
     tr->map_slice = (uint32_t)(slice / 12);
+    tr->link_slice = (uint32_t)(slice / 48);
     tr->pages = (uint32_t)(mem_size(cpu->mem) / MEM_PAGE_SIZE);
     tr->ram = mem_slot(cpu->mem, 0)->hva;
-    if (!create_tables(tr))
+    if (!create_tables(tr) || (vcpu_optimises(cpu, JIT_OPT_KNOWN) && !insn_known_create(&tr->known)))
         return err_set(err, ENOMEM, "translator tables");
     mcode_touch(&tr->mcode, tr->mcode.write, CACHE_ROOM_HOT);
     tr->regions_start = enter_make_trampolines(cpu);
@@ -128,10 +132,12 @@ void cache_free(struct jit_vcpu *cpu)
     free_table(tr->blocks, total(tr, tr->block_slice), sizeof *tr->blocks);
     free_table(tr->sites, total(tr, tr->site_slice), sizeof *tr->sites);
     free_table(tr->maps, total(tr, tr->map_slice), sizeof *tr->maps);
+    free_table(tr->links, total(tr, tr->link_slice), sizeof *tr->links);
     free_table(tr->hash, (size_t)1 << CACHE_HASH_BITS, sizeof *tr->hash);
     free_table(tr->page_heads, tr->pages, sizeof *tr->page_heads);
     free_table(tr->dropped, DROPPED_WORDS, sizeof *tr->dropped);
     insn_pool_free(&tr->insns);
+    insn_known_free(&tr->known);
     free(tr);
     cpu->translator = NULL;
 }
@@ -143,6 +149,7 @@ struct region cache_usage(const struct translator *tr)
         sum.end_block += tr->regions[r].end_block - first_block(tr, r);
         sum.sites += tr->regions[r].sites;
         sum.maps += tr->regions[r].maps;
+        sum.links += tr->regions[r].links;
         sum.hot += tr->regions[r].hot;
         sum.cold += tr->regions[r].cold;
     }
@@ -179,9 +186,9 @@ static void sweep_page(struct jit_vcpu *cpu, uint32_t page)
 static void sweep_incoming(struct translator *tr, struct block *block)
 {
     uint32_t *at = &block->incoming;
-    while (*at != NO_BLOCK) {
-        struct link *link = cache_link(tr, *at);
-        if (tr->blocks[*at / 2].evicted) {
+    while (*at != NO_LINK) {
+        struct link *link = &tr->links[*at];
+        if (tr->blocks[link->from].evicted) {
             *at = link->next;
             link->target = NO_BLOCK;
         } else {
@@ -218,10 +225,11 @@ static void evict_block(struct jit_vcpu *cpu, struct block *block)
     *word |= bit;
     sweep_incoming(tr, block);
     cache_unlink_incoming(tr, block);
-    for (unsigned which = 0; which < 2; which++)
-        if (block->link[which].target != NO_BLOCK)
-            sweep_incoming(tr, &tr->blocks[block->link[which].target]);
+    for (const struct link *link = &tr->links[block->first_link]; link < &tr->links[block->first_link + block->link_count]; link++)
+        if (link->target != NO_BLOCK)
+            sweep_incoming(tr, &tr->blocks[link->target]);
     cache_remove_from_hash(tr, block);
+    jump_cache_drop_place(cpu, block_place(block));
     for (unsigned k = 0; k < block_pages(block); k++)
         if (block->page_next[k] != NO_BLOCK)
             sweep_page(cpu, block->page[k]);
@@ -283,7 +291,8 @@ void cache_make_room(struct jit_vcpu *cpu)
     if ((size_t)(tr->hot_end - tr->hot) < CACHE_ROOM_HOT || (size_t)(tr->cold_end - tr->cold) < CACHE_ROOM_COLD ||
         tr->block_count + 1 >= first_block(tr, tr->region + 1) ||
         tr->site_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= (tr->region + 1) * tr->site_slice ||
-        tr->map_count + BLOCK_MAX_INSNS >= (tr->region + 1) * tr->map_slice) {
+        tr->map_count + BLOCK_MAX_INSNS >= (tr->region + 1) * tr->map_slice ||
+        tr->link_count + BLOCK_MAX_LINKS >= (tr->region + 1) * tr->link_slice) {
         uint32_t next = next_region(tr);
         evict_region(cpu, next);
         start_region(tr, next);
@@ -310,4 +319,5 @@ void cache_drop_all(struct jit_vcpu *cpu)
     tr->generation++;
     tr->stat_resets++;
     jump_cache_flush(cpu);
+    jump_cache_drop_places(cpu);
 }

@@ -376,17 +376,23 @@ static void decode_as_exchange(const uint8_t *bytes, struct decode_input *in)
     ZydisDecoderDecodeFull(&decoder64, without, in->zydis.length, &in->zydis, in->operands);
 }
 
-enum insn_status insn_decode(const uint8_t *bytes, unsigned length, unsigned code_bits, struct insn *ret_insn)
+enum insn_status insn_decode_into(const uint8_t *bytes, unsigned length, unsigned code_bits, struct decode_input *ret_in,
+                                  struct insn *ret_insn)
 {
-    struct decode_input in;
     insn_clear(ret_insn, code_bits);
     if (length > INSN_MAX_BYTES)
         length = INSN_MAX_BYTES;
-    ZyanStatus status = ZydisDecoderDecodeFull(decoder_of(code_bits), bytes, length, &in.zydis, in.operands);
+    ZyanStatus status = ZydisDecoderDecodeFull(decoder_of(code_bits), bytes, length, &ret_in->zydis, ret_in->operands);
     if (!ZYAN_SUCCESS(status))
         return decode_failed(status, length, ret_insn);
-    if (in.zydis.mnemonic == ZYDIS_MNEMONIC_PAUSE && (in.zydis.attributes & ZYDIS_ATTRIB_HAS_REX) && in.zydis.raw.rex.B)
-        decode_as_exchange(bytes, &in);
-    decode_fill(&in, bytes, ret_insn);
+    if (ret_in->zydis.mnemonic == ZYDIS_MNEMONIC_PAUSE && (ret_in->zydis.attributes & ZYDIS_ATTRIB_HAS_REX) && ret_in->zydis.raw.rex.B)
+        decode_as_exchange(bytes, ret_in);
+    decode_fill(ret_in, bytes, ret_insn);
     return ret_insn->kind == INSN_ILLEGAL ? INSN_INVALID : INSN_OK;
+}
+
+enum insn_status insn_decode(const uint8_t *bytes, unsigned length, unsigned code_bits, struct insn *ret_insn)
+{
+    struct decode_input in;
+    return insn_decode_into(bytes, length, code_bits, &in, ret_insn);
 }

@@ -44,6 +44,11 @@ static const uint8_t *resume_at(struct jit_vcpu *cpu, const uint8_t *host)
 
 static const uint8_t *resume_by_lookup(struct jit_vcpu *cpu)
 {
+    const uint8_t *known = cache_find_by_place(cpu);
+    if (known) {
+        cpu->site_linear = cpu->rip; /* where entries of position-independent blocks expect it */
+        return resume_at(cpu, known);
+    }
     struct block *block = cache_lookup(cpu);
     return block ? resume_at(cpu, block_inner(cpu->translator, block)) : NULL;
 }
@@ -121,13 +126,13 @@ static bool run_step(struct jit_vcpu *cpu, const uint8_t *bytes, unsigned count,
     return true;
 }
 
-/* A run of pushes or pops whose stack crosses a page: frames lie where they lie, and then every call would pay for each of them. False
- * when not even its first is plain (prefixes that mean nothing): then nothing was done. */
-static bool run_across_pages(struct jit_vcpu *cpu)
+/* A run of so many pushes or pops whose stack crosses a page: frames lie where they lie, and then every call would pay for each of
+ * them. Returns how many were done: fewer where one has prefixes that mean nothing. */
+static unsigned run_across_pages(struct jit_vcpu *cpu, unsigned run)
 {
     uint8_t bytes[2 * STACK_RUN_MAX];
     unsigned count = mmu_fetch(cpu, cpu->rip, bytes, sizeof bytes), at = 0, done = 0;
-    while (done < STACK_RUN_MAX && run_step(cpu, bytes, count, &at))
+    while (done < run && run_step(cpu, bytes, count, &at))
         done++;
     cpu->translator->stat_runs += done != 0;
     return done;
@@ -137,6 +142,16 @@ static bool run_across_pages(struct jit_vcpu *cpu)
 static const uint8_t *next_of(const struct jit_vcpu *cpu, const struct site *site, const struct block *block)
 {
     return site->next ? block_entry(cpu->translator, block) + site->next : NULL;
+}
+
+/* After a run of a site, or its first instructions: goes on behind it in the block that it belongs to, if that is still there. */
+static const uint8_t *after_run(struct jit_vcpu *cpu, const struct site *site, const struct block *block, unsigned done,
+                                uint32_t generation)
+{
+    if (wants_run_loop(cpu))
+        return NULL;
+    bool here = done == site->run && site->next && !block->dead && cpu->translator->generation == generation;
+    return here ? resume_at(cpu, next_of(cpu, site, block)) : resume_at_rip(cpu);
 }
 
 /* The instruction of a site, from guest memory. False when another vCPU has changed it. */
@@ -164,11 +179,13 @@ static const uint8_t *handle_miss(struct jit_vcpu *cpu)
         fpu_load(cpu);
         return block_entry(cpu->translator, block) + site->retry;
     }
-    if (site->run && vcpu_optimises(cpu, JIT_OPT_RUN_ACROSS) && run_across_pages(cpu))
-        return wants_run_loop(cpu) ? NULL : resume_at_rip(cpu);
+    uint32_t generation = cpu->translator->generation;
+    unsigned done = site->run && vcpu_optimises(cpu, JIT_OPT_RUN_ACROSS) ? run_across_pages(cpu, site->run) : 0;
+    if (done)
+        return after_run(cpu, site, block, done, generation);
     const struct insn *insn = interp_fetch(cpu);
     bool same = insn->length == site->insn_length; /* else changed under us by another vCPU */
-    return interpret(cpu, insn, block, same ? next_of(cpu, site, block) : NULL);
+    return interpret(cpu, insn, block, same && !site->run ? next_of(cpu, site, block) : NULL);
 }
 
 static const uint8_t *handle_interp(struct jit_vcpu *cpu)
@@ -185,7 +202,7 @@ static const uint8_t *handle_interp(struct jit_vcpu *cpu)
 
 static const uint8_t *handle_link(struct jit_vcpu *cpu)
 {
-    const struct link *link = &cpu->translator->blocks[cpu->site / 2].link[cpu->site % 2];
+    const struct link *link = &cpu->translator->links[cpu->site];
     flags_from_ax(cpu, link->far && cpu->flags_parked);
     cpu->translator->stat_followed++;
     const uint8_t *host = cache_follow_link(cpu, cpu->site);
@@ -275,8 +292,23 @@ static void emit_load_guest(struct emit *e)
     emit_jmp_resume(e);
 }
 
-/* Goes to the check of the site in r14 again, with rax and rcx from their slots. Flags are lost. */
-static const uint8_t *emit_retry(struct emit *e, const struct translator *tr)
+/* Flags through cpu->flags_refill; rax is in its slot. */
+static void emit_keep_flags(struct emit *e)
+{
+    emit_bytes(e, "\x9f\x0f\x90\xc0", 4); /* lahf; seto al */
+    emit_u8(e, 0x66);
+    emit_gs(e, 0, OP_MOV_STORE, RAX, offsetof(struct jit_vcpu, flags_refill));
+}
+
+static void emit_restore_flags(struct emit *e)
+{
+    emit_u8(e, 0x66);
+    emit_gs(e, 0, OP_MOV_LOAD, RAX, offsetof(struct jit_vcpu, flags_refill));
+    emit_bytes(e, "\x04\x7f\x9e", 3); /* add al, 0x7f; sahf */
+}
+
+/* Goes to the check of the site in r14 again, with rax and rcx from their slots. Flags are lost, or those that were kept. */
+static const uint8_t *emit_retry(struct emit *e, const struct translator *tr, bool keep_flags)
 {
     const uint8_t *start = e->at;
     emit_bytes(e, "\x4d\x69\xf6", 3); /* imul r14, r14, sizeof(struct site) */
@@ -294,6 +326,8 @@ static const uint8_t *emit_retry(struct emit *e, const struct translator *tr)
     emit_u8(e, (unsigned)offsetof(struct block, entry));
     emit_mov_imm(e, R15, (uint64_t)(uintptr_t)tr->mcode.exec);
     emit_bytes(e, "\x49\x01\xc7\x49\x01\xcf", 6); /* add r15, rax; add r15, rcx */
+    if (keep_flags)
+        emit_restore_flags(e);
     emit_load_gs(e, RAX, GPR_OFFSET(RAX));
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x41\xff\xe7", 3); /* jmp r15 */
@@ -301,8 +335,8 @@ static const uint8_t *emit_retry(struct emit *e, const struct translator *tr)
 }
 
 /* The first level of the TLB does not hold the page at r15: takes it from the second and tries the site again. An access that
- * crosses its end, or that has no entry there either, goes on to tr->to.miss. Flags are parked or dead. */
-static const uint8_t *emit_tlb_refill(struct emit *e, const struct translator *tr, size_t table, const uint8_t *retry)
+ * crosses its end, or that has no entry there either, goes on to tr->to.miss. Flags are parked or dead, or to be kept. */
+static const uint8_t *emit_tlb_refill(struct emit *e, const struct translator *tr, size_t table, bool keep_flags, const uint8_t *retry)
 {
     const uint8_t *start = e->at;
     size_t first = offsetof(struct jit_vcpu, tlb.entries) + sizeof(struct tlb_entry) * TLB_ENTRIES * table;
@@ -310,6 +344,8 @@ static const uint8_t *emit_tlb_refill(struct emit *e, const struct translator *t
     size_t tag = offsetof(struct tlb_entry, tag), host = offsetof(struct tlb_entry, host);
     for (unsigned r = RAX; r <= RDX; r++)
         emit_store_gs(e, r, GPR_OFFSET(r));
+    if (keep_flags)
+        emit_keep_flags(e);
     emit_mov(e, RCX, R15);
     emit_bytes(e, "\x48\xc1\xe9\x0c\x69\xc9", 6); /* shr rcx, 12; imul ecx, ecx, TLB2_HASH */
     emit_u32(e, TLB2_HASH);
@@ -333,6 +369,8 @@ static const uint8_t *emit_tlb_refill(struct emit *e, const struct translator *t
     emit_jmp(e, retry);
     emit_bind_short(e, other);
     emit_bind_short(e, crosses);
+    if (keep_flags)
+        emit_restore_flags(e);
     for (unsigned r = RAX; r <= RDX; r++)
         emit_load_gs(e, r, GPR_OFFSET(r));
     emit_jmp(e, tr->to.miss);
@@ -374,12 +412,13 @@ static const uint8_t *emit_stack_refill(struct emit *e, const struct translator 
     return start;
 }
 
-/* Of the rip in r15, to rcx; no flags. */
-static void emit_second_index(struct emit *e)
+/* Of the rip or place in `reg` (r14 or r15), to rcx; no flags. */
+static void emit_second_index(struct emit *e, unsigned reg)
 {
-    emit_bytes(e, "\xc4\xc3\xfb\xf0\xcf", 5); /* rorx rcx, r15, imm8 */
+    emit_bytes(e, "\xc4\xc3\xfb\xf0", 4); /* rorx rcx, reg, imm8 */
+    emit_u8(e, 0xc8 | (reg & 7));
     emit_u8(e, JUMP2_ROTATE);
-    emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 0);
+    emit_mem(e, OP_LEA, RCX, RCX, reg, 1, 0);
     emit_pext(e, RCX, RCX, offsetof(struct jit_vcpu, jump2_mask));
 }
 
@@ -387,16 +426,71 @@ static void emit_second_index(struct emit *e)
 static const uint8_t *emit_second_level(struct emit *e, unsigned pool, const uint8_t *miss)
 {
     const uint8_t *start = e->at;
-    emit_second_index(e);
+    emit_second_index(e, R15);
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, offsetof(struct jit_vcpu, jump_cache.not_rip2[pool]));
     emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 1);
     uint8_t *hit = emit_short(e, OP_JRCXZ);
     emit_jmp(e, miss);
     emit_bind_short(e, hit);
-    emit_second_index(e);
+    emit_second_index(e, R15);
     emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, offsetof(struct jit_vcpu, jump_cache.entry2[pool]));
     emit_load_gs(e, RCX, GPR_OFFSET(RCX));
     emit_bytes(e, "\x41\xff\xe6", 3); /* jmp r14 */
+    return start;
+}
+
+/* Goes on if rcx + reg + 1 is 0, else to `miss` with r14 from its slot; rcx is lost. */
+static void emit_unless_zero(struct emit *e, unsigned reg, const uint8_t *miss)
+{
+    emit_mem(e, OP_LEA, RCX, RCX, reg, 1, 1);
+    uint8_t *zero = emit_short(e, OP_JRCXZ);
+    emit_gs(e, 0, OP_MOV_LOAD, R14, offsetof(struct jit_vcpu, site));
+    emit_jmp(e, miss);
+    emit_bind_short(e, zero);
+}
+
+/* Enters host address r14 for the rip in r15 into the first level, and that into the list; rcx and r14 are lost. */
+static void emit_fill_first(struct emit *e)
+{
+    size_t jumps = offsetof(struct jit_vcpu, jump_cache), count = jumps + offsetof(struct jump_cache, local_count);
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, jump_mask));
+    emit_gs_scaled(e, OP_MOV_STORE, R14, RCX, jumps + offsetof(struct jump_cache, entry[TLB_USER]));
+    emit_bytes(e, "\x49\xf7\xd7", 3); /* not r15 */
+    emit_gs_scaled(e, OP_MOV_STORE, R15, RCX, jumps + offsetof(struct jump_cache, not_rip[TLB_USER]));
+    emit_bytes(e, "\x49\xf7\xd7", 3);
+    emit_load_gs(e, R14, count);
+    emit_mem(e, OP_LEA, R14, R14, INSN_NO_REG, 1, 1);
+    emit_store_gs(e, R14, count);
+    emit_mem(e, OP_LEA, R14, R14, INSN_NO_REG, 1, -1);
+    emit_pext(e, R14, R14, offsetof(struct jit_vcpu, listed_mask)); /* a full list is not looked at */
+    emit_bytes(e, "\x65\x42\x89\x0c\xb5", 5); /* mov gs:[r14*4 + local], ecx */
+    emit_u32(e, (uint32_t)(jumps + offsetof(struct jump_cache, local)));
+}
+
+/* The second level by place: where the page lies, what starts at that place, and this into the first level. Otherwise as above. */
+static const uint8_t *emit_second_level_by_place(struct emit *e, const uint8_t *miss)
+{
+    _Static_assert(TLB_USER == 0, "its indexes into not_rip are those of the flat array");
+    const uint8_t *start = e->at;
+    size_t fetch = offsetof(struct jit_vcpu, fetch_tlb), jumps = offsetof(struct jit_vcpu, jump_cache);
+    emit_gs(e, 0, OP_MOV_STORE, R14, offsetof(struct jit_vcpu, site));
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, place_mask));
+    emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, fetch + offsetof(struct fetch_tlb, not_page));
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, page_mask));
+    emit_unless_zero(e, R14, miss);
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, place_mask));
+    emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, fetch + offsetof(struct fetch_tlb, place));
+    emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, offset_mask));
+    emit_mem(e, OP_LEA, R14, R14, RCX, 1, 0);
+    emit_second_index(e, R14);
+    emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, jumps + offsetof(struct jump_cache, not_rip2[TLB_USER]));
+    emit_unless_zero(e, R14, miss);
+    emit_second_index(e, R14);
+    emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, jumps + offsetof(struct jump_cache, entry2[TLB_USER]));
+    emit_store_gs(e, R14, offsetof(struct jit_vcpu, resume));
+    emit_fill_first(e);
+    emit_load_gs(e, RCX, GPR_OFFSET(RCX));
+    emit_jmp_resume(e);
     return start;
 }
 
@@ -450,9 +544,14 @@ uint8_t *enter_make_trampolines(struct jit_vcpu *cpu)
     tr->to.dead = emit_way_out(&e, handle_dead, leave);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.jump[pool] = jump2 ? emit_second_level(&e, pool, jump) : jump;
-    const uint8_t *retry = emit_retry(&e, tr);
-    for (unsigned table = 0; table < TLB_POOLS * TLB_ACCESSES; table++)
-        tr->to.refill[table / TLB_ACCESSES][table % TLB_ACCESSES] = tlb2 ? emit_tlb_refill(&e, tr, table, retry) : tr->to.miss;
+    if (jump2 && vcpu_jumps_by_place(cpu))
+        tr->to.jump[TLB_USER] = emit_second_level_by_place(&e, jump);
+    const uint8_t *retry = emit_retry(&e, tr, false), *flagless = emit_retry(&e, tr, true);
+    for (unsigned table = 0; table < TLB_POOLS * TLB_ACCESSES; table++) {
+        unsigned pool = table / TLB_ACCESSES, access = table % TLB_ACCESSES;
+        tr->to.refill[pool][access] = tlb2 ? emit_tlb_refill(&e, tr, table, false, retry) : tr->to.miss;
+        tr->to.flagless[pool][access] = tlb2 ? emit_tlb_refill(&e, tr, table, true, flagless) : tr->to.miss;
+    }
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.stack[pool] = emit_stack_refill(&e, tr, pool, retry);
     tr->to.load_rsp = e.at;

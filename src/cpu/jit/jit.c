@@ -309,8 +309,8 @@ static void jit_print_stats(struct engine *base, int fd)
                 "dropped %lu runs across pages %lu stepped %lu\n",
                 i, tr->stat_blocks, tr->stat_insns, used.hot >> 10, used.cold >> 10, tr->stat_resets, tr->stat_misses, tr->stat_interp,
                 tr->stat_jumps, tr->stat_followed, tr->stat_links, tr->stat_dead, tr->stat_runs, cpu->instructions);
-        dprintf(fd, "vcpu%u tables: blocks %u sites %u maps %u insns %u regions %u of %u\n", i, used.end_block, used.sites,
-                used.maps, tr->insns.count, tr->regions_used, tr->region_count);
+        dprintf(fd, "vcpu%u tables: blocks %u sites %u maps %u links %u insns %u regions %u of %u\n", i, used.end_block, used.sites,
+                used.maps, used.links, tr->insns.count, tr->regions_used, tr->region_count);
         dprintf(fd, "vcpu%u evictions %lu us %lu longest_us %lu, made again %lu\n", i, tr->stat_evictions,
                 tr->stat_eviction_ns / 1000, tr->stat_longest_eviction_ns / 1000, tr->stat_again);
         const struct jump_cache *jumps = &cpu->jump_cache;

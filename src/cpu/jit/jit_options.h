@@ -19,12 +19,15 @@
     X(JIT_OPT_GATHER, "gather", "gathers are inline")                                                         \
     X(JIT_OPT_SYSCALL, "syscall", "syscall and sysret are inline")                                            \
     X(JIT_OPT_SYSTEM, "system", "other system instructions are inline")                                       \
+    X(JIT_OPT_KNOWN, "known", "instructions that differ in displacement and immediate alone are decoded once") \
     X(JIT_OPT_POOL, "pool", "instructions for the interpreter are kept decoded")                              \
+    X(JIT_OPT_THROUGH, "through", "blocks go on behind conditional jumps")                                    \
     X(JIT_OPT_LINK, "link", "blocks of a page jump to each other")                                            \
     X(JIT_OPT_FAR, "far", "blocks of different pages jump to each other")                                     \
     X(JIT_OPT_FORWARD, "forward", "jumps forwards do not look for interrupts")                                \
     X(JIT_OPT_JUMP, "jump", "indirect jumps look into the jump cache inline")                                 \
     X(JIT_OPT_JUMP2, "jump2", "the jump cache has a second level")                                            \
+    X(JIT_OPT_PLACE, "place", "its second level knows user code by its place in guest RAM")                   \
     X(JIT_OPT_PARK, "park", "flags stay parked through the jump cache")                                       \
     X(JIT_OPT_AHEAD, "ahead", "code behind a block says which flags are live")                                \
     X(JIT_OPT_TLB2, "tlb2", "translated code looks into a second level of the TLB")                           \

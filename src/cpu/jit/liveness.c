@@ -40,14 +40,16 @@ uint16_t liveness_reads(const struct insn *insn)
     return insn->flags_read & (uint16_t)~insn->flags_undefined & FLAGS_ARITHMETIC;
 }
 
-static void widen(struct code_span *span, unsigned start, unsigned end)
+void liveness_widen(struct code_span *span, unsigned start, unsigned end)
 {
+    if (start == end)
+        return;
     bool empty = span->start == span->end;
     span->start = (uint16_t)(empty || start < span->start ? start : span->start);
     span->end = (uint16_t)(empty || end > span->end ? end : span->end);
 }
 
-uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span)
+uint16_t liveness_at(struct insn_known *known, uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span)
 {
     uint16_t killed = 0, live = 0;
     *ret_span = (struct code_span){0};
@@ -56,9 +58,9 @@ uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page, struc
         unsigned offset = (unsigned)(rip & PAGE_MASK), room = 4096 - offset;
         if ((rip ^ page_rip) & ~PAGE_MASK)
             break;
-        if (insn_decode(page + offset, room < INSN_MAX_BYTES ? room : INSN_MAX_BYTES, 64, &insn) != INSN_OK)
+        if (insn_known_decode(known, page + offset, room, &insn) != INSN_OK)
             break;
-        widen(ret_span, offset, offset + insn.length);
+        liveness_widen(ret_span, offset, offset + insn.length);
         live |= liveness_reads(&insn) & (uint16_t)~killed;
         killed |= liveness_kills(&insn);
         if ((killed | live) == FLAGS_ARITHMETIC)

@@ -63,6 +63,9 @@ void tlb_init(struct jit_vcpu *cpu)
     cpu->jump_mask = (uint64_t)(JUMP_ENTRIES - 1) << 2;
     cpu->fetch_mask = (uint64_t)(FETCH_TLB_ENTRIES - 1) * MEM_PAGE_SIZE;
     cpu->jump2_mask = (uint64_t)(JUMP2_ENTRIES - 1) << 1;
+    cpu->place_mask = (uint64_t)(PLACE_TLB_ENTRIES - 1) * MEM_PAGE_SIZE;
+    cpu->offset_mask = MEM_PAGE_SIZE - 1;
+    cpu->listed_mask = JUMP_LISTED - 1;
     cpu->flush_epoch = 1;
 }
 
@@ -147,27 +150,35 @@ static uint64_t *flat_jumps(struct jump_cache *jumps)
     return &jumps->not_rip[0][0];
 }
 
-static void clear_all_jumps(struct jump_cache *jumps)
+static void clear(uint64_t *words, uint64_t count)
 {
-    uint64_t *at = flat_jumps(jumps), count = JUMP_FLAT;
-    __asm__ volatile("rep stosq" : "+D"(at), "+c"(count) : "a"(0) : "memory");
+    __asm__ volatile("rep stosq" : "+D"(words), "+c"(count) : "a"(0) : "memory");
+}
+
+static void clear_all_jumps(struct jit_vcpu *cpu)
+{
+    struct jump_cache *jumps = &cpu->jump_cache;
+    enum tlb_pool first = vcpu_jumps_by_place(cpu) ? TLB_USER + 1 : TLB_USER;
+    clear(jumps->not_rip[TLB_USER], TLB_POOLS * JUMP_ENTRIES);
+    clear(jumps->not_rip2[first], (TLB_POOLS - first) * JUMP2_ENTRIES);
     empty_last_slots(jumps);
     jumps->local_count = jumps->global_count = 0;
     for (unsigned i = 0; i < 64; i++)
         jumps->pages[0][i] = jumps->pages[1][i] = 0;
 }
 
-static void clear_listed(struct jump_cache *jumps, const uint32_t *list, uint32_t count)
+static void clear_listed(struct jump_cache *jumps, const uint32_t *list, uint64_t count)
 {
-    for (uint32_t i = 0; i < count; i++)
+    for (uint64_t i = 0; i < count; i++)
         flat_jumps(jumps)[list[i]] = 0;
     empty_last_slots(jumps);
 }
 
-static void flush_local_jumps(struct jump_cache *jumps)
+static void flush_local_jumps(struct jit_vcpu *cpu)
 {
+    struct jump_cache *jumps = &cpu->jump_cache;
     if (jumps->local_count > JUMP_LISTED) {
-        clear_all_jumps(jumps);
+        clear_all_jumps(cpu);
         return;
     }
     clear_listed(jumps, jumps->local, jumps->local_count);
@@ -177,8 +188,9 @@ static void flush_local_jumps(struct jump_cache *jumps)
 void jump_cache_flush(struct jit_vcpu *cpu)
 {
     struct jump_cache *jumps = &cpu->jump_cache;
+    clear(cpu->fetch_tlb.not_page, PLACE_TLB_ENTRIES);
     if (jumps->local_count > JUMP_LISTED || jumps->global_count > JUMP_LISTED) {
-        clear_all_jumps(jumps);
+        clear_all_jumps(cpu);
         return;
     }
     clear_listed(jumps, jumps->local, jumps->local_count);
@@ -195,10 +207,10 @@ static void drop_jumps(uint64_t *not_rip, const uint8_t *const *entry, unsigned 
             not_rip[i] = 0;
 }
 
-static void drop_listed(struct jump_cache *jumps, const uint32_t *list, uint32_t count, const uint8_t *start, const uint8_t *end)
+static void drop_listed(struct jump_cache *jumps, const uint32_t *list, uint64_t count, const uint8_t *start, const uint8_t *end)
 {
     const uint8_t **entries = &jumps->entry[0][0];
-    for (uint32_t i = 0; i < count; i++)
+    for (uint64_t i = 0; i < count; i++)
         drop_jumps(&flat_jumps(jumps)[list[i]], &entries[list[i]], 1, start, end);
     empty_last_slots(jumps);
 }
@@ -212,7 +224,8 @@ void jump_cache_drop(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *
         return;
     }
     drop_jumps(&jumps->not_rip[0][0], &jumps->entry[0][0], TLB_POOLS * JUMP_ENTRIES, start, end);
-    drop_jumps(&jumps->not_rip2[0][0], &jumps->entry2[0][0], TLB_POOLS * JUMP2_ENTRIES, start, end);
+    enum tlb_pool first = vcpu_jumps_by_place(cpu) ? TLB_USER + 1 : TLB_USER;
+    drop_jumps(jumps->not_rip2[first], jumps->entry2[first], (TLB_POOLS - first) * JUMP2_ENTRIES, start, end);
     empty_last_slots(jumps);
 }
 
@@ -236,29 +249,71 @@ const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, u
     unsigned index = jump_index(cpu->jump_mask, rip);
     if (jumps->not_rip[pool][index] == ~rip)
         return jumps->entry[pool][index];
+    if (pool == TLB_USER && vcpu_jumps_by_place(cpu))
+        return NULL;
     index = jump2_index(cpu, rip);
     return jumps->not_rip2[pool][index] == ~rip ? jumps->entry2[pool][index] : NULL;
 }
 
 /* Counts on when the list is full: then the list stands for everything. */
-static void list_jump(uint32_t *list, uint32_t *count, uint32_t flat)
+static void list_jump(uint32_t *list, uint64_t *count, uint32_t flat)
 {
     if (*count < JUMP_LISTED)
         list[*count] = flat;
     *count += *count <= JUMP_LISTED;
 }
 
-void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)
+static void fill_first(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)
 {
     struct jump_cache *jumps = &cpu->jump_cache;
-    unsigned one = jump_index(cpu->jump_mask, rip), two = jump2_index(cpu, rip);
-    jumps->not_rip[pool][one] = jumps->not_rip2[pool][two] = ~rip;
-    jumps->entry[pool][one] = jumps->entry2[pool][two] = entry;
-    uint32_t *list = global ? jumps->global : jumps->local, *count = global ? &jumps->global_count : &jumps->local_count;
-    list_jump(list, count, (uint32_t)(&jumps->not_rip[pool][one] - flat_jumps(jumps)));
-    list_jump(list, count, (uint32_t)(&jumps->not_rip2[pool][two] - flat_jumps(jumps)));
+    unsigned index = jump_index(cpu->jump_mask, rip);
+    jumps->not_rip[pool][index] = ~rip;
+    jumps->entry[pool][index] = entry;
+    list_jump(global ? jumps->global : jumps->local, global ? &jumps->global_count : &jumps->local_count,
+              (uint32_t)(&jumps->not_rip[pool][index] - flat_jumps(jumps)));
     unsigned page = (unsigned)(rip / MEM_PAGE_SIZE) % 4096;
     jumps->pages[rip >> 63][page / 64] |= UINT64_C(1) << (page % 64);
+}
+
+void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)
+{
+    fill_first(cpu, pool, rip, global, entry);
+    if (pool == TLB_USER && vcpu_jumps_by_place(cpu))
+        return;
+    struct jump_cache *jumps = &cpu->jump_cache;
+    unsigned index = jump2_index(cpu, rip);
+    jumps->not_rip2[pool][index] = ~rip;
+    jumps->entry2[pool][index] = entry;
+    list_jump(global ? jumps->global : jumps->local, global ? &jumps->global_count : &jumps->local_count,
+              (uint32_t)(&jumps->not_rip2[pool][index] - flat_jumps(jumps)));
+}
+
+void jump_cache_fill_place(struct jit_vcpu *cpu, uint64_t rip, uint64_t place, bool global, const uint8_t *entry)
+{
+    fill_first(cpu, TLB_USER, rip, global, entry);
+    unsigned index = jump2_index(cpu, place), page = jump_index(cpu->place_mask, rip);
+    cpu->jump_cache.not_rip2[TLB_USER][index] = ~place;
+    cpu->jump_cache.entry2[TLB_USER][index] = entry;
+    cpu->fetch_tlb.not_page[page] = ~(rip / MEM_PAGE_SIZE);
+    cpu->fetch_tlb.place[page] = place & ~(uint64_t)(MEM_PAGE_SIZE - 1);
+}
+
+const uint8_t *jump_cache_find_place(const struct jit_vcpu *cpu, uint64_t place)
+{
+    unsigned index = jump2_index(cpu, place);
+    return cpu->jump_cache.not_rip2[TLB_USER][index] == ~place ? cpu->jump_cache.entry2[TLB_USER][index] : NULL;
+}
+
+void jump_cache_drop_place(struct jit_vcpu *cpu, uint64_t place)
+{
+    uint64_t *not_place = &cpu->jump_cache.not_rip2[TLB_USER][jump2_index(cpu, place)];
+    if (*not_place == ~place)
+        *not_place = 0;
+}
+
+void jump_cache_drop_places(struct jit_vcpu *cpu)
+{
+    clear(cpu->jump_cache.not_rip2[TLB_USER], JUMP2_ENTRIES);
 }
 
 static uint64_t *fetch_tlb_entry(struct jit_vcpu *cpu, bool user, uint64_t linear)
@@ -274,17 +329,12 @@ void fetch_tlb_fill(struct jit_vcpu *cpu, bool user, uint64_t linear, uint32_t p
         cpu->fetch_tlb.supervisor_local = true;
 }
 
-static void fetch_tlb_clear(struct fetch_tlb *tlb, bool user)
-{
-    uint64_t *at = tlb->not_key[user], count = FETCH_TLB_ENTRIES;
-    __asm__ volatile("rep stosq" : "+D"(at), "+c"(count) : "a"(0) : "memory");
-}
-
 static void fetch_tlb_flush(struct fetch_tlb *tlb, bool all)
 {
-    fetch_tlb_clear(tlb, true);
+    clear(tlb->not_key[true], FETCH_TLB_ENTRIES);
+    clear(tlb->not_page, PLACE_TLB_ENTRIES);
     if (all || tlb->supervisor_local)
-        fetch_tlb_clear(tlb, false);
+        clear(tlb->not_key[false], FETCH_TLB_ENTRIES);
     tlb->supervisor_local = false;
 }
 
@@ -294,7 +344,7 @@ void mmu_flush_local(struct jit_vcpu *cpu)
     cpu->flush_epoch++;
     forget_stacks(&cpu->tlb);
     clear_list(&cpu->tlb, TLB_LOCAL);
-    flush_local_jumps(&cpu->jump_cache);
+    flush_local_jumps(cpu);
     fetch_tlb_flush(&cpu->fetch_tlb, false);
 }
 
@@ -328,6 +378,7 @@ void mmu_flush_page(struct jit_vcpu *cpu, uint64_t linear)
             drop(&cpu->tlb, index);
     }
     *fetch_tlb_entry(cpu, true, linear) = *fetch_tlb_entry(cpu, false, linear) = 0;
+    cpu->fetch_tlb.not_page[jump_index(cpu->place_mask, linear)] = 0;
     unsigned number = (unsigned)(page / MEM_PAGE_SIZE) % 4096;
     if (cpu->jump_cache.pages[page >> 63][number / 64] >> (number % 64) & 1) {
         cpu->jump_cache.stat_flush_page_jumps++;

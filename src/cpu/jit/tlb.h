@@ -18,7 +18,7 @@
 
 #define TLB_BITS 12
 #define TLB_ENTRIES (1u << TLB_BITS)
-#define TLB2_BITS 14
+#define TLB2_BITS 15
 #define TLB2_ENTRIES (1u << TLB2_BITS)
 #define TLB2_HASH 0x9e3779b1u
 #define TLB_EMPTY UINT64_C(0x8000000000000000)
@@ -71,13 +71,15 @@ struct fetch_entry {
 #define JUMP_LISTED 8192u
 
 /* Two levels: translated code looks into the first, and a shared piece of code into the larger second, which knows all that the
- * first ever did. The complement of the rip, so that a hit is found without touching flags, and so that memory never touched
+ * first ever did. Position-independent code of user mode is in the second by its place in guest RAM instead of its rip
+ * (JIT_OPT_PLACE): that outlives changes of address space, after which the piece of code enters it into the first again. It is
+ * not in the lists then. The complement of the rip, so that a hit is found without touching flags, and so that memory never touched
  * is empty: 0 is the rip ~0, whose own slots alone (the last) start with another value. */
 struct jump_cache {
     uint64_t not_rip[TLB_POOLS][JUMP_ENTRIES], not_rip2[TLB_POOLS][JUMP2_ENTRIES]; /* one flat array for flushes */
     const uint8_t *entry[TLB_POOLS][JUMP_ENTRIES], *entry2[TLB_POOLS][JUMP2_ENTRIES];
     /* What was filled since the last flush, as indexes into the flat array; more than fit: everything goes. */
-    uint32_t local_count, global_count;
+    uint64_t local_count, global_count;
     uint32_t local[JUMP_LISTED], global[JUMP_LISTED];
     uint64_t pages[2][64]; /* which pages (by number mod 4096) have entries; lower and upper half of the address space */
     uint64_t stat_flush_local, stat_flush_page, stat_flush_all; /* mmu_flush_*, and page flushes that took all jumps along */
@@ -91,9 +93,15 @@ struct jump_cache {
 #define FETCH_TLB_ENTRIES (1u << FETCH_TLB_BITS)
 #define FETCH_TLB_PAGES_MAX (1u << (FETCH_TLB_BITS + 11)) /* guests with more RAM have no such links */
 
+/* And for the jump cache's second level, where the pages of user code lie in guest RAM. */
+#define PLACE_TLB_BITS 10
+#define PLACE_TLB_ENTRIES (1u << PLACE_TLB_BITS)
+
 struct fetch_tlb {
     uint64_t not_key[2][FETCH_TLB_ENTRIES]; /* supervisor, user */
     bool supervisor_local;                  /* the first has pages that are not global */
+    uint64_t not_page[PLACE_TLB_ENTRIES];   /* the complement of the linear page's number; 0: empty */
+    uint64_t place[PLACE_TLB_ENTRIES];      /* offset of the page in guest RAM */
 };
 
 struct jit_vcpu;
@@ -112,8 +120,14 @@ void tlb_drop_writes(struct jit_vcpu *cpu, const uint8_t *host_page);
 /* `page` is the number of the page in guest RAM. */
 void fetch_tlb_fill(struct jit_vcpu *cpu, bool user, uint64_t linear, uint32_t page, bool global);
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry);
+/* The same for code at `place` in guest RAM that the second level knows by it. */
+void jump_cache_fill_place(struct jit_vcpu *cpu, uint64_t rip, uint64_t place, bool global, const uint8_t *entry);
+const uint8_t *jump_cache_find_place(const struct jit_vcpu *cpu, uint64_t place);
+void jump_cache_drop_place(struct jit_vcpu *cpu, uint64_t place);
+void jump_cache_drop_places(struct jit_vcpu *cpu);
+/* What is known by place stays. */
 void jump_cache_flush(struct jit_vcpu *cpu);
-/* Drops the entries for code in [start, end). */
+/* Drops the entries for code in [start, end), but those known by place. */
 void jump_cache_drop(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *end);
 /* The entry for `rip`, or NULL. */
 const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip);

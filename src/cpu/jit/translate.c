@@ -13,11 +13,17 @@
 
 #define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
 
+static bool is_jcc(const struct insn *insn)
+{
+    return insn->kind == INSN_BRANCH && ((insn->map == 0 && (insn->opcode & 0xf0) == 0x70) ||
+                                         (insn->map == 1 && (insn->opcode & 0xf0) == 0x80));
+}
+
 /* Control never falls through these, or they change what later bytes mean. */
 static bool ends_block(const struct insn *insn)
 {
     if (insn->kind == INSN_BRANCH || insn->kind == INSN_ILLEGAL)
-        return true;
+        return !is_jcc(insn);
     if (insn->kind != INSN_SYSTEM)
         return false;
     switch (insn->mnemonic) {
@@ -46,15 +52,39 @@ static bool ends_block(const struct insn *insn)
     }
 }
 
+/* Where the conditional jumps of a block that is being decoded lead: offsets from the page. */
+struct jumps {
+    int64_t targets[BLOCK_MAX_LINKS];
+    unsigned count;
+};
+
+/* Goes a block on behind its latest instruction, at `offset`? Not where paths meet again: what follows is a block of its own. */
+static bool goes_on(const struct jit_vcpu *cpu, const uint8_t *page, const struct insn *insn, unsigned offset, struct jumps *jumps)
+{
+    if (ends_block(insn))
+        return false;
+    if (is_jcc(insn)) {
+        if (jumps->count + 2 == BLOCK_MAX_LINKS || !vcpu_optimises(cpu, JIT_OPT_THROUGH) ||
+            cache_has_block(cpu->translator, translator_page(cpu->translator, page), offset, cache_key(cpu)))
+            return false;
+        jumps->targets[jumps->count++] = offset + insn->imm;
+    }
+    for (unsigned i = 0; i < jumps->count; i++)
+        if (jumps->targets[i] == offset)
+            return false;
+    return true;
+}
+
 /* Decodes from cpu->rip; stops before an instruction that leaves the page, unless it is the first. Returns how many. */
 static unsigned decode_block(struct jit_vcpu *cpu, const uint8_t *page, struct insn *insns, bool *ret_crosses)
 {
     unsigned count = 0, offset = (unsigned)(cpu->rip & PAGE_MASK);
+    struct jumps jumps = {.count = 0};
     *ret_crosses = false;
     while (count < BLOCK_MAX_INSNS && offset < MEM_PAGE_SIZE) {
         unsigned room = MEM_PAGE_SIZE - offset;
         enum insn_status status =
-            insn_decode(page + offset, room < INSN_MAX_BYTES ? room : INSN_MAX_BYTES, 64, &insns[count]);
+            insn_known_decode(&cpu->translator->known, page + offset, room, &insns[count]);
         if (status == INSN_TRUNCATED) {
             if (count)
                 break;
@@ -71,33 +101,42 @@ static unsigned decode_block(struct jit_vcpu *cpu, const uint8_t *page, struct i
             return 0;
         }
         offset += insns[count].length;
-        if (ends_block(&insns[count++]) || *ret_crosses)
+        if (!goes_on(cpu, page, &insns[count++], offset, &jumps) || *ret_crosses)
             break;
     }
     return count;
 }
 
-/* live[i]: flags that are needed before instruction i; live[count]: after the last. */
-static void find_live_flags(const struct jit_vcpu *cpu, const uint8_t *page, const struct insn *insns, unsigned count,
-                            uint16_t *live, struct code_span ret_ahead[2])
+/* Flags that code at `rip` needs; the block then depends on that code. */
+static uint16_t look_ahead(struct jit_vcpu *cpu, const uint8_t *page, uint64_t rip, struct code_span *span)
 {
+    struct code_span seen;
+    if (!vcpu_optimises(cpu, JIT_OPT_AHEAD))
+        return FLAGS_ARITHMETIC;
+    uint16_t live = liveness_at(&cpu->translator->known, rip, cpu->rip, page, &seen);
+    liveness_widen(span, seen.start, seen.end);
+    return live;
+}
+
+/* live[i]: flags that are needed before instruction i; live[count]: after the last. */
+static void find_live_flags(struct jit_vcpu *cpu, const uint8_t *page, const struct insn *insns, unsigned count, uint16_t *live,
+                            struct code_span ret_ahead[2])
+{
+    uint16_t taken[BLOCK_MAX_INSNS] = {0}; /* needed where a jump leads */
     uint64_t rip = cpu->rip;
-    for (unsigned i = 0; i < count; i++)
+    for (unsigned i = 0; i < count; i++) {
         rip += insns[i].length;
-    const struct insn *last = &insns[count - 1];
-    uint16_t after = FLAGS_ARITHMETIC;
-    bool ahead = vcpu_optimises(cpu, JIT_OPT_AHEAD), relative = last->kind == INSN_BRANCH && last->branch_relative;
-    if (ahead && relative) {
-        after = liveness_at(rip + (uint64_t)last->imm, cpu->rip, page, &ret_ahead[0]);
-        bool conditional = !(last->map == 0 && (last->opcode == 0xe8 || last->opcode == 0xe9 || last->opcode == 0xeb));
-        if (conditional)
-            after |= liveness_at(rip, cpu->rip, page, &ret_ahead[1]);
-    } else if (ahead && !ends_block(last)) {
-        after = liveness_at(rip, cpu->rip, page, &ret_ahead[0]);
+        bool jumps = insns[i].kind == INSN_BRANCH && insns[i].branch_relative;
+        taken[i] = jumps ? look_ahead(cpu, page, rip + (uint64_t)insns[i].imm, &ret_ahead[0]) : 0;
     }
-    live[count] = after;
-    for (unsigned i = count; i-- > 0;)
+    const struct insn *last = &insns[count - 1];
+    bool loops = last->kind == INSN_BRANCH && last->map == 0 && (last->opcode & 0xfc) == 0xe0; /* or jrcxz */
+    bool falls = loops || !ends_block(last), elsewhere = ends_block(last) && !(last->kind == INSN_BRANCH && last->branch_relative);
+    live[count] = elsewhere ? FLAGS_ARITHMETIC : falls ? look_ahead(cpu, page, rip, &ret_ahead[1]) : 0;
+    for (unsigned i = count; i-- > 0;) {
+        live[i + 1] |= taken[i];
         live[i] = (uint16_t)((live[i + 1] & ~liveness_kills(&insns[i])) | liveness_reads(&insns[i]));
+    }
 }
 
 /* Every block starts by looking for a reason to leave: an interrupt, a kick. */
@@ -204,11 +243,12 @@ static void emit_block(struct translation *t, const struct insn *insns, unsigned
         add_map(t);
         unsigned run = translate_stack_run(t, &insns[i], count - i);
         if (run) {
-            /* A miss runs the first instruction alone and goes on by its rip. */
-            t->pending_sites = t->tr->site_count;
             for (; run > 1; run--)
                 t->rip += insns[i++].length;
             t->rip += insns[i].length;
+            if (!ends_block(&insns[i]))
+                bind_sites(t);
+            t->pending_sites = t->tr->site_count;
             t->rcx_stored = t->near.valid = false;
             continue;
         }
@@ -261,8 +301,8 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
                             .ahead = {ahead[0], ahead[1]},
                             .entry = (uint32_t)(tr->hot - tr->mcode.write),
                             .first_map = tr->map_count,
-                            .incoming = NO_BLOCK,
-                            .link = {{.target = NO_BLOCK}, {.target = NO_BLOCK}}};
+                            .incoming = NO_LINK,
+                            .first_link = tr->link_count};
     struct translation t = {.cpu = cpu,
                             .tr = tr,
                             .hot = {tr->hot},
@@ -276,6 +316,8 @@ struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct 
     assert(t.hot.at < tr->hot_end && t.cold.at < tr->cold_end);
     block->length = (uint16_t)(t.rip - block->rip);
     block->code_length = translate_offset(&t, t.hot.at);
+    block->link_count = (uint8_t)t.links;
+    tr->link_count += t.links;
     tr->hot = t.hot.at;
     tr->cold = t.cold.at;
     tr->stat_blocks++;

@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "cpu/jit/decode.h"
+#include "cpu/jit/decode_known.h"
 #include "cpu/jit/emit.h"
 #include "cpu/jit/insn_pool.h"
 #include "cpu/jit/mcode.h"
@@ -20,8 +21,10 @@
 #include "mem/mem.h"
 
 #define BLOCK_MAX_INSNS 48u
+#define BLOCK_MAX_LINKS 8u /* two for the last instruction, the others for conditional jumps before it */
 #define STACK_RUN_MAX 15u /* pushes or pops behind one check */
 #define NO_BLOCK UINT32_MAX
+#define NO_LINK UINT32_MAX
 #define NO_PAGE UINT32_MAX
 
 /* What translated code depends on beside its bytes and address. */
@@ -37,8 +40,9 @@ struct link {
     uint32_t patch : 31; /* place of the rel32 field in the code memory */
     uint32_t far : 1;    /* to another page: LINK_FAR_DISPLACEMENT before `patch` is the displacement that stands for the page */
     uint32_t stub;    /* where it points while unlinked */
+    uint32_t from;    /* the block it leaves */
     uint32_t target;  /* linked block, or NO_BLOCK */
-    uint32_t next;    /* next link into the same target: block * 2 + which, or NO_BLOCK */
+    uint32_t next;    /* next link into the same target, or NO_LINK */
 };
 #define LINK_FAR_DISPLACEMENT 21
 
@@ -64,13 +68,14 @@ struct block {
     bool dead : 1, pic : 1;
     bool evicted : 1; /* cache_room.c: being dropped */
 
-    struct code_span ahead[2]; /* of page[0]: code behind both exits that says which flags this block need not leave */
+    struct code_span ahead[2]; /* of page[0]: code behind jumps and behind the end that says which flags need not be left */
     uint16_t code_length;      /* from entry */
     uint16_t map_count;
     uint32_t first_map; /* host code to guest instruction: translator.maps */
     uint32_t page_next[2];
-    uint32_t incoming; /* first link into this block */
-    struct link link[2];
+    uint32_t incoming; /* first link into this block, or NO_LINK */
+    uint32_t first_link;
+    uint8_t link_count;
 };
 
 /* Where translated code calls C code for one guest instruction. Offsets of host code count from the block's entry. */
@@ -89,7 +94,7 @@ struct site {
     uint32_t write : 1, stack : 1;
     uint32_t other_faults : 1;      /* they come before those of the access: the interpreter knows */
     uint32_t needs_write_entry : 1; /* the check goes by tlb.stack, which only has pages with a write entry */
-    uint32_t run : 1;               /* the check stands for a run of pushes or pops */
+    uint32_t run : 4;               /* the check stands for a run of so many pushes or pops; `next` is behind all of them */
 };
 #define SITE_BLOCK_MASK 0x1ffffffu /* of its first 32 bits */
 
@@ -103,6 +108,7 @@ struct trampolines {
     const uint8_t *enter;                                 /* executable view: void (*)(void) */
     const uint8_t *miss, *interp, *link, *poll, *dead; /* writable view, for emission */
     const uint8_t *refill[TLB_POOLS][TLB_ACCESSES]; /* the TLB's first level does not know the page at r15; flags are lost */
+    const uint8_t *flagless[TLB_POOLS][TLB_ACCESSES]; /* the same, flags are native and kept */
     const uint8_t *jump[TLB_POOLS];  /* the jump cache's first level does not know the target in r15 */
     const uint8_t *load_rsp;         /* loads rsp from cpu->gpr and jumps to cpu->resume */
     const uint8_t *stack[TLB_POOLS]; /* a stack check failed: puts another page into tlb.stack, or goes to miss */
@@ -112,7 +118,7 @@ struct trampolines {
 struct region {
     uint64_t turn;      /* counts the regions that were started */
     uint32_t end_block; /* number of the last block + 1 */
-    uint32_t sites, maps, hot, cold;
+    uint32_t sites, maps, links, hot, cold;
 };
 #define REGIONS_MAX 4096
 
@@ -126,8 +132,11 @@ struct translator {
     struct site *sites;
     uint32_t site_count, site_slice;
     struct insn_pool insns;
+    struct insn_known known;
     struct insn_map *maps;
     uint32_t map_count, map_slice;
+    struct link *links;
+    uint32_t link_count, link_slice;
     uint32_t *hash;       /* heads of block chains by source address */
     uint32_t *page_heads; /* first block of each guest page, by its number in guest RAM */
     uint32_t pages;
@@ -202,8 +211,8 @@ enum check_form { CHECK_WHOLE, CHECK_PARTS };
 
 struct check {
     unsigned size; /* bytes */
-    bool write, stack, run;
-    unsigned first; /* as in struct site */
+    bool write, stack;
+    unsigned first, run; /* as in struct site */
     enum check_form form;
 };
 
@@ -290,9 +299,11 @@ bool translate_gather(struct translation *t);
 /* liveness.c */
 uint16_t liveness_kills(const struct insn *insn);
 uint16_t liveness_reads(const struct insn *insn);
+/* Makes a span reach over [start, end) too; nothing when that is empty. */
+void liveness_widen(struct code_span *span, unsigned start, unsigned end);
 /* Arithmetic flags that code at `rip` (same page as `page_rip`, bytes at `page`) may read before it writes them. The answer
  * holds as long as the bytes of *ret_span do. */
-uint16_t liveness_at(uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span);
+uint16_t liveness_at(struct insn_known *known, uint64_t rip, uint64_t page_rip, const uint8_t *page, struct code_span *ret_span);
 
 /* enter.c: into the start of the code memory. Returns what is free behind them. */
 uint8_t *enter_make_trampolines(struct jit_vcpu *cpu);

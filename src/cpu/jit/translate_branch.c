@@ -107,22 +107,23 @@ static uint32_t place(const struct translation *t, const uint8_t *at)
 
 static bool linkable(const struct translation *t, uint64_t rip)
 {
-    return t->links < 2 && on_this_page(t, rip) && vcpu_optimises(t->cpu, JIT_OPT_LINK);
+    return t->links < BLOCK_MAX_LINKS && on_this_page(t, rip) && vcpu_optimises(t->cpu, JIT_OPT_LINK);
 }
 
 /* Reserves a link. Its stub, where it leads while it has no target, is emitted out of line at once; the caller names the rel32. */
 static struct link *new_link(struct translation *t, uint64_t rip, bool far)
 {
-    unsigned which = t->links++;
-    struct link *link = &t->block->link[which];
+    uint32_t id = t->block->first_link + t->links++;
+    struct link *link = &t->tr->links[id];
     *link = (struct link){.distance = (int32_t)(rip - t->block->rip),
                           .stub = place(t, t->cold.at),
+                          .from = t->block_id,
                           .target = NO_BLOCK,
-                          .next = NO_BLOCK,
+                          .next = NO_LINK,
                           .far = far};
     if (far)
         emit_load_gs(&t->cold, RCX, GPR_OFFSET(RCX));
-    emit_mov_imm(&t->cold, TMP, t->block_id * 2 + which);
+    emit_mov_imm(&t->cold, TMP, id);
     emit_jmp(&t->cold, t->tr->to.link);
     return link;
 }
@@ -178,7 +179,7 @@ void translate_exit(struct translation *t, struct emit *e, uint64_t rip)
         struct link *link = new_link(t, rip, false);
         emit_jmp(e, t->tr->mcode.write + link->stub);
         link->patch = place(t, e->at - 4) & INT32_MAX;
-    } else if (t->links < 2 && t->tr->pages <= FETCH_TLB_PAGES_MAX && distance == (int32_t)distance &&
+    } else if (t->links < BLOCK_MAX_LINKS && t->tr->pages <= FETCH_TLB_PAGES_MAX && distance == (int32_t)distance &&
                vcpu_optimises(t->cpu, JIT_OPT_FAR)) {
         exit_far(t, e, rip);
     } else {
@@ -319,7 +320,6 @@ bool translate_branch(struct translation *t)
     if ((insn->map == 0 && (insn->opcode & 0xf0) == 0x70) || (insn->map == 1 && (insn->opcode & 0xf0) == 0x80)) {
         translate_unpark_flags(t);
         exit_conditional(t, insn->opcode & 0xf, target);
-        translate_exit(t, &t->hot, t->next_rip);
         return true;
     }
     if (insn->map)

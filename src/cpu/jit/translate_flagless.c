@@ -112,7 +112,7 @@ static void leave(struct translation *t, struct emit *e, const struct check *che
     emit_mem(e, OP_LEA, ADDR, ADDR, RCX, 1, 0); /* the linear address again */
     emit_load_gs(e, RCX, RCX_SLOT);
     emit_mov_imm(e, TMP, site);
-    emit_jmp(e, t->tr->to.miss);
+    emit_jmp(e, t->tr->sites[site].retry ? t->tr->to.flagless[t->key.pool][check->write] : t->tr->to.miss);
 }
 
 void translate_flagless_check(struct translation *t, const uint8_t *retry, const struct check *check)

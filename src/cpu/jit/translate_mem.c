@@ -150,7 +150,7 @@ void translate_check(struct translation *t, const uint8_t *retry, const struct c
     s->first = check->first & 0x7f;
     s->write = check->write;
     s->stack = check->stack;
-    s->run = check->run;
+    s->run = check->run & 0xf;
     s->retry = translate_offset(t, retry);
 
     emit_bytes(e, "\xc4\x43\xfb\xf0\xf7\x08", 6); /* rorx r14, r15, 8 */
@@ -185,7 +185,7 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, const st
     s->first = check->first & 0x7f;
     s->write = check->write;
     s->stack = s->needs_write_entry = true;
-    s->run = check->run;
+    s->run = check->run & 0xf;
     s->retry = translate_offset(t, retry);
 
     emit_gs(e, 1, OP_SUB_LOAD, ADDR, tag);
@@ -510,7 +510,7 @@ static void push_run(struct translation *t, const struct insn *insns, unsigned c
     unsigned bytes = 8 * count;
     const uint8_t *retry = e->at;
     emit_mem(e, OP_LEA, ADDR, RSP, INSN_NO_REG, 1, -(int32_t)bytes);
-    translate_stack_check(t, retry, &(struct check){.size = bytes, .write = true, .first = bytes - 8, .run = true});
+    translate_stack_check(t, retry, &(struct check){.size = bytes, .write = true, .first = bytes - 8, .run = count});
     for (unsigned i = 0; i < count; i++) {
         unsigned reg = insns[i].opcode_gpr;
         if (in_memory(reg))
@@ -535,7 +535,7 @@ static void pop_run(struct translation *t, const struct insn *insns, unsigned co
     struct emit *e = &t->hot;
     const uint8_t *retry = e->at;
     emit_mov(e, ADDR, RSP);
-    translate_stack_check(t, retry, &(struct check){.size = 8 * (count + with_ret), .run = true});
+    translate_stack_check(t, retry, &(struct check){.size = 8 * (count + with_ret), .run = count});
     for (unsigned i = 0; i < count; i++) {
         unsigned reg = insns[i].opcode_gpr;
         run_slot(e, OP_MOV_LOAD, in_memory(reg) ? TMP : reg, 8 * i);

@@ -98,6 +98,7 @@ struct jit_vcpu {
     bool fpu_live;            /* guest vector state is in the host's registers, `xsave` is stale */
     uint16_t flags_saved;     /* arithmetic flags as lahf/seto leave them in ax, while the site says "saved" */
     uint8_t flags_parked;     /* on the way through the jump cache: the flags are in flags_saved, else native */
+    uint16_t flags_refill;    /* the same, in enter.c alone */
     uint16_t flags_native;    /* the same, as they were when translated code left */
     uint32_t site;            /* index of the site that left */
     uint64_t site_linear;     /* linear address of the access that missed, or the jump target that missed */
@@ -111,6 +112,8 @@ struct jit_vcpu {
     uint64_t fetch_mask;      /* pext mask that makes an index into fetch_tlb from a linear address */
     uint64_t tlb_mask, page_mask;   /* pext masks: of a linear address the index into the soft TLB; what is beyond a page */
     uint64_t jump_mask, jump2_mask; /* pext masks that make indexes into the jump cache's levels from a target */
+    uint64_t place_mask, offset_mask; /* pext masks: an index into the places of fetch_tlb; what is within a page */
+    uint64_t listed_mask;             /* and an index into a list of jumps */
     struct tlb tlb;
     struct jump_cache jump_cache;
     struct fetch_tlb fetch_tlb;
@@ -181,4 +184,10 @@ struct jit_engine {
 static inline bool vcpu_optimises(const struct jit_vcpu *cpu, enum jit_opt opt)
 {
     return !(cpu->engine->options.off >> opt & 1);
+}
+
+/* Does the jump cache's second level know user code by its place? */
+static inline bool vcpu_jumps_by_place(const struct jit_vcpu *cpu)
+{
+    return vcpu_optimises(cpu, JIT_OPT_PLACE) && vcpu_optimises(cpu, JIT_OPT_PIC);
 }
