@@ -81,6 +81,12 @@ int block_status(struct block_node *node, uint64_t offset, uint64_t len, struct 
     return 0;
 }
 
+int block_bitmap_status(struct block_node *node, const char *name, uint64_t offset, uint64_t len, uint64_t *ret_len,
+                        bool *ret_dirty)
+{
+    return node->class->bitmap_status ? node->class->bitmap_status(node, name, offset, len, ret_len, ret_dirty) : -ENOENT;
+}
+
 struct run {
     int (*fn)(void *arg);
     void *arg;

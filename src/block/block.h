@@ -32,6 +32,7 @@ struct block_request {
     enum block_op op;
     bool may_unmap;
     bool stable; /* WRITE, DISCARD, WRITE_ZEROES: on stable storage before it completes */
+    bool fast;   /* WRITE_ZEROES: -ENOTSUP rather than writing zeroes as data */
     bool compress; /* WRITE: whole clusters, to be stored compressed where the format can; -ENOTSUP where it cannot */
     uint64_t offset, len;
     struct iovec *iov; /* READ, WRITE: `len` bytes in all; as it was when `done` is called */
@@ -74,6 +75,7 @@ struct block_options {
     bool direct;        /* O_DIRECT: past the host's page cache */
     bool below;         /* file: any length, grows by writes, zeroes behind its end: what formats stand on */
     bool no_backing;    /* qcow2: read nothing from the backing file, and do not open it */
+    const char *snapshot; /* qcow2, read-only: the disk as it was at this internal snapshot; NULL: as it is */
     bool repair;        /* qcow2: open for repair even what is marked as damaged */
     /* NULL or NULL-terminated: folders besides the image's own in which backing and data files may lie */
     const char *const *allow_dirs;
@@ -88,6 +90,8 @@ struct block_class {
     void (*submit)(struct block_node *node, struct block_request *request);
     /* Optional, in a fiber: what the range holds; len > 0 and inside the node. NULL: all is data. */
     int (*status)(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
+    /* Optional, in a fiber: whether the range is dirty in the named bitmap, as far as it is the same throughout; -ENOENT. */
+    int (*bitmap_status)(struct block_node *node, const char *name, uint64_t offset, uint64_t len, uint64_t *ret_len, bool *ret_dirty);
     /* Optional, in a fiber, with no request in flight: a new size in bytes, a multiple of block_size. */
     int (*resize)(struct block_node *node, uint64_t size, struct err *err);
 };
@@ -129,6 +133,8 @@ int block_do(struct block_node *node, enum block_op op, uint64_t offset, void *b
 /* The same for a request that the caller has filled in (all but `done`). */
 int block_do_request(struct block_node *node, struct block_request *request);
 int block_status(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent);
+int block_bitmap_status(struct block_node *node, const char *name, uint64_t offset, uint64_t len, uint64_t *ret_len,
+                        bool *ret_dirty);
 
 /* Outside of fibers, in the ring's thread: runs fn(arg) in a fiber and the ring until it has ended. Returns what it did,
  * or -ENOMEM. */

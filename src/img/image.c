@@ -23,22 +23,10 @@ int img_guess(const char *path, const char *format, const char **ret_format, str
     return 0;
 }
 
-int img_open(const struct img_options *options, const char *path, const char *format, bool read_only, bool repair,
-             struct block_ring *ring, struct img_image *ret_image, struct err *err)
+static int open_as(const struct block_options *open, struct block_ring *ring, struct img_image *ret_image, struct err *err)
 {
-    struct img_image image = {.ring = ring};
-    int r = img_guess(path, format, &image.format, err);
-    if (r < 0)
-        return r;
-    struct block_options open = {.driver = image.format,
-                                 .path = path,
-                                 .fd = -1,
-                                 .read_only = read_only,
-                                 .below = strcmp(image.format, "raw") == 0,
-                                 .repair = repair,
-                                 .no_backing = repair,
-                                 .allow_dirs = options->allow_dirs};
-    r = block_open(&open, &image.node, err);
+    struct img_image image = {.ring = ring, .format = open->driver};
+    int r = block_open(open, &image.node, err);
     if (r < 0)
         return r;
     if (!ring)
@@ -53,6 +41,41 @@ int img_open(const struct img_options *options, const char *path, const char *fo
     }
     *ret_image = image;
     return 0;
+}
+
+int img_open(const struct img_options *options, const char *path, const char *format, bool read_only, bool repair,
+             struct block_ring *ring, struct img_image *ret_image, struct err *err)
+{
+    int r = img_guess(path, format, &format, err);
+    if (r < 0)
+        return r;
+    struct block_options open = {.driver = format,
+                                 .path = path,
+                                 .fd = -1,
+                                 .read_only = read_only,
+                                 .below = strcmp(format, "raw") == 0,
+                                 .repair = repair,
+                                 .no_backing = repair,
+                                 .allow_dirs = options->allow_dirs};
+    return open_as(&open, ring, ret_image, err);
+}
+
+int img_open_served(const struct img_options *options, const char *path, struct block_ring *ring, struct img_image *ret_image,
+                    struct err *err)
+{
+    const char *format = options->format;
+    int r = img_guess(path, format, &format, err);
+    if (r < 0)
+        return r;
+    if (options->snapshot && strcmp(format, "qcow2") != 0)
+        return err_say(err, EINVAL, "image '%s' is %s, which has no snapshots", path, format);
+    struct block_options open = {.driver = format,
+                                 .path = path,
+                                 .fd = -1,
+                                 .read_only = options->read_only || options->snapshot,
+                                 .snapshot = options->snapshot,
+                                 .allow_dirs = options->allow_dirs};
+    return open_as(&open, ring, ret_image, err);
 }
 
 void img_close(struct img_image *image)

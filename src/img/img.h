@@ -6,7 +6,7 @@
 #include "block/block.h"
 #include "block/qcow2/qcow2.h"
 
-#define IMG_OPERANDS_MAX 2
+#define IMG_OPERANDS_MAX 16
 #define IMG_DIRS_MAX 32
 #define IMG_STATUS_FAILURE 1
 #define IMG_STATUS_USAGE 2
@@ -15,6 +15,8 @@ struct img_options {
     const char *format, *output_format, *settings, *backing, *backing_format;
     const char *repair;                  /* "leaks", "all" or NULL */
     const char *snapshot_create, *snapshot_apply, *snapshot_delete;
+    const char *socket, *port, *bind, *export, *snapshot, *bitmap, *tls_psk, *tls_certs; /* serve */
+    bool read_only;
     bool snapshot_list, json, compress, strict, progress, help, version, man;
     const char *allow_dirs[IMG_DIRS_MAX + 1];
     unsigned allow_count;
@@ -35,7 +37,8 @@ struct img_command {
     int (*run)(const struct img_options *options, struct err *err);
 };
 
-extern const struct img_command img_check, img_compare, img_convert, img_create, img_info, img_map, img_resize, img_snapshot;
+extern const struct img_command img_check, img_compare, img_convert, img_create, img_info, img_map, img_resize,
+    img_serve, img_snapshot;
 extern const struct option_spec img_option_table[];
 int img_operand(void *target, const char *value, struct err *err);
 
@@ -50,6 +53,9 @@ struct img_image {
 /* `format` NULL: as block_guess_format() says; an error when that is not sure. `ring` NULL: a new one. */
 must_check int img_open(const struct img_options *options, const char *path, const char *format, bool read_only, bool repair,
                         struct block_ring *ring, struct img_image *ret_image, struct err *err);
+/* For serve: with --snapshot and --read-only. */
+must_check int img_open_served(const struct img_options *options, const char *path, struct block_ring *ring,
+                               struct img_image *ret_image, struct err *err);
 /* Writes back what is to be written; its ring goes too unless it was given to img_open. */
 void img_close(struct img_image *image);
 must_check int img_guess(const char *path, const char *format, const char **ret_format, struct err *err);

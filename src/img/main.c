@@ -6,7 +6,7 @@
 #include "img/img.h"
 
 static const struct img_command *const commands[] = {
-    &img_check, &img_compare, &img_convert, &img_create, &img_info, &img_map, &img_resize, &img_snapshot, NULL,
+    &img_check, &img_compare, &img_convert, &img_create, &img_info, &img_map, &img_resize, &img_serve, &img_snapshot, NULL,
 };
 
 static const char *const sections[] = {
@@ -18,6 +18,8 @@ static const char *const sections[] = {
     "info [-f FORMAT] [--output json] IMAGE: what an image is.\n\n"
     "map [-f FORMAT] [--output json] IMAGE: where its data lies.\n\n"
     "resize [-f FORMAT] IMAGE [+]SIZE: make the disk larger.\n\n"
+    "serve [-f FORMAT] [--socket PATH | --port N] [--read-only] IMAGE...: let others read and write images over the network "
+    "(NBD).\n\n"
     "snapshot [-f FORMAT] [-l | -c NAME | -a NAME | -d NAME] IMAGE: snapshots inside of the image.",
     "Exit status",
     "0: done; the image is sound; both images read the same.\n\n"
@@ -28,6 +30,7 @@ static const char *const sections[] = {
     "Examples",
     "polder-img create -f qcow2 disk.qcow2 20G\n\n"
     "polder-img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2\n\n"
+    "polder-img serve --socket disk.sock disk.qcow2\n\n"
     "polder-img convert -O qcow2 -c -o compression_type=zstd disk.raw disk.qcow2",
     NULL,
 };

@@ -23,6 +23,15 @@ TEXT_SETTER(output_format)
 TEXT_SETTER(settings)
 TEXT_SETTER(backing)
 TEXT_SETTER(backing_format)
+TEXT_SETTER(socket)
+TEXT_SETTER(port)
+TEXT_SETTER(bind)
+TEXT_SETTER(export)
+TEXT_SETTER(snapshot)
+TEXT_SETTER(bitmap)
+TEXT_SETTER(tls_psk)
+TEXT_SETTER(tls_certs)
+FLAG_SETTER(read_only)
 TEXT_SETTER(snapshot_create)
 TEXT_SETTER(snapshot_apply)
 TEXT_SETTER(snapshot_delete)
@@ -92,6 +101,20 @@ const struct option_spec img_option_table[] = {
     {"delete", "NAME", "-d: delete a snapshot, given by name or id", NULL, set_snapshot_delete},
     {"progress", NULL, "-p: show progress", NULL, set_progress},
     {"output", "human|json", "how results are printed (default: human)", NULL, set_output},
+
+    {"", NULL, "Serving (NBD)", NULL, NULL},
+    {"socket", "PATH", "listen on a unix socket", "It is made for the user alone, and removed at the end.", set_socket},
+    {"port", "N", "listen on a TCP port (default: 10809)", NULL, set_port},
+    {"bind", "ADDRESS", "address of the TCP port (default: 127.0.0.1)",
+     "Without --tls-psk or --tls-certs everybody who reaches it can read and write the images.", set_bind},
+    {"read-only", NULL, "clients cannot write", NULL, set_read_only},
+    {"export", "NAME", "name of the export (default: the image's, without its folders); for one image", NULL, set_export},
+    {"snapshot", "NAME", "serve an internal snapshot, given by name or id, read-only (qcow2)", NULL, set_snapshot},
+    {"bitmap", "NAME", "offer a dirty bitmap as context qemu:dirty-bitmap:NAME (qcow2)", NULL, set_bitmap},
+    {"tls-psk", "FILE", "only clients that know a key of this file, over TLS", "Lines USER:HEXKEY, as psktool writes them.",
+     set_tls_psk},
+    {"tls-certs", "DIR", "only clients with a certificate of the CA in this folder, over TLS",
+     "The folder has ca-cert.pem, server-cert.pem and server-key.pem.", set_tls_certs},
 
     {"", NULL, "Information", NULL, NULL},
     {"help", NULL, "show this help", NULL, set_help},
