@@ -39,9 +39,15 @@ static const char *name_of(const struct option_program *program, const char *arg
     return NULL;
 }
 
+/* A number below zero, like "-1G", is no option. */
+static bool is_option(const char *argument)
+{
+    return argument[0] == '-' && argument[1] && !isdigit((unsigned char)argument[1]);
+}
+
 static int take_operand(const struct option_program *program, void *target, const char *argument, struct err *err)
 {
-    if (!program->operand || (argument[0] == '-' && argument[1]))
+    if (!program->operand || is_option(argument))
         return err_say(err, EINVAL, "unexpected argument '%s', see %s --help", argument, program->name);
     return program->operand(target, argument, err);
 }

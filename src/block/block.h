@@ -76,6 +76,7 @@ struct block_options {
     bool below;         /* file: any length, grows by writes, zeroes behind its end: what formats stand on */
     bool no_backing;    /* qcow2: read nothing from the backing file, and do not open it */
     const char *snapshot; /* qcow2, read-only: the disk as it was at this internal snapshot; NULL: as it is */
+    const char *base;   /* qcow2: the backing chain ends before this file, which is not opened; NULL: nowhere */
     bool repair;        /* qcow2: open for repair even what is marked as damaged */
     /* NULL or NULL-terminated: folders besides the image's own in which backing and data files may lie */
     const char *const *allow_dirs;

@@ -32,8 +32,10 @@ int block_ring_create(const char *engine, struct block_ring **ret_ring, struct e
 
 void block_ring_free(struct block_ring *ring)
 {
-    if (ring)
-        ring->engine->free(ring);
+    if (!ring)
+        return;
+    block_workers_free(ring->workers);
+    ring->engine->free(ring);
 }
 
 const char *block_ring_engine(const struct block_ring *ring)

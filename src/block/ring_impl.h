@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block/ring.h"
+#include "block/workers.h"
 
 #define RING_WATCHES_MAX 40
 
@@ -25,6 +26,7 @@ struct ring_engine {
 /* First member of every engine's struct. */
 struct block_ring {
     const struct ring_engine *engine;
+    struct block_workers *workers; /* NULL: none */
     unsigned watch_count;
     unsigned socket_count; /* operations on sockets in flight */
     struct ring_watch watches[RING_WATCHES_MAX];

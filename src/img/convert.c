@@ -1,24 +1,18 @@
-/* convert: copies what is not zero. Several chunks are on their way at once, each in a fiber of its own. */
+/* convert: copies what is not zero. Several chunks are on their way at once (walk.c). */
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "block/fiber.h"
 #include "img/img.h"
 
-#define WORKERS 8u
-#define CHUNK (UINT64_C(2) << 20) /* also the largest cluster */
-#define ZERO_UNIT 4096u           /* holes are found at this grain */
+#define ZERO_UNIT 4096u
 
 struct convert {
+    struct img_walk walk; /* first */
     struct block_node *from, *to;
-    uint64_t next, end;
-    bool compress, progress;
-    unsigned workers, shown;
-    struct fiber_queue idle;
-    int result;
+    bool compress;
+    uint64_t unit; /* zeroes are found at this grain */
 };
 
 static int write_part(struct convert *c, uint64_t offset, uint8_t *data, uint64_t len)
@@ -30,12 +24,12 @@ static int write_part(struct convert *c, uint64_t offset, uint8_t *data, uint64_
 }
 
 /* The parts of a chunk that are not zero, in units; the new image is empty. */
-static int write_chunk(struct convert *c, uint64_t offset, uint8_t *data, uint64_t len, uint64_t unit)
+static int write_chunk(struct convert *c, uint64_t offset, uint8_t *data, uint64_t len)
 {
     uint64_t from = 0, at = 0;
     int r = 0;
     while (r == 0 && at < len) {
-        uint64_t n = len - at < unit ? len - at : unit;
+        uint64_t n = len - at < c->unit ? len - at : c->unit;
         bool zero = img_is_zero(data + at, n);
         if (zero && at > from)
             r = write_part(c, offset + from, data + from, at - from);
@@ -46,77 +40,34 @@ static int write_chunk(struct convert *c, uint64_t offset, uint8_t *data, uint64
     return r == 0 && at > from ? write_part(c, offset + from, data + from, at - from) : r;
 }
 
-static int copy_chunk(struct convert *c, uint64_t offset, uint64_t len, uint8_t *data, uint64_t unit)
+static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint8_t *data)
 {
+    struct convert *c = (struct convert *)walk;
     struct block_extent extent;
     bool any = false;
     int r = block_status(c->from, offset, c->from->size - offset, &extent);
     if (r == 0 && extent.zero && extent.len > len) { /* a large hole: all go on behind it */
-        if (c->next < offset + extent.len / CHUNK * CHUNK)
-            c->next = offset + extent.len / CHUNK * CHUNK;
+        img_walk_skip(walk, offset + extent.len);
         return 0;
     }
-    for (uint64_t at = offset; at < offset + len; at += extent.len) {
-        r = block_status(c->from, at, offset + len - at, &extent);
+    for (uint64_t at = offset; at < offset + len && at < c->from->size; at += extent.len) {
+        uint64_t end = offset + len < c->from->size ? offset + len : c->from->size;
+        r = block_status(c->from, at, end - at, &extent);
         if (r < 0)
             return r;
         any = any || !extent.zero;
     }
     if (!any)
         return 0;
-    uint64_t readable = c->from->size - offset < len ? c->from->size - offset : len;
-    memset(data + readable, 0, len - readable);
-    r = block_do(c->from, BLOCK_READ, offset, data, readable);
-    return r < 0 ? r : write_chunk(c, offset, data, len, unit);
-}
-
-static void show(struct convert *c)
-{
-    unsigned percent = c->end ? (unsigned)(c->next * 100 / c->end) : 100;
-    if (c->progress && percent != c->shown)
-        fprintf(stderr, "\r    (%u/100%%)", percent);
-    c->shown = percent;
-}
-
-static void worker(void *arg)
-{
-    struct convert *c = arg;
-    uint8_t *data = aligned_alloc(4096, CHUNK);
-    struct qcow2_info info = {.cluster_size = ZERO_UNIT};
-    if (c->compress)
-        qcow2_get_info(c->to, &info);
-    if (!data)
-        c->result = -ENOMEM;
-    while (c->result == 0 && c->next < c->end) {
-        uint64_t offset = c->next, len = c->end - offset < CHUNK ? c->end - offset : CHUNK;
-        c->next += len;
-        show(c);
-        int r = copy_chunk(c, offset, len, data, info.cluster_size);
-        if (r < 0)
-            c->result = r;
-    }
-    free(data);
-    if (--c->workers == 0)
-        fiber_queue_wake_all(&c->idle);
+    r = img_read(c->from, offset, len, data);
+    return r < 0 ? r : write_chunk(c, offset, data, len);
 }
 
 static int copy(void *arg)
 {
     struct convert *c = arg;
-    struct fiber_pool pool = {0};
-    for (unsigned i = 0; i < WORKERS; i++) {
-        c->workers++;
-        if (fiber_start(&pool, worker, c) < 0) {
-            c->workers--;
-            c->result = -ENOMEM;
-        }
-    }
-    if (c->workers)
-        fiber_queue_wait(&c->idle);
-    fiber_pool_drain(&pool);
-    if (c->progress)
-        fputc('\n', stderr);
-    return c->result < 0 ? c->result : block_do(c->to, BLOCK_FLUSH, 0, NULL, 0);
+    int r = img_walk(&c->walk);
+    return r < 0 ? r : block_do(c->to, BLOCK_FLUSH, 0, NULL, 0);
 }
 
 static int convert(const struct img_options *options, struct img_image *from, const char *format, struct err *err)
@@ -129,12 +80,16 @@ static int convert(const struct img_options *options, struct img_image *from, co
         r = img_open(options, path, format, false, false, from->ring, &to, err);
     if (r < 0)
         return r;
-    struct convert c = {.from = from->node,
+    struct qcow2_info info = {.cluster_size = ZERO_UNIT};
+    if (options->compress)
+        qcow2_get_info(to.node, &info);
+    struct convert c = {.walk = {.chunk = copy_chunk,
+                                 .end = size,
+                                 .progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30)},
+                        .from = from->node,
                         .to = to.node,
-                        .end = size,
                         .compress = options->compress,
-                        .progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30),
-                        .shown = UINT32_MAX};
+                        .unit = info.cluster_size};
     r = block_run(from->ring, copy, &c);
     to.ring = NULL;
     img_close(&to);

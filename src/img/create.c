@@ -114,12 +114,7 @@ static int make_raw(const char *path, uint64_t size, struct err *err)
 /* The size of a disk that gets none: its backing file's. */
 static int backing_size(const struct img_options *options, const struct qcow2_create *create, uint64_t *ret_size, struct err *err)
 {
-    const char *slash = strrchr(create->path, '/');
-    own_free char *path = NULL;
-    if (create->backing[0] == '/' || !slash)
-        path = strdup(create->backing);
-    else if (asprintf(&path, "%.*s/%s", (int)(slash - create->path), create->path, create->backing) < 0)
-        path = NULL;
+    own_free char *path = img_beside(create->path, create->backing);
     struct img_image image;
     int r = path ? img_open(options, path, create->backing_format, true, false, NULL, &image, err) : err_set(err, ENOMEM, "create");
     if (r < 0)

@@ -2,10 +2,13 @@
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/size.h"
+#include "block/workers.h"
 #include "img/img.h"
 
 int img_guess(const char *path, const char *format, const char **ret_format, struct err *err)
@@ -23,7 +26,21 @@ int img_guess(const char *path, const char *format, const char **ret_format, str
     return 0;
 }
 
-static int open_as(const struct block_options *open, struct block_ring *ring, struct img_image *ret_image, struct err *err)
+int img_block_options(const struct img_options *options, const char *path, const char *format, bool read_only,
+                      struct block_options *ret_open, struct err *err)
+{
+    int r = img_guess(path, format, &format, err);
+    if (r == 0)
+        *ret_open = (struct block_options){.driver = format,
+                                           .path = path,
+                                           .fd = -1,
+                                           .read_only = read_only,
+                                           .below = strcmp(format, "raw") == 0,
+                                           .allow_dirs = options->allow_dirs};
+    return r;
+}
+
+int img_open_as(const struct block_options *open, struct block_ring *ring, struct img_image *ret_image, struct err *err)
 {
     struct img_image image = {.ring = ring, .format = open->driver};
     int r = block_open(open, &image.node, err);
@@ -31,6 +48,8 @@ static int open_as(const struct block_options *open, struct block_ring *ring, st
         return r;
     if (!ring)
         r = block_ring_create(NULL, &image.ring, err);
+    if (r == 0 && !ring)
+        r = block_workers_create(image.ring, (unsigned)sysconf(_SC_NPROCESSORS_ONLN), err);
     if (r == 0 && !ring)
         r = block_ring_start(image.ring, err);
     if (r == 0)
@@ -46,36 +65,24 @@ static int open_as(const struct block_options *open, struct block_ring *ring, st
 int img_open(const struct img_options *options, const char *path, const char *format, bool read_only, bool repair,
              struct block_ring *ring, struct img_image *ret_image, struct err *err)
 {
-    int r = img_guess(path, format, &format, err);
-    if (r < 0)
-        return r;
-    struct block_options open = {.driver = format,
-                                 .path = path,
-                                 .fd = -1,
-                                 .read_only = read_only,
-                                 .below = strcmp(format, "raw") == 0,
-                                 .repair = repair,
-                                 .no_backing = repair,
-                                 .allow_dirs = options->allow_dirs};
-    return open_as(&open, ring, ret_image, err);
+    struct block_options open = {0};
+    int r = img_block_options(options, path, format, read_only, &open, err);
+    open.repair = open.no_backing = repair;
+    return r < 0 ? r : img_open_as(&open, ring, ret_image, err);
 }
 
 int img_open_served(const struct img_options *options, const char *path, struct block_ring *ring, struct img_image *ret_image,
                     struct err *err)
 {
-    const char *format = options->format;
-    int r = img_guess(path, format, &format, err);
+    struct block_options open = {0};
+    int r = img_block_options(options, path, options->format, options->read_only || options->snapshot, &open, err);
     if (r < 0)
         return r;
-    if (options->snapshot && strcmp(format, "qcow2") != 0)
-        return err_say(err, EINVAL, "image '%s' is %s, which has no snapshots", path, format);
-    struct block_options open = {.driver = format,
-                                 .path = path,
-                                 .fd = -1,
-                                 .read_only = options->read_only || options->snapshot,
-                                 .snapshot = options->snapshot,
-                                 .allow_dirs = options->allow_dirs};
-    return open_as(&open, ring, ret_image, err);
+    if (options->snapshot && strcmp(open.driver, "qcow2") != 0)
+        return err_say(err, EINVAL, "image '%s' is %s, which has no snapshots", path, open.driver);
+    open.below = false;
+    open.snapshot = options->snapshot;
+    return img_open_as(&open, ring, ret_image, err);
 }
 
 void img_close(struct img_image *image)
@@ -83,6 +90,15 @@ void img_close(struct img_image *image)
     block_close(image->node);
     block_ring_free(image->ring);
     *image = (struct img_image){0};
+}
+
+char *img_beside(const char *image, const char *name)
+{
+    const char *slash = strrchr(image, '/');
+    char *path = NULL;
+    if (name[0] == '/' || !slash)
+        return strdup(name);
+    return asprintf(&path, "%.*s/%s", (int)(slash - image), image, name) < 0 ? NULL : path;
 }
 
 int img_parse_size(const char *text, uint64_t *ret_bytes, struct err *err)

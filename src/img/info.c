@@ -22,21 +22,48 @@ static void print_size(char text[32], uint64_t bytes)
     snprintf(text, 32, "%.3g %s", value, units[unit]);
 }
 
-/* The backing file's path as seen from here. */
-static char *full_backing(const char *image, const char *backing)
+static json_t *bitmaps_json(struct block_node *node)
 {
-    const char *slash = strrchr(image, '/');
-    char *path = NULL;
-    if (backing[0] == '/' || !slash)
-        return strdup(backing);
-    return asprintf(&path, "%.*s/%s", (int)(slash - image), image, backing) < 0 ? NULL : path;
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < qcow2_bitmap_count(node); i++) {
+        struct qcow2_bitmap b;
+        json_t *flags = json_array();
+        qcow2_get_bitmap(node, i, &b);
+        if (b.in_use)
+            json_array_append_new(flags, json_string("in-use"));
+        if (b.enabled)
+            json_array_append_new(flags, json_string("auto"));
+        json_t *item = json_pack("{s:o, s:s, s:I}", "flags", flags, "name", b.name, "granularity", (json_int_t)b.granularity);
+        json_array_append_new(list, item ? item : json_pack("{s:s}", "name", "not UTF-8"));
+    }
+    return list;
 }
 
-static json_t *qcow2_json(const struct qcow2_info *info)
+static void print_bitmaps(struct block_node *node)
 {
+    if (qcow2_bitmap_count(node))
+        printf("    bitmaps:\n");
+    for (uint32_t i = 0; i < qcow2_bitmap_count(node); i++) {
+        struct qcow2_bitmap b;
+        qcow2_get_bitmap(node, i, &b);
+        printf("        [%u]:\n            flags:\n", i);
+        if (b.in_use)
+            printf("                [0]: in-use\n");
+        if (b.enabled)
+            printf("                [%d]: auto\n", b.in_use);
+        printf("            name: %s\n            granularity: %" PRIu64 "\n", b.name, b.granularity);
+    }
+}
+
+static json_t *qcow2_json(const struct img_image *image, const struct qcow2_info *info)
+{
+    json_t *bitmaps = bitmaps_json(image->node);
     json_t *data = json_pack("{s:s, s:s, s:b, s:i, s:b, s:b}", "compat", info->version == 2 ? "0.10" : "1.1", "compression-type",
                              info->zstd ? "zstd" : "zlib", "lazy-refcounts", info->lazy_refcounts, "refcount-bits",
                              (int)info->refcount_bits, "corrupt", info->corrupt, "extended-l2", info->extended_l2);
+    if (json_array_size(bitmaps))
+        json_object_set(data, "bitmaps", bitmaps);
+    json_decref(bitmaps);
     if (info->data_file) {
         json_object_set_new(data, "data-file", json_string(info->data_file));
         json_object_set_new(data, "data-file-raw", json_boolean(info->external_raw));
@@ -50,10 +77,10 @@ static int print_json(const struct img_image *image, uint64_t actual, const stru
                             image->node->name, "format", image->format, "actual-size", (json_int_t)actual, "dirty-flag", info->dirty);
     if (info->version) {
         json_object_set_new(out, "cluster-size", json_integer(info->cluster_size));
-        json_object_set_new(out, "format-specific", qcow2_json(info));
+        json_object_set_new(out, "format-specific", qcow2_json(image, info));
     }
     if (info->backing) {
-        own_free char *full = full_backing(image->node->name, info->backing);
+        own_free char *full = img_beside(image->node->name, info->backing);
         json_object_set_new(out, "backing-filename", json_string(info->backing));
         json_object_set_new(out, "full-backing-filename", json_string(full ? full : info->backing));
         if (info->backing_format)
@@ -75,14 +102,13 @@ static void print_qcow2(const struct img_image *image, const struct qcow2_info *
         printf("Snapshot list:\n");
         img_print_snapshots(snapshots);
     }
-    printf("Format specific information:\n    compat: %s\n    compression type: %s\n    lazy refcounts: %s\n"
-           "    refcount bits: %u\n",
-           info->version == 2 ? "0.10" : "1.1", info->zstd ? "zstd" : "zlib", info->lazy_refcounts ? "true" : "false",
-           info->refcount_bits);
+    printf("Format specific information:\n    compat: %s\n    compression type: %s\n    lazy refcounts: %s\n",
+           info->version == 2 ? "0.10" : "1.1", info->zstd ? "zstd" : "zlib", info->lazy_refcounts ? "true" : "false");
+    print_bitmaps(image->node);
+    printf("    refcount bits: %u\n", info->refcount_bits);
     if (info->data_file)
         printf("    data file: %s\n    data file raw: %s\n", info->data_file, info->external_raw ? "true" : "false");
     printf("    corrupt: %s\n    extended l2: %s\n", info->corrupt ? "true" : "false", info->extended_l2 ? "true" : "false");
-    (void)image;
 }
 
 static int print(const struct img_options *options, const struct img_image *image, struct err *err)

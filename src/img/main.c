@@ -6,18 +6,25 @@
 #include "img/img.h"
 
 static const struct img_command *const commands[] = {
-    &img_check, &img_compare, &img_convert, &img_create, &img_info, &img_map, &img_resize, &img_serve, &img_snapshot, NULL,
+    &img_bitmap, &img_check,  &img_commit, &img_compare, &img_convert,  &img_create,
+    &img_info,   &img_map,   &img_rebase, &img_resize,  &img_serve,   &img_snapshot, NULL,
 };
 
 static const char *const sections[] = {
     "Commands",
+    "bitmap (--add | --remove | --clear | --enable | --disable | --merge SOURCE)... [-b PATH [-F FORMAT]] [-g GRANULARITY] "
+    "[-f FORMAT] IMAGE NAME: bitmaps of what was written, inside of the image.\n\n"
     "check [-f FORMAT] [-r leaks|all] [--output json] IMAGE: is the image sound? Repairs it if asked to.\n\n"
+    "commit [-f FORMAT] [-b BASE] [-d] IMAGE: put what the image changed into its backing file, and empty it; with -b into BASE "
+    "further down, or with -d, without emptying it.\n\n"
     "compare [-f FORMAT] [-F FORMAT] [-s] IMAGE1 IMAGE2: do both read the same?\n\n"
     "convert [-f FORMAT] [-O FORMAT] [-o SETTINGS] [-c] [-p] IMAGE NEW: copy into a new image.\n\n"
     "create [-f FORMAT] [-o SETTINGS] [-b PATH -F FORMAT] IMAGE [SIZE]: make an empty image.\n\n"
     "info [-f FORMAT] [--output json] IMAGE: what an image is.\n\n"
     "map [-f FORMAT] [--output json] IMAGE: where its data lies.\n\n"
-    "resize [-f FORMAT] IMAGE [+]SIZE: make the disk larger.\n\n"
+    "rebase [-f FORMAT] [-u] -b BASE [-F FORMAT] IMAGE: give the image another backing file (-b '': none) and copy into it what "
+    "differs, so that it reads the same.\n\n"
+    "resize [-f FORMAT] [--shrink] IMAGE [+|-]SIZE: make the disk larger or smaller.\n\n"
     "serve [-f FORMAT] [--socket PATH | --port N] [--read-only] IMAGE...: let others read and write images over the network "
     "(NBD).\n\n"
     "snapshot [-f FORMAT] [-l | -c NAME | -a NAME | -d NAME] IMAGE: snapshots inside of the image.",

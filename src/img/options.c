@@ -32,9 +32,13 @@ TEXT_SETTER(bitmap)
 TEXT_SETTER(tls_psk)
 TEXT_SETTER(tls_certs)
 FLAG_SETTER(read_only)
+TEXT_SETTER(granularity)
 TEXT_SETTER(snapshot_create)
 TEXT_SETTER(snapshot_apply)
 TEXT_SETTER(snapshot_delete)
+FLAG_SETTER(shrink)
+FLAG_SETTER(keep)
+FLAG_SETTER(unsafe)
 FLAG_SETTER(snapshot_list)
 FLAG_SETTER(compress)
 FLAG_SETTER(strict)
@@ -50,6 +54,28 @@ static int set_repair(void *target, const char *value, struct err *err)
     ((struct img_options *)target)->repair = value;
     return 0;
 }
+
+static int add_step(void *target, enum qcow2_bitmap_action action, const char *source, struct err *err)
+{
+    struct img_options *options = target;
+    if (options->bitmap_step_count == IMG_STEPS_MAX)
+        return err_say(err, EINVAL, "more than %d steps", IMG_STEPS_MAX);
+    options->bitmap_steps[options->bitmap_step_count++] = (struct img_bitmap_step){action, source};
+    return 0;
+}
+
+#define STEP_SETTER(name, action, source)                                                                    \
+    static int set_bitmap_##name(void *target, const char *value, struct err *err)                           \
+    {                                                                                                        \
+        (void)value;                                                                                         \
+        return add_step(target, action, source, err);                                                        \
+    }
+STEP_SETTER(add, QCOW2_BITMAP_ADD, NULL)
+STEP_SETTER(remove, QCOW2_BITMAP_REMOVE, NULL)
+STEP_SETTER(clear, QCOW2_BITMAP_CLEAR, NULL)
+STEP_SETTER(enable, QCOW2_BITMAP_ENABLE, NULL)
+STEP_SETTER(disable, QCOW2_BITMAP_DISABLE, NULL)
+STEP_SETTER(merge, QCOW2_BITMAP_MERGE, value)
 
 static int set_output(void *target, const char *value, struct err *err)
 {
@@ -86,7 +112,7 @@ const struct option_spec img_option_table[] = {
     {"options", "NAME=VALUE,...", "-o: settings of the new image",
      "qcow2: compat (0.10, 1.1), cluster_size, refcount_bits, extended_l2, lazy_refcounts, compression_type (zlib, zstd), "
      "backing_file, backing_fmt, data_file, data_file_raw.", set_settings},
-    {"backing", "PATH", "-b: backing file of the new image, relative to the image's folder", NULL, set_backing},
+    {"backing", "PATH", "-b: backing file of the image, relative to the image's folder", NULL, set_backing},
     {"backing-format", "FORMAT", "-F: the backing file's format", NULL, set_backing_format},
     {"allow-backing", "DIR", "backing and data files that an image names may lie in DIR; repeat for more",
      "Those in the image's own folder and below are allowed anyway.", set_allow_backing},
@@ -99,6 +125,18 @@ const struct option_spec img_option_table[] = {
     {"create", "NAME", "-c: take a snapshot", NULL, set_snapshot_create},
     {"apply", "NAME", "-a: make the disk what it was at a snapshot, given by name or id", NULL, set_snapshot_apply},
     {"delete", "NAME", "-d: delete a snapshot, given by name or id", NULL, set_snapshot_delete},
+    {"shrink", NULL, "resize: the disk may become smaller: what is behind its new end is lost", NULL, set_shrink},
+    {"keep", NULL, "-d: commit: leave the image as it is instead of emptying it", NULL, set_keep},
+    {"unsafe", NULL, "-u: rebase: change the name only, whatever that does to what the disk reads", NULL, set_unsafe},
+    {"add", NULL, "bitmap: make one, enabled and clean", NULL, set_bitmap_add},
+    {"remove", NULL, "bitmap: remove it", NULL, set_bitmap_remove},
+    {"clear", NULL, "bitmap: forget what it recorded", NULL, set_bitmap_clear},
+    {"enable", NULL, "bitmap: let it record writes", NULL, set_bitmap_enable},
+    {"disable", NULL, "bitmap: let it record nothing more", NULL, set_bitmap_disable},
+    {"merge", "SOURCE", "bitmap: add what the bitmap SOURCE recorded, of this image or of the one given by -b", NULL,
+     set_bitmap_merge},
+    {"granularity", "SIZE", "-g: bytes that one bit of a new bitmap stands for (default: a cluster, 4K to 64K)", NULL,
+     set_granularity},
     {"progress", NULL, "-p: show progress", NULL, set_progress},
     {"output", "human|json", "how results are printed (default: human)", NULL, set_output},
 

@@ -1,4 +1,4 @@
-/* resize: a larger disk. */
+/* resize: a larger disk, or a smaller one. */
 #include <errno.h>
 #include <string.h>
 
@@ -22,18 +22,20 @@ static int run_resize(const struct img_options *options, struct err *err)
     struct img_image image = {0};
     const char *text = options->operands[1];
     uint64_t size;
-    int r = img_parse_size(text + (*text == '+'), &size, err);
+    bool relative = *text == '+' || *text == '-';
+    int r = img_parse_size(text + relative, &size, err);
     if (r == 0)
         r = img_open(options, options->operands[0], options->format, false, false, NULL, &image, err);
     if (r < 0 || !image.node)
         return r;
-    if (*text == '+')
-        size += image.node->size;
+    uint64_t old = image.node->size;
+    if (relative)
+        size = *text == '+' ? old + size : old > size ? old - size : 0;
     size = (size + BLOCK_SECTOR_SIZE - 1) & ~(uint64_t)(BLOCK_SECTOR_SIZE - 1);
     struct resizing resizing = {image.node, size, err};
-    if (size < image.node->size)
-        r = err_say(err, ENOTSUP, "'%s' has %llu bytes and cannot shrink; convert what is needed into a new image",
-                    image.node->name, (unsigned long long)image.node->size);
+    if (size < old && !options->shrink)
+        r = err_say(err, EINVAL, "'%s' has %llu bytes, and what is behind the new end would be lost; if that is meant, say --shrink",
+                    image.node->name, (unsigned long long)old);
     else
         r = block_run(image.ring, resize, &resizing);
     img_close(&image);
@@ -44,9 +46,9 @@ static const struct option_letter letters[] = {{'f', "format"}, {0, NULL}};
 
 const struct img_command img_resize = {
     .name = "resize",
-    .usage = "[-f FORMAT] IMAGE [+]SIZE",
-    .summary = "make the disk larger",
-    .accepts = " format allow-backing ",
+    .usage = "[-f FORMAT] [--shrink] IMAGE [+|-]SIZE",
+    .summary = "make the disk larger or smaller",
+    .accepts = " format shrink allow-backing ",
     .letters = letters,
     .operands_min = 2,
     .operands_max = 2,

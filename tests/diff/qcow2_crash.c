@@ -1,7 +1,8 @@
 /* What is left of a qcow2 image when its host dies. Random operations run through the block layer while every write, hole
  * and sync that it sends to the file is recorded. Then each prefix of the record, and states in which writes since the last
  * sync happened in part and in pieces, is made into an image again: it must open, its check must find leaked clusters at
- * worst, and each sector must hold what the last flush promised or something that was written after it.
+ * worst, and each sector must hold what the last flush promised or something that was written after it. The bitmap "all", which
+ * was there before the first write, must be in use or have recorded everything; others come and go.
  *
  * With "faults", instead each of these calls fails once, with EIO or ENOSPC, in a run of its own; what is left when the image
  * is closed after that is judged in the same way.
@@ -37,7 +38,7 @@ struct record {
 
 /* A guest's operation: [begun, ended) counts records. */
 struct operation {
-    enum { OPERATION_WRITE, OPERATION_ZERO, OPERATION_FLUSH, OPERATION_OTHER } kind;
+    enum { OPERATION_WRITE, OPERATION_ZERO, OPERATION_BITMAP, OPERATION_FLUSH, OPERATION_OTHER } kind;
     uint32_t first, count; /* sectors */
     unsigned begun, ended;
     bool failed; /* it may have been done in part, or not at all */
@@ -146,6 +147,19 @@ static int change_snapshots(struct block_node *node, uint32_t id, bool late)
     return r;
 }
 
+/* Adds, merges, clears, disables or removes another bitmap; what is not possible just now is no failure. */
+static int change_bitmaps(struct block_node *node, uint32_t id)
+{
+    static const enum qcow2_bitmap_action actions[] = {QCOW2_BITMAP_ADD,   QCOW2_BITMAP_MERGE,   QCOW2_BITMAP_CLEAR,
+                                                       QCOW2_BITMAP_DISABLE, QCOW2_BITMAP_REMOVE};
+    char name[16];
+    snprintf(name, sizeof name, "b%u", id % 3);
+    struct qcow2_bitmap_change change = {
+        .action = actions[id / 3 % 5], .name = name, .granularity = 512u << id % 4, .source = "all"};
+    int r = qcow2_bitmap_change(node, &change, NULL);
+    return r == -EEXIST || r == -ENOENT ? 0 : r;
+}
+
 static int do_operation(struct block_node *node, struct operation *op, uint32_t id, bool late)
 {
     static uint8_t data[DISK_SIZE];
@@ -160,6 +174,8 @@ static int do_operation(struct block_node *node, struct operation *op, uint32_t 
                                           .op = BLOCK_WRITE_ZEROES, .may_unmap = id % 2, .offset = offset, .len = len});
     case OPERATION_FLUSH:
         return block_do(node, BLOCK_FLUSH, 0, NULL, 0);
+    case OPERATION_BITMAP:
+        return change_bitmaps(node, id);
     case OPERATION_OTHER:
         break;
     }
@@ -169,7 +185,8 @@ static int do_operation(struct block_node *node, struct operation *op, uint32_t 
 static void choose(struct operation *op, unsigned refcount_bits)
 {
     long r = random() % 100;
-    op->kind = r < 60 ? OPERATION_WRITE : r < 75 ? OPERATION_ZERO : r < 93 || refcount_bits < 8 ? OPERATION_FLUSH : OPERATION_OTHER;
+    op->kind = r < 60 ? OPERATION_WRITE : r < 75 ? OPERATION_ZERO : r < 82 ? OPERATION_BITMAP
+               : r < 94 || refcount_bits < 8 ? OPERATION_FLUSH : OPERATION_OTHER;
     op->first = (uint32_t)random() % SECTORS;
     op->count = 1 + (uint32_t)random() % (random() % 4 ? 8 : 128);
     if (op->count > SECTORS - op->first)
@@ -244,6 +261,23 @@ static void keep_line(void *arg, const char *line)
         snprintf(j->why, sizeof j->why, "%s", line);
 }
 
+/* A sector that is not what it was at first is dirty. */
+static const char *judge_bitmap(struct block_node *node, const uint8_t *data)
+{
+    bool dirty = false;
+    for (uint64_t at = 0, len; at < DISK_SIZE; at += len) {
+        int r = block_bitmap_status(node, "all", at, DISK_SIZE - at, &len, &dirty);
+        if (r == -EIO) /* in use */
+            return NULL;
+        if (r < 0)
+            return "the bitmap is lost";
+        for (uint64_t i = at; !dirty && i < at + len; i++)
+            if (data[i])
+                return "the bitmap has missed a write";
+    }
+    return NULL;
+}
+
 static int judge_image(void *arg)
 {
     static uint8_t data[DISK_SIZE];
@@ -253,6 +287,11 @@ static int judge_image(void *arg)
         return -1;
     if (check.corruptions)
         return -1;
+    const char *bitmap = judge_bitmap(j->node, data);
+    if (bitmap) {
+        snprintf(j->why, sizeof j->why, "%s", bitmap);
+        return -1;
+    }
     for (uint32_t s = 0; s < SECTORS && j->at < unknown_from; s++) {
         const char *wrong = judge_sector(data + (size_t)s * SECTOR, s, j->at);
         if (wrong) {
@@ -352,6 +391,12 @@ static unsigned replay(int base, struct block_ring *ring)
 
 /* ---- runs ---- */
 
+static int add_bitmap(void *arg)
+{
+    const struct guest *guest = arg;
+    return qcow2_bitmap_change(guest->node, &(struct qcow2_bitmap_change){.name = "all", .granularity = 2048}, NULL);
+}
+
 /* One run on a new image; `ret_fd` is the image when it was closed, `base` becomes what it was before. */
 static int run_once(const struct qcow2_create *create, struct guest *guest, unsigned seed, struct block_ring *ring, int base)
 {
@@ -363,7 +408,7 @@ static int run_once(const struct qcow2_create *create, struct guest *guest, unsi
     unknown_from = UINT32_MAX;
     srandom(seed);
     if (qcow2_create(create, &err) < 0 || block_open(&options, &guest->node, &err) < 0 ||
-        block_attach(guest->node, ring, &err) < 0) {
+        block_attach(guest->node, ring, &err) < 0 || block_run(ring, add_bitmap, guest) < 0) {
         fprintf(stderr, "qcow2_crash: %s\n", err.message);
         return -1;
     }

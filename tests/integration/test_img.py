@@ -116,7 +116,7 @@ def test_resize(folder):
     theirs("check", "disk.qcow2")
     assert json.loads(theirs("info", "--output=json", "disk.qcow2"))["virtual-size"] == 21 << 20
     ours("compare", "a.raw", "disk.qcow2")
-    assert "cannot shrink" in ours("resize", "disk.qcow2", "1M", status=1)
+    assert "--shrink" in ours("resize", "disk.qcow2", "1M", status=1)
     ours("resize", "a.raw", "2M")
     assert (folder / "a.raw").stat().st_size == 2 << 20
 
@@ -176,3 +176,199 @@ def test_command_line(folder):
     assert "not for info" in ours("info", "--compress", "disk", status=2)
     assert "Usage: polder-img convert" in ours("convert", "--help")
     assert ".TH POLDER-IMG" in ours("--man")
+
+
+def bitmaps(image):
+    """What a qcow2 file's directory of bitmaps says, read by hand: {name: (flags, granularity, dirty granules)}."""
+    data = image.read_bytes()
+    cluster, at = 1 << int.from_bytes(data[20:24], "big"), int.from_bytes(data[100:104], "big")
+    found = {}
+    while (kind := int.from_bytes(data[at:at + 4], "big")) not in (0, 0x23852875):
+        at += 8 + (int.from_bytes(data[at + 4:at + 8], "big") + 7) // 8 * 8
+    if kind == 0 or not data[95] & 1:
+        return found
+    count, entry = int.from_bytes(data[at + 8:at + 12], "big"), int.from_bytes(data[at + 24:at + 32], "big")
+    for _ in range(count):
+        table, entries, flags = (int.from_bytes(data[entry + a:entry + b], "big") for a, b in ((0, 8), (8, 12), (12, 16)))
+        name_len, extra = int.from_bytes(data[entry + 18:entry + 20], "big"), int.from_bytes(data[entry + 20:entry + 24], "big")
+        name = data[entry + 24 + extra:entry + 24 + extra + name_len].decode()
+        bits = b""
+        for i in range(entries):
+            place = int.from_bytes(data[table + 8 * i:table + 8 * i + 8], "big")
+            bits += data[place:place + cluster] if place > 1 else bytes([255 * place]) * cluster
+        dirty = {8 * i + j for i, byte in enumerate(bits) if byte for j in range(8) if byte >> j & 1}
+        found[name] = flags, 1 << data[entry + 17], dirty
+        entry += (24 + extra + name_len + 7) // 8 * 8
+    return found
+
+
+def test_bitmaps_are_the_same(folder):
+    """The same steps by both, over images that the other one made: the same bitmaps, which both then check."""
+    steps = [("--add", "-g", "4k", "a"), ("--add", "--disable", "off"), ("--add", "b"), ("--enable", "off"), ("--disable", "a"),
+             ("--add", "-g", "128k", "c"), ("--merge", "b", "c"), ("--merge", "c", "a"), ("--clear", "b"), ("--remove", "off")]
+    theirs("create", "-f", "qcow2", "-o", "cluster_size=4k", "ours.qcow2", "40M")
+    ours("create", "-f", "qcow2", "-o", "cluster_size=4k", "theirs.qcow2", "40M")
+    for number, step in enumerate(steps):
+        name, actions = step[-1], step[:-1]
+        ours("bitmap", *actions, "ours.qcow2", name)
+        theirs("bitmap", *actions, "theirs.qcow2", name)
+        for mine in "ours.qcow2", "theirs.qcow2":
+            run("qemu-io", "-f", "qcow2", "-c", f"write -P {number + 1} {number}M 123k", "-c", f"discard {number + 20}M 1M", mine)
+        assert bitmaps(folder / "ours.qcow2") == bitmaps(folder / "theirs.qcow2")
+        for mine in "ours.qcow2", "theirs.qcow2":
+            ours("check", mine)
+            theirs("check", mine)
+    assert len(bitmaps(folder / "ours.qcow2")["a"][2]) > 100
+    ours("resize", "ours.qcow2", "400M")
+    theirs("resize", "theirs.qcow2", "400M")
+    assert bitmaps(folder / "ours.qcow2") == bitmaps(folder / "theirs.qcow2")
+    theirs("check", "ours.qcow2")
+    normal_info = [normal(theirs("info", "--output=json", name))["format-specific"] for name in ("ours.qcow2", "theirs.qcow2")]
+    assert normal_info[0] == normal_info[1]
+    assert normal(ours("info", "--output=json", "ours.qcow2"))["format-specific"] == normal_info[0]
+
+
+def test_bitmaps_of_another_image_merge(folder):
+    ours("create", "-f", "qcow2", "base.qcow2", "10M")
+    ours("bitmap", "--add", "base.qcow2", "day")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 1M 64k", "base.qcow2")
+    ours("create", "-f", "qcow2", "top.qcow2", "10M")
+    ours("bitmap", "--add", "--merge", "day", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2", "week")
+    assert bitmaps(folder / "top.qcow2")["week"][2] == {16}
+    theirs("bitmap", "--merge", "week", "base.qcow2", "day", "-b", "top.qcow2", "-F", "qcow2")
+    assert "there is none" in ours("bitmap", "--merge", "nix", "base.qcow2", "day", status=1)
+
+
+def test_a_bitmap_left_in_use_can_only_be_removed(folder):
+    ours("create", "-f", "qcow2", "disk.qcow2", "10M")
+    ours("bitmap", "--add", "disk.qcow2", "day")
+    data = (folder / "disk.qcow2").read_bytes()
+    poke("disk.qcow2", int.from_bytes(data[136:144], "big") + 15, b"\3")  # flags: auto, in use
+    assert normal(ours("info", "--output=json", "disk.qcow2"))["format-specific"]["data"]["bitmaps"][0]["flags"] == ["in-use", "auto"]
+    assert "only be removed" in ours("bitmap", "--clear", "disk.qcow2", "day", status=1)
+    ours("resize", "disk.qcow2", "11M")
+    assert bitmaps(folder / "disk.qcow2")["day"][0] == 3
+    ours("bitmap", "--remove", "disk.qcow2", "day")
+    assert not bitmaps(folder / "disk.qcow2")
+    theirs("check", "disk.qcow2")
+
+
+def test_bitmap_errors(folder):
+    ours("create", "-f", "qcow2", "-o", "compat=0.10", "old.qcow2", "1M")
+    ours("create", "disk.raw", "1M")
+    ours("create", "-f", "qcow2", "disk.qcow2", "1M")
+    assert "version 2" in ours("bitmap", "--add", "old.qcow2", "day", status=1)
+    assert "is raw" in ours("bitmap", "--add", "disk.raw", "day", status=1)
+    assert "power of two" in ours("bitmap", "--add", "-g", "5000", "disk.qcow2", "day", status=1)
+    assert "say what to do" in ours("bitmap", "disk.qcow2", "day", status=1)
+    assert "no bitmap 'day'" in ours("bitmap", "--remove", "disk.qcow2", "day", status=1)
+    ours("bitmap", "--add", "disk.qcow2", "day")
+    assert "already" in ours("bitmap", "--add", "disk.qcow2", "day", status=1)
+    poke("disk.qcow2", 142, b"\xff")  # the directory lies beyond the end of the file
+    assert "damaged" in ours("check", "disk.qcow2", status=2)
+    ours("bitmap", "--add", "disk.qcow2", "week")
+    assert list(bitmaps(folder / "disk.qcow2")) == ["week"]
+    ours("check", "-r", "all", "disk.qcow2")
+    theirs("check", "disk.qcow2")
+
+
+CHAIN_SETTINGS = ["", "compat=0.10", "cluster_size=512", "cluster_size=2M", "extended_l2=on", "data_file={}.data"]
+
+
+def make_chain(folder, settings, bottom="raw"):
+    """base <- middle <- top, of different sizes, each with some data, some zeroes and some holes."""
+    rng = random.Random(settings)
+    make_raw(folder / "base.raw", 3 << 20)
+    if bottom != "raw":
+        theirs("convert", "-f", "raw", "-O", bottom, "base.raw", f"base.{bottom}")
+    for name, below, kind, size in ("middle", f"base.{bottom}", bottom, 5 << 20), ("top", "middle.qcow2", "qcow2", (4 << 20) + 512):
+        option = ["-o", settings.format(name)] if settings else []
+        theirs("create", "-f", "qcow2", *option, "-b", below, "-F", kind, f"{name}.qcow2", size)
+        commands = []
+        for _ in range(20):
+            offset, length = rng.randrange(size // 512 - 300) * 512, rng.randrange(1, 300) * 512
+            commands += ["-c", f"write {rng.choice(['-z', f'-P {rng.randrange(1, 255)}'])} {offset} {length}"]
+        run("qemu-io", "-f", "qcow2", *commands, f"{name}.qcow2")
+    ours("convert", "-O", "raw", "top.qcow2", "before.raw")
+
+
+def reads_the_same(folder, image="top.qcow2", kind="qcow2"):
+    theirs("compare", "-q", "-f", "raw", "-F", kind, "before.raw", image)
+    ours("compare", "-f", "raw", "-F", kind, "before.raw", image)
+    if kind == "qcow2":
+        theirs("check", image)
+        ours("check", image)
+
+
+@pytest.mark.parametrize("settings", CHAIN_SETTINGS)
+def test_commit(folder, settings):
+    make_chain(folder, settings)
+    empty = json.loads(theirs("map", "--output=json", "top.qcow2"))
+    assert any(extent["depth"] == 0 for extent in empty)
+    ours("commit", "top.qcow2")
+    assert all(extent["depth"] > 0 or not extent["present"] for extent in json.loads(theirs("map", "--output=json", "top.qcow2")))
+    reads_the_same(folder)
+    theirs("check", "middle.qcow2")
+    ours("check", "middle.qcow2")
+
+
+@pytest.mark.parametrize("bottom", ["raw", "qcow2"])
+def test_commit_further_down(folder, bottom):
+    make_chain(folder, "", bottom)
+    ours("commit", "-b", f"base.{bottom}", "top.qcow2")
+    reads_the_same(folder, "top.qcow2")
+    theirs("compare", "-q", "-f", "raw", "-F", bottom, "before.raw", f"base.{bottom}")
+    assert "not in the backing chain" in ours("commit", "-b", "before.raw", "top.qcow2", status=1)
+    assert "no backing file" in ours("commit", "before.raw", status=1)
+
+
+def test_commit_keeps_snapshots(folder):
+    make_chain(folder, "")
+    ours("snapshot", "-c", "one", "top.qcow2")
+    ours("commit", "-d", "top.qcow2")
+    assert any(extent["depth"] == 0 for extent in json.loads(theirs("map", "--output=json", "top.qcow2")))
+    ours("commit", "top.qcow2")
+    reads_the_same(folder)
+    ours("snapshot", "-a", "one", "top.qcow2")
+    ours("snapshot", "-d", "one", "top.qcow2")
+    reads_the_same(folder)
+
+
+@pytest.mark.parametrize("settings", CHAIN_SETTINGS)
+def test_rebase(folder, settings):
+    make_chain(folder, settings)
+    make_raw(folder / "other.raw", 2 << 20, seed=9)
+    ours("rebase", "-b", "base.raw", "-F", "raw", "top.qcow2")
+    reads_the_same(folder)
+    ours("rebase", "-b", "other.raw", "-F", "raw", "top.qcow2")
+    assert json.loads(theirs("info", "--output=json", "top.qcow2"))["backing-filename"] == "other.raw"
+    reads_the_same(folder)
+    ours("rebase", "-b", "", "top.qcow2")
+    assert "backing-filename" not in json.loads(theirs("info", "--output=json", "top.qcow2"))
+    reads_the_same(folder)
+
+
+def test_rebase_of_the_name_only(folder):
+    make_chain(folder, "")
+    os.rename("middle.qcow2", "a-much-longer-name-than-before.qcow2")
+    assert "No such file" in ours("info", "--output=json", "middle.qcow2", status=1)
+    ours("bitmap", "--add", "a-much-longer-name-than-before.qcow2", "day")
+    ours("rebase", "-u", "-b", "a-much-longer-name-than-before.qcow2", "-F", "qcow2", "top.qcow2")
+    reads_the_same(folder)
+    assert "state the backing file's format" in ours("rebase", "-b", "base.raw", "top.qcow2", status=1)
+    assert "No such file" in ours("rebase", "-b", "missing", "-F", "raw", "top.qcow2", status=1)
+
+
+@pytest.mark.parametrize("settings", CHAIN_SETTINGS)
+def test_shrink_and_grow(folder, settings):
+    make_chain(folder, settings)
+    before = (folder / "before.raw").read_bytes()
+    size = (1 << 20) + 1536
+    ours("resize", "--shrink", "top.qcow2", size)
+    (folder / "before.raw").write_bytes(before[:size])
+    reads_the_same(folder)
+    ours("resize", "top.qcow2", "+2M")
+    (folder / "before.raw").write_bytes(before[:size] + bytes(2 << 20))
+    reads_the_same(folder)
+    ours("resize", "--shrink", "top.qcow2", "-1M")
+    assert json.loads(theirs("info", "--output=json", "top.qcow2"))["virtual-size"] == size + (1 << 20)

@@ -12,7 +12,6 @@
 #include "block/qcow2/check_impl.h"
 
 #define COUNTS_MAX (UINT64_C(1) << 28)
-#define BITMAP_DIRECTORY_MAX (UINT64_C(64) << 20)
 
 void check_report(const struct checker *c, const char *format, ...)
 {
@@ -129,36 +128,36 @@ static int count_snapshots(struct checker *c, struct err *err)
     return r;
 }
 
-static int count_bitmap(struct checker *c, uint64_t offset, uint32_t entries)
+static int count_bitmap(struct checker *c, const struct dirty_bitmap *b)
 {
     own_free uint64_t *table = NULL;
-    if ((uint64_t)entries * 8 > L1_BYTES_MAX || !aligned(c, offset, "bitmap table") || offset >> c->q->cluster_bits >= c->clusters)
+    uint64_t len = (uint64_t)b->table_size * 8, before = c->out->corruptions;
+    count_range(c, b->table_offset, len, "bitmap table");
+    if (!len || len > L1_BYTES_MAX || c->out->corruptions != before)
         return 0;
-    count_range(c, offset, (uint64_t)entries * 8, "bitmap table");
-    int r = read_entries(c->q, offset, entries, &table);
-    for (uint32_t i = 0; r == 0 && i < entries; i++)
-        if (table[i] & ENTRY_OFFSET)
+    if (c->counts[b->table_offset >> c->q->cluster_bits] > 1) {
+        check_report(c, "ERROR table of bitmap '%.80s' is used twice", b->name);
+        c->out->corruptions++;
+        return 0;
+    }
+    int r = read_entries(c->q, b->table_offset, b->table_size, &table);
+    for (uint32_t i = 0; r == 0 && i < b->table_size; i++)
+        if (table[i] & ENTRY_OFFSET && aligned(c, table[i] & ENTRY_OFFSET, "bitmap data"))
             count_range(c, table[i] & ENTRY_OFFSET, c->q->cluster_size, "bitmap data");
     return r;
 }
 
 static int count_bitmaps(struct checker *c)
 {
-    const struct qcow2 *q = c->q;
-    uint64_t len = q->bitmap_directory_len, at = 0;
-    if (!q->bitmap_count || len > BITMAP_DIRECTORY_MAX || q->bitmap_directory & (q->cluster_size - 1))
-        return 0;
-    count_range(c, q->bitmap_directory, len, "bitmap directory");
-    if (q->bitmap_directory >= q->file->size || len > q->file->size - q->bitmap_directory)
-        return 0;
-    uint64_t rounded = (len + 511) & ~UINT64_C(511);
-    own_free uint8_t *directory = aligned_alloc(4096, (rounded + 4095) & ~UINT64_C(4095));
-    int r = directory ? block_do(q->file, BLOCK_READ, q->bitmap_directory, directory, rounded) : -ENOMEM;
-    for (uint32_t i = 0; r == 0 && i < q->bitmap_count && at + 24 <= len; i++) {
-        const uint8_t *entry = directory + at;
-        r = count_bitmap(c, load_be64(entry), load_be32(entry + 8));
-        at += (24 + (uint64_t)load_be32(entry + 20) + load_be16(entry + 18) + 7) & ~UINT64_C(7);
+    const struct dirty_bitmaps *bitmaps = &c->q->bitmaps;
+    int r = 0;
+    if (bitmaps->damaged) {
+        check_report(c, "ERROR the directory of bitmaps is damaged; opening the image for writing drops it");
+        c->out->corruptions++;
     }
+    count_range(c, bitmaps->directory, bitmaps->directory_len, "bitmap directory");
+    for (uint32_t i = 0; r == 0 && i < bitmaps->count; i++)
+        r = count_bitmap(c, &bitmaps->list[i]);
     return r;
 }
 

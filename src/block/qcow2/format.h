@@ -64,5 +64,23 @@
 #define NAME_MAX_LEN 1023u
 #define CHAIN_MAX 64u
 
+#define BITMAPS_MAX 65535u
+#define BITMAP_DIRECTORY_BYTES_MAX (UINT32_C(64) << 20)
+#define BITMAP_GRANULARITY_BITS_MIN 9u
+#define BITMAP_GRANULARITY_BITS_MAX 31u
+/* Ours: in memory, of one bitmap (32 TiB with the usual granularity of 64 KiB) and of all that are in use. */
+#define BITMAP_BYTES_MAX (UINT64_C(64) << 20)
+#define BITMAPS_BYTES_MAX (UINT64_C(256) << 20)
+
+/* a bitmap directory's entry */
+#define BITMAP_ENTRY_LEN 24u
+#define BITMAP_IN_USE 1u /* a writer has the image, or had it and did not store the bitmap */
+#define BITMAP_AUTO 2u   /* enabled: records writes */
+#define BITMAP_EXTRA_COMPATIBLE 4u
+#define BITMAP_FLAGS_KNOWN 7u
+#define BITMAP_TYPE_DIRTY 1u
+/* a bitmap table's entry */
+#define BITMAP_ALL_ONES UINT64_C(1)
+
 #define COMPRESSION_ZLIB 0u
 #define COMPRESSION_ZSTD 1u

@@ -35,10 +35,10 @@ static int take_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, u
         *text = copy_text(data, len);
         return *text ? 0 : err_set(err, ENOMEM, "header");
     }
-    if (type == EXTENSION_BITMAPS && len >= 24) {
-        q->bitmap_count = load_be32(data);
-        q->bitmap_directory_len = load_be64(data + 8);
-        q->bitmap_directory = load_be64(data + 16);
+    if (type == EXTENSION_BITMAPS && len >= BITMAP_EXTENSION_LEN && q->autoclear & AUTOCLEAR_BITMAPS) {
+        q->bitmaps.count = load_be32(data);
+        q->bitmaps.directory_len = load_be64(data + 8);
+        q->bitmaps.directory = load_be64(data + 16);
     }
     return 0;
 }
@@ -195,14 +195,14 @@ int header_parse(struct qcow2 *q, const uint8_t *start, size_t len, const char *
 /* Read, changed, and written in whole blocks of the file. */
 int header_update(struct qcow2 *q, unsigned offset, const void *bytes, unsigned len)
 {
-    uint32_t block = q->file->block_size;
-    uint8_t *buf = aligned_alloc(4096, 4096);
+    uint32_t block = q->file->block_size, from = offset & ~(block - 1), to = (offset + len + block - 1) & ~(block - 1);
+    uint8_t *buf = aligned_alloc(4096, (to - from + 4095) & ~UINT32_C(4095));
     if (!buf)
         return -ENOMEM;
-    int r = offset + len <= block && block <= 4096 ? block_do(q->file, BLOCK_READ, 0, buf, block) : -EINVAL;
+    int r = block_do(q->file, BLOCK_READ, from, buf, to - from);
     if (r == 0) {
-        memcpy(buf + offset, bytes, len);
-        r = block_do(q->file, BLOCK_WRITE, 0, buf, block);
+        memcpy(buf + (offset - from), bytes, len);
+        r = block_do(q->file, BLOCK_WRITE, from, buf, to - from);
     }
     if (r == 0)
         r = block_do(q->file, BLOCK_FLUSH, 0, NULL, 0);
@@ -219,5 +219,117 @@ int header_set_incompatible(struct qcow2 *q, uint64_t incompatible)
     int r = header_update(q, H_INCOMPATIBLE, field, sizeof field);
     if (r == 0)
         q->incompatible = incompatible;
+    return r;
+}
+
+/* ---- rewriting ---- */
+
+struct area {
+    uint8_t *start;
+    size_t at, size;
+};
+
+static int area_put(struct area *area, uint32_t type, const void *data, size_t len)
+{
+    size_t padded = 8 + ((len + 7) & ~(size_t)7);
+    if (padded > area->size - area->at)
+        return -ENOSPC;
+    store_be32(area->start + area->at, type);
+    store_be32(area->start + area->at + 4, (uint32_t)len);
+    if (len)
+        memcpy(area->start + area->at + 8, data, len);
+    area->at += padded;
+    return 0;
+}
+
+/* The old header's extensions that are `names` (of features), or neither that nor written anew. */
+static int copy_extensions(const struct qcow2 *q, const uint8_t *old, struct area *area, bool names)
+{
+    for (size_t at = q->header_len; at + 8 <= q->cluster_size;) {
+        uint32_t type = load_be32(old + at), len = load_be32(old + at + 4);
+        if (type == EXTENSION_END || len > q->cluster_size - at - 8)
+            break;
+        bool anew = type == EXTENSION_BACKING_FORMAT || type == EXTENSION_BITMAPS;
+        int r = !anew && (type == EXTENSION_FEATURE_NAMES) == names ? area_put(area, type, old + at + 8, len) : 0;
+        if (r < 0)
+            return r;
+        at += 8 + (((size_t)len + 7) & ~(size_t)7);
+    }
+    return 0;
+}
+
+static int put_bitmaps(const struct qcow2 *q, struct area *area)
+{
+    uint8_t extension[BITMAP_EXTENSION_LEN] = {0};
+    store_be32(extension, q->bitmaps.count);
+    store_be64(extension + 8, q->bitmaps.directory_len);
+    store_be64(extension + 16, q->bitmaps.directory);
+    return area_put(area, EXTENSION_BITMAPS, extension, sizeof extension);
+}
+
+/* Names of features, which only explain, go last and only if there is room for them. */
+static int fill_area(const struct qcow2 *q, const uint8_t *old, struct area *area)
+{
+    size_t name_len = q->backing_name ? strlen(q->backing_name) : 0;
+    int r = q->autoclear & AUTOCLEAR_BITMAPS ? put_bitmaps(q, area) : 0;
+    if (r == 0 && q->backing_name && q->backing_format)
+        r = area_put(area, EXTENSION_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
+    if (r == 0)
+        r = copy_extensions(q, old, area, false);
+    if (r < 0 || name_len + 8 > area->size - area->at)
+        return r < 0 ? r : -ENOSPC;
+    area->size -= name_len;
+    struct area with_names = {area->start, area->at, area->size - 8};
+    if (copy_extensions(q, old, &with_names, true) == 0)
+        area->at = with_names.at;
+    else
+        memset(area->start + area->at, 0, area->size - area->at);
+    area->size += name_len;
+    return area_put(area, EXTENSION_END, NULL, 0);
+}
+
+static int rewrite(struct qcow2 *q, const uint8_t *old, uint8_t *new)
+{
+    struct area area = {new, q->header_len, q->cluster_size};
+    memcpy(new, old, q->header_len);
+    int r = fill_area(q, old, &area);
+    if (r < 0)
+        return r;
+    size_t name_len = q->backing_name ? strlen(q->backing_name) : 0, end = area.at + name_len, block = q->file->block_size;
+    store_be64(new + H_BACKING_OFFSET, name_len ? area.at : 0);
+    store_be32(new + H_BACKING_LEN, (uint32_t)name_len);
+    if (name_len)
+        memcpy(new + area.at, q->backing_name, name_len);
+    if (q->version >= 3)
+        store_be64(new + H_AUTOCLEAR, q->autoclear);
+    r = block_do(q->file, BLOCK_WRITE, 0, new, (end + block - 1) & ~(block - 1));
+    if (r == 0)
+        r = block_do(q->file, BLOCK_FLUSH, 0, NULL, 0);
+    if (r < 0)
+        q->failed = r;
+    return r;
+}
+
+int header_rewrite(struct qcow2 *q)
+{
+    size_t room = q->cluster_size < 4096 ? 4096 : q->cluster_size;
+    uint8_t *old = aligned_alloc(4096, room), *new = aligned_alloc(4096, room);
+    int r = old && new ? block_do(q->file, BLOCK_READ, 0, old, q->cluster_size) : -ENOMEM;
+    if (r == 0) {
+        memset(new, 0, room);
+        r = rewrite(q, old, new);
+    }
+    free(old);
+    free(new);
+    return r;
+}
+
+int header_set_autoclear(struct qcow2 *q, uint64_t autoclear)
+{
+    uint8_t field[8];
+    store_be64(field, autoclear);
+    int r = header_update(q, H_AUTOCLEAR, field, sizeof field);
+    if (r == 0)
+        q->autoclear = autoclear;
     return r;
 }

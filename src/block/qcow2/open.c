@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -99,12 +100,20 @@ static int load(void *arg)
         r = read_entries(q, q->l1_offset, q->l1_size, &q->l1);
     if (r == 0)
         r = read_entries(q, q->reftable_offset, q->reftable_size, &q->reftable);
+    if (r == 0)
+        r = dirty_bitmaps_load_directory(q);
     if (r == 0 && loading->snapshot)
         return snapshot_view(q, loading->snapshot, loading->err);
     return r < 0 ? err_set(loading->err, -r, "disk '%s'", q->node.name) : 0;
 }
 
 /* ---- files that the image names ---- */
+
+static bool same_file(int fd, const char *path)
+{
+    struct stat a, b;
+    return path && fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
 
 static int open_backing(struct qcow2 *q, const struct block_options *o, struct err *err)
 {
@@ -116,6 +125,9 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
     int r = names_open(o, q->backing_name, true, &fd, &path, err);
     if (r < 0)
         return r;
+    q->before_base = same_file(fd, o->base);
+    if (q->before_base)
+        return 0;
     if (!format) {
         enum block_guess guess = block_guess_format(path);
         if (guess == BLOCK_GUESS_UNSURE)
@@ -132,6 +144,7 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
                                   .direct = o->direct,
                                   .below = raw,
                                   .allow_dirs = o->allow_dirs,
+                                  .base = o->base,
                                   .depth = o->depth + 1};
     r = block_open(&below, &q->backing, err);
     if (r < 0)
@@ -174,12 +187,16 @@ static int open_named(struct qcow2 *q, const struct block_options *o, struct err
 /* ---- opening ---- */
 
 /* What other writers' features would not survive is marked so. */
-static int clear_features(void *arg)
+static int begin_writing(void *arg)
 {
     struct qcow2 *q = arg;
-    uint8_t field[8];
-    store_be64(field, q->autoclear & AUTOCLEAR_DATA_RAW);
-    return header_update(q, H_AUTOCLEAR, field, sizeof field);
+    uint64_t kept = AUTOCLEAR_DATA_RAW | (q->bitmaps.damaged ? 0 : AUTOCLEAR_BITMAPS);
+    fiber_lock(&q->lock);
+    int r = q->autoclear & ~kept ? header_set_autoclear(q, q->autoclear & kept) : 0;
+    if (r == 0)
+        r = dirty_bitmaps_begin(q);
+    fiber_unlock(&q->lock);
+    return r;
 }
 
 struct repairing {
@@ -216,8 +233,7 @@ static int check_writable(struct qcow2 *q, struct err *err)
         return r;
     if (!(q->autoclear & ~(uint64_t)AUTOCLEAR_DATA_RAW))
         return 0;
-    log_debug("disk '%s': dirty bitmaps and unknown features are no longer valid", q->node.name);
-    r = run_alone(q, clear_features, q, err);
+    r = run_alone(q, begin_writing, q, err);
     return r < 0 ? err_set(err, -r, "disk '%s'", q->node.name) : 0;
 }
 
@@ -268,6 +284,7 @@ static void release(struct qcow2 *q)
     if (q->cache.buckets)
         tables_free(q);
     fiber_pool_drain(&q->pool);
+    dirty_bitmaps_free(q);
     block_close(q->backing);
     if (q->data != q->file)
         block_close(q->data);
@@ -308,6 +325,8 @@ static int write_back(void *arg)
     fiber_lock(&q->lock);
     for (unsigned i = 0; r == 0 && i < 3 && is_dirty(q); i++)
         r = checkpoint(q);
+    if (r == 0 && q->bitmaps.in_use)
+        r = dirty_bitmaps_store(q, true);
     fiber_unlock(&q->lock);
     return r;
 }
@@ -315,7 +334,7 @@ static int write_back(void *arg)
 static void qcow2_close(struct block_node *node)
 {
     struct qcow2 *q = qcow2_of(node);
-    if (is_dirty(q)) {
+    if (is_dirty(q) || q->bitmaps.in_use) {
         struct err err = {0};
         int r = q->failed ? q->failed : run_alone(q, write_back, q, &err);
         if (r < 0)
@@ -331,5 +350,6 @@ const struct block_class block_qcow2 = {
     .attach = qcow2_attach,
     .submit = qcow2_submit,
     .status = qcow2_status,
+    .bitmap_status = dirty_bitmap_status,
     .resize = qcow2_resize,
 };

@@ -27,6 +27,14 @@ struct qcow2_info {
 };
 void qcow2_get_info(struct block_node *node, struct qcow2_info *ret_info);
 
+/* Opened with `base`: the format that the chain's last image states for it (NULL: none). -ENOENT: it is not in the chain. */
+must_check int qcow2_base_format(struct block_node *node, const char **ret_format);
+
+/* The name and format of the backing file, for the next time that the image is opened; NULL: none. Stable when it returns. */
+must_check int qcow2_set_backing(struct block_node *node, const char *name, const char *format, struct err *err);
+/* Everything reads as the backing file says (zeroes without one). Stable when it returns. */
+must_check int qcow2_empty(struct block_node *node, struct err *err);
+
 /* ---- Check ---- */
 
 enum qcow2_repair { QCOW2_CHECK_ONLY, QCOW2_REPAIR_LEAKS, QCOW2_REPAIR_ALL };
@@ -40,6 +48,35 @@ struct qcow2_check {
 };
 /* Counts references and compares them with the reference counts. The node is open for repair when it is asked for. */
 must_check int qcow2_check(struct block_node *node, enum qcow2_repair repair, struct qcow2_check *check, struct err *err);
+
+/* ---- Persistent dirty bitmaps ---- */
+
+struct qcow2_bitmap {
+    const char *name;     /* the node's */
+    uint64_t granularity; /* bytes; 0: not understood */
+    bool in_use;          /* its last writer did not store it: can only be removed */
+    bool enabled;         /* records writes */
+};
+uint32_t qcow2_bitmap_count(struct block_node *node);
+void qcow2_get_bitmap(struct block_node *node, uint32_t index, struct qcow2_bitmap *ret_bitmap);
+
+enum qcow2_bitmap_action {
+    QCOW2_BITMAP_ADD, /* enabled and clean */
+    QCOW2_BITMAP_REMOVE,
+    QCOW2_BITMAP_CLEAR,
+    QCOW2_BITMAP_ENABLE,
+    QCOW2_BITMAP_DISABLE,
+    QCOW2_BITMAP_MERGE, /* what is dirty in the source becomes dirty here, too */
+};
+struct qcow2_bitmap_change {
+    enum qcow2_bitmap_action action;
+    const char *name;
+    uint32_t granularity;           /* ADD: bytes; 0: the usual one */
+    const char *source;             /* MERGE: a bitmap of source_node, on the same ring; NULL: of this node */
+    struct block_node *source_node;
+};
+/* Stable when it returns. */
+must_check int qcow2_bitmap_change(struct block_node *node, const struct qcow2_bitmap_change *change, struct err *err);
 
 /* ---- Internal snapshots ---- */
 

@@ -15,6 +15,7 @@
 
 #include "block/block.h"
 #include "block/fiber.h"
+#include "block/qcow2/dirty_bitmap.h"
 #include "block/qcow2/format.h"
 
 #define CACHE_BYTES (UINT64_C(160) << 20) /* L2 tables of 1 TiB with clusters of 64 KiB take 128 MiB */
@@ -67,6 +68,7 @@ struct dirty_range {
 struct qcow2 {
     struct block_node node; /* first */
     struct block_node *file, *data, *backing; /* data: file itself, or the external data file */
+    bool before_base; /* the backing file is the one at which the chain was to end */
     uint64_t backing_size; /* 0: none; where it ends, zeroes follow */
     unsigned version, cluster_bits, l2_bits, entry_size, refcount_order, refblock_bits;
     uint32_t cluster_size, unit_size; /* unit: what is allocated at once, a cluster or subcluster */
@@ -75,8 +77,7 @@ struct qcow2 {
     uint64_t incompatible, compatible, autoclear;
     uint32_t header_len;
     char *backing_name, *backing_format, *data_name;
-    uint64_t bitmap_directory, bitmap_directory_len;
-    uint32_t bitmap_count;
+    struct dirty_bitmaps bitmaps;
 
     uint64_t *l1, l1_offset; /* entries in host order */
     uint32_t l1_size;
@@ -132,9 +133,13 @@ int read_entries(struct qcow2 *q, uint64_t offset, uint32_t count, uint64_t **re
 /* ---- header.c ---- */
 /* `start`: the first cluster of the file, or what of it there is. Fills in what the header says, checked. */
 int header_parse(struct qcow2 *q, const uint8_t *start, size_t len, const char *name, struct err *err);
-/* In a fiber: overwrites bytes of the header and waits until they are stable. */
+/* In a fiber: overwrites bytes of the first cluster and waits until they are stable. */
 int header_update(struct qcow2 *q, unsigned offset, const void *bytes, unsigned len);
 int header_set_incompatible(struct qcow2 *q, uint64_t incompatible);
+int header_set_autoclear(struct qcow2 *q, uint64_t autoclear);
+/* In a fiber: extensions and backing file's name anew, as q has backing_name, backing_format, bitmaps and autoclear; what it does
+ * not know stays. One write, then stable. -ENOSPC when they do not fit. */
+int header_rewrite(struct qcow2 *q);
 
 /* ---- tables.c ---- */
 int tables_init(struct qcow2 *q);
@@ -233,8 +238,12 @@ int names_open(const struct block_options *image, const char *name, bool read_on
                struct err *err);
 
 /* ---- compress.c ---- */
+/* What compressing clusters one after the other takes; NULL: no memory. Any thread, one at a time. */
+struct compressor;
+struct compressor *compressor_new(unsigned type);
+void compressor_free(struct compressor *compressor);
 /* Length of the result, or -ENOSPC when it is not shorter than `room`. */
-int compress_cluster(unsigned type, const void *from, size_t len, void *to, size_t room);
+int compress_cluster(struct compressor *compressor, const void *from, size_t len, void *to, size_t room);
 /* Fills all of `to`, or -EIO. */
 int decompress_cluster(unsigned type, const void *from, size_t len, void *to, size_t size);
 

@@ -221,6 +221,7 @@ static bool is_fixed_metadata(const struct qcow2 *q, uint64_t offset, uint64_t l
 {
     uint64_t end = offset + len;
     return offset == 0 || (offset < q->l1_offset + (uint64_t)q->l1_size * 8 && end > q->l1_offset) ||
+           (offset < q->bitmaps.directory + q->bitmaps.directory_len && end > q->bitmaps.directory) ||
            (offset < q->reftable_offset + (uint64_t)q->reftable_size * 8 && end > q->reftable_offset);
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/iov.h"
 #include "block/qcow2/qcow2_impl.h"
+#include "block/workers.h"
 
 #define NEEDS_FIBER 1
 #define INLINE_IOV (sizeof ((struct part *)0)->iov / sizeof(struct iovec))
@@ -116,6 +117,21 @@ static int start_read(struct qcow2 *q, struct block_request *req, const struct m
     return NEEDS_FIBER;
 }
 
+/* A compressed cluster on its way through a worker. */
+struct unpacking {
+    const struct qcow2 *q;
+    const uint8_t *packed;
+    uint64_t len;
+    uint8_t *cluster;
+    int result;
+};
+
+static void unpack(void *arg)
+{
+    struct unpacking *u = arg;
+    u->result = decompress_cluster(u->q->compression, u->packed, u->len, u->cluster, u->q->cluster_size);
+}
+
 /* In a fiber: one whole cluster. */
 static int read_compressed(struct qcow2 *q, uint64_t entry, uint8_t *cluster)
 {
@@ -127,11 +143,11 @@ static int read_compressed(struct qcow2 *q, uint64_t entry, uint8_t *cluster)
         return -ENOMEM;
     struct iovec iov = {packed, end - start};
     struct block_request req = {.op = BLOCK_READ, .offset = start, .len = end - start, .iov = &iov, .iov_count = 1};
-    int r = tracked_io(q, q->file, &req);
-    if (r == 0)
-        r = decompress_cluster(q->compression, packed + (offset - start), len, cluster, q->cluster_size);
+    struct unpacking unpacking = {q, packed + (offset - start), len, cluster, tracked_io(q, q->file, &req)};
+    if (unpacking.result == 0)
+        block_work(q->node.ring, unpack, &unpacking);
     free(packed);
-    return r;
+    return unpacking.result;
 }
 
 /* The last cluster is kept: guests read on in it. Unless its space may have been freed while it was read. */
@@ -305,6 +321,8 @@ void qcow2_submit(struct block_node *node, struct block_request *req)
     req->progress = 0;
     req->pending = 1;
     req->result = 0;
+    if (q->bitmaps.count && req->op != BLOCK_READ && req->op != BLOCK_FLUSH)
+        dirty_bitmaps_mark(q, req->offset, req->len);
     int r = NEEDS_FIBER;
     if (req->op == BLOCK_READ || (req->op == BLOCK_WRITE && !req->stable && !req->compress && !q->failed))
         r = start_cached(q, req);

@@ -1,4 +1,5 @@
-/* A larger disk: a longer L1 table where the present one does not reach, then the size in the header. */
+/* Another size: a longer L1 table where the present one does not reach, then the size in the header. What is cut off is gone
+ * before that: a crash in between leaves the old size, and zeroes at the end. And another backing file. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,24 +54,35 @@ static int resize(struct qcow2 *q, uint64_t size)
     if (entries > L1_BYTES_MAX / 8)
         return -EFBIG;
     int r = checkpoint(q);
+    if (r == 0)
+        r = dirty_bitmaps_before_resize(q);
     if (r == 0 && entries > q->l1_size)
         r = grow_l1(q, (uint32_t)entries);
-    if (r == 0 && q->external && q->data->size < size)
+    if (r == 0 && q->external && q->data->size != size)
         r = q->data->class->resize(q->data, size, NULL);
     store_be64(field, size);
     if (r == 0)
         r = header_update(q, H_SIZE, field, sizeof field);
-    return r;
+    return r < 0 ? r : dirty_bitmaps_after_resize(q, size);
+}
+
+/* Whole clusters behind the new end; the rest of the last one is hidden, and zeroed should the disk grow again. */
+static int cut_off(struct block_node *node, uint64_t size)
+{
+    const struct qcow2 *q = qcow2_of(node);
+    uint64_t first = cluster_count(q, size) << q->cluster_bits;
+    enum block_op op = q->version < 3 && q->backing ? BLOCK_WRITE_ZEROES : BLOCK_DISCARD; /* version 2 has no holes in front of data */
+    return first < node->size ? block_do(node, op, first, NULL, node->size - first) : 0;
 }
 
 int qcow2_resize(struct block_node *node, uint64_t size, struct err *err)
 {
     struct qcow2 *q = qcow2_of(node);
-    if (size < node->size)
-        return err_say(err, ENOTSUP, "disk '%s' cannot shrink; make a new one and copy what is needed", node->name);
     uint64_t old = node->size;
+    int r = size < old ? cut_off(node, size) : 0;
     fiber_lock(&q->lock);
-    int r = q->failed ? q->failed : resize(q, size);
+    if (r == 0)
+        r = q->failed ? q->failed : resize(q, size);
     fiber_unlock(&q->lock);
     if (r < 0)
         return err_set(err, -r, "disk '%s': resize", node->name);
@@ -83,6 +95,48 @@ int qcow2_resize(struct block_node *node, uint64_t size, struct err *err)
     if (end > old)
         r = block_do(node, BLOCK_WRITE_ZEROES, old, NULL, end - old);
     return r < 0 ? err_set(err, -r, "disk '%s': resize", node->name) : 0;
+}
+
+/* A new text in the place of an old one. */
+static int replace(char **text, const char *with)
+{
+    char *copy = with ? strdup(with) : NULL;
+    if (with && !copy)
+        return -ENOMEM;
+    free(*text);
+    *text = copy;
+    return 0;
+}
+
+int qcow2_set_backing(struct block_node *node, const char *name, const char *format, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    if (name && (!*name || strlen(name) > NAME_MAX_LEN))
+        return err_say(err, EINVAL, "a backing file's name has 1 to %u bytes", NAME_MAX_LEN);
+    if (name && q->external_raw)
+        return err_say(err, EINVAL, "disk '%s' has a raw data file, which excludes a backing file", node->name);
+    fiber_lock(&q->lock);
+    int r = replace(&q->backing_name, name);
+    if (r == 0)
+        r = replace(&q->backing_format, name ? format : NULL);
+    for (unsigned i = 0; r == 0 && i < 2; i++) /* the second writes what deferred frees changed */
+        r = checkpoint(q);
+    if (r == 0)
+        r = header_rewrite(q);
+    fiber_unlock(&q->lock);
+    return r < 0 ? err_set(err, -r, "disk '%s': backing file", node->name) : 0;
+}
+
+int qcow2_base_format(struct block_node *node, const char **ret_format)
+{
+    const struct qcow2 *q = qcow2_of(node);
+    while (!q->before_base) {
+        if (!q->backing || q->backing->class != &block_qcow2)
+            return -ENOENT;
+        q = qcow2_of(q->backing);
+    }
+    *ret_format = q->backing_format;
+    return 0;
 }
 
 void qcow2_get_info(struct block_node *node, struct qcow2_info *ret_info)

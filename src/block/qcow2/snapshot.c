@@ -172,13 +172,12 @@ int qcow2_snapshot_delete(struct block_node *node, const char *name, struct err 
 
 /* ---- apply ---- */
 
-/* `l1`: the snapshot's, with room for as many entries as the active one has. */
-static int apply(struct work *work, const struct qcow2_snapshot *s, uint64_t *l1, uint32_t l1_size)
+/* Makes `l1` the active table. Its first `shared` entries are a snapshot's, too; the others are zero. */
+static int apply(struct qcow2 *q, uint64_t *l1, uint32_t shared, uint32_t l1_size)
 {
-    struct qcow2 *q = work->q;
     uint64_t offset = 0, old_offset = q->l1_offset, *old = q->l1;
     uint32_t old_size = q->l1_size;
-    int r = tree_add(q, l1, s->l1_size, 1);
+    int r = tree_add(q, l1, shared, 1);
     if (r == 0)
         r = alloc_exactly(q, (uint32_t)cluster_count(q, (uint64_t)l1_size * 8), &offset);
     if (r == 0)
@@ -223,7 +222,8 @@ static int apply_found(struct work *work, const struct qcow2_snapshot *s, struct
         memcpy(wide, l1, have < room ? have : room);
     }
     free(l1);
-    return wide ? apply(work, s, wide, l1_size) : -ENOMEM;
+    dirty_bitmaps_mark(q, 0, q->node.size);
+    return wide ? apply(q, wide, s->l1_size, l1_size) : -ENOMEM;
 }
 
 int qcow2_snapshot_apply(struct block_node *node, const char *name, struct err *err)
@@ -270,4 +270,26 @@ int snapshot_view(struct qcow2 *q, const char *name, struct err *err)
                           : err_say(err, ENOENT, "disk '%s' has no snapshot '%s'", q->node.name, name);
     qcow2_snapshots_free(&all);
     return r;
+}
+
+/* ---- no snapshot at all ---- */
+
+int qcow2_empty(struct block_node *node, struct err *err)
+{
+    struct qcow2 *q = qcow2_of(node);
+    uint64_t room = cluster_count(q, (uint64_t)q->l1_size * 8) << q->cluster_bits;
+    uint64_t *l1 = aligned_alloc(4096, ((room ? room : 1) + 4095) & ~(uint64_t)4095);
+    if (!l1)
+        return err_set(err, ENOMEM, "disk '%s': empty", node->name);
+    memset(l1, 0, room);
+    fiber_lock(&q->lock);
+    int r = checkpoint(q);
+    if (r < 0 || !q->l1_size)
+        free(l1);
+    else
+        r = apply(q, l1, 0, q->l1_size);
+    for (unsigned i = 0; r == 0 && i < 2; i++) /* the second writes what deferred frees changed */
+        r = checkpoint(q);
+    fiber_unlock(&q->lock);
+    return r < 0 ? err_set(err, -r, "disk '%s': empty", node->name) : 0;
 }

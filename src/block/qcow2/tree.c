@@ -24,7 +24,7 @@ static int add_table(struct qcow2 *q, uint64_t l2, int delta)
     int r = tables_get(q, l2, TABLE_L2, &table);
     if (r < 0)
         return r;
-    for (uint32_t i = 0; r == 0 && i < 1u << q->l2_bits; i++) {
+    for (uint32_t i = 0; r == 0 && !q->external && i < 1u << q->l2_bits; i++) {
         uint64_t entry = entry_get(q, table, i);
         if (entry & ENTRY_COMPRESSED)
             r = add_compressed(q, entry, delta);

@@ -2,9 +2,11 @@
  * file's block, so that direct I/O can write them. What does not get shorter is written as it is. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/iov.h"
 #include "block/qcow2/qcow2_impl.h"
+#include "block/workers.h"
 
 /* Lock held: counts one more user of the host clusters [offset, offset + len), which lie in the cluster that is
  * filled now and, when it is too short, the next. */
@@ -89,24 +91,46 @@ static int store(struct qcow2 *q, uint64_t offset, uint8_t *packed, uint32_t len
     return r;
 }
 
+/* A cluster on its way through a worker. */
+struct packing {
+    struct compressor *compressor;
+    const uint8_t *cluster;
+    uint8_t *packed;
+    uint32_t size;
+    int packed_len;
+};
+
+static void pack(void *arg)
+{
+    struct packing *p = arg;
+    memset(p->packed, 0, p->size);
+    p->packed_len = compress_cluster(p->compressor, p->cluster, p->size, p->packed, p->size - 1);
+}
+
+static int write_packed(struct qcow2 *q, uint64_t offset, struct packing *p, uint8_t *cluster, size_t len)
+{
+    uint32_t align = q->file->block_size;
+    struct iovec whole = {cluster, len};
+    block_work(q->node.ring, pack, p);
+    if (p->packed_len > 0 && ((uint32_t)p->packed_len + align - 1) / align * align < p->size)
+        return store(q, offset, p->packed, (uint32_t)p->packed_len);
+    return p->packed_len == -ENOSPC || p->packed_len > 0 ? write_guest(q, offset, len, &whole, 1) : p->packed_len;
+}
+
 int write_compressed(struct qcow2 *q, uint64_t offset, uint64_t len, const struct iovec *iov, unsigned iov_count)
 {
     uint32_t size = q->cluster_size;
     if (q->external || offset & (size - 1) || (len & (size - 1) && offset + len != q->node.size))
         return -ENOTSUP;
     uint8_t *cluster = malloc(size), *packed = aligned_alloc(4096, size < 4096 ? 4096 : size);
-    int r = cluster && packed ? 0 : -ENOMEM;
+    struct packing packing = {compressor_new(q->compression), cluster, packed, size, 0};
+    int r = cluster && packed && packing.compressor ? 0 : -ENOMEM;
     for (uint64_t done = 0; r == 0 && done < len; done += size) {
-        memset(cluster, 0, size);
-        memset(packed, 0, size);
         size_t got = iov_read(iov, iov_count, done, cluster, len - done < size ? len - done : size);
-        int packed_len = compress_cluster(q->compression, cluster, size, packed, size - 1);
-        struct iovec whole = {cluster, got};
-        if (packed_len > 0 && ((uint32_t)packed_len + q->file->block_size - 1) / q->file->block_size * q->file->block_size < size)
-            r = store(q, offset + done, packed, (uint32_t)packed_len);
-        else
-            r = packed_len == -ENOSPC || packed_len > 0 ? write_guest(q, offset + done, got, &whole, 1) : packed_len;
+        memset(cluster + got, 0, size - got);
+        r = write_packed(q, offset + done, &packing, cluster, got);
     }
+    compressor_free(packing.compressor);
     free(cluster);
     free(packed);
     return r;

@@ -1,0 +1,132 @@
+/* rebase: another backing file, or none. What the image does not hold itself and the two read differently is copied into it
+ * first and stable before the name changes: whenever this is interrupted the image reads as before. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/own.h"
+#include "img/img.h"
+
+#define UNIT 65536u /* is compared at once */
+
+struct rebase {
+    struct img_walk walk; /* first */
+    const struct img_options *options;
+    struct block_node *top, *base; /* base NULL: none */
+    struct err *err;
+};
+
+static int base_extent(const struct rebase *c, uint64_t offset, uint64_t len, struct block_extent *ret_extent)
+{
+    *ret_extent = (struct block_extent){.len = len, .zero = true};
+    if (!c->base || offset >= c->base->size)
+        return 0;
+    return block_status(c->base, offset, c->base->size - offset < len ? c->base->size - offset : len, ret_extent);
+}
+
+static int copy_differences(const struct rebase *c, uint64_t offset, uint64_t len, uint8_t *data)
+{
+    uint8_t *new = data + IMG_CHUNK;
+    int r = img_read(c->top, offset, len, data);
+    if (r == 0 && c->base)
+        r = img_read(c->base, offset, len, new);
+    else
+        memset(new, 0, len);
+    for (uint64_t at = 0; r == 0 && at < len; at += UNIT) {
+        uint64_t n = len - at < UNIT ? len - at : UNIT;
+        if (memcmp(data + at, new + at, n) != 0)
+            r = img_write(c->top, offset + at, n, img_is_zero(data + at, n) ? NULL : data + at);
+    }
+    return r;
+}
+
+static int rebase_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint8_t *data)
+{
+    const struct rebase *c = (struct rebase *)walk;
+    struct block_extent extent, base;
+    int r = 0;
+    for (uint64_t at = offset; r == 0 && at < offset + len; at += extent.len) {
+        uint64_t left = offset + len - at;
+        r = block_status(c->top, at, c->top->size - at, &extent);
+        bool own = r == 0 && extent.present && extent.depth == 0, same = own;
+        if (r == 0 && !own && extent.zero) {
+            r = base_extent(c, at, extent.len, &base);
+            same = base.zero;
+            extent.len = base.len;
+        }
+        if (r == 0 && same && at == offset)
+            img_walk_skip(walk, at + extent.len);
+        if (extent.len > left)
+            extent.len = left;
+        if (r == 0 && !same)
+            r = copy_differences(c, at, extent.len, data);
+    }
+    return r;
+}
+
+static int rebase(void *arg)
+{
+    struct rebase *c = arg;
+    const char *name = *c->options->backing ? c->options->backing : NULL;
+    int r = c->options->unsafe ? 0 : img_walk(&c->walk);
+    if (r == 0)
+        r = block_do(c->top, BLOCK_FLUSH, 0, NULL, 0);
+    return r < 0 ? r : qcow2_set_backing(c->top, name, c->options->backing_format, c->err);
+}
+
+static int with_base(const struct img_options *options, struct img_image *top, struct err *err)
+{
+    own_free char *path = img_beside(top->node->name, options->backing);
+    struct img_image base = {0};
+    int r = path ? 0 : err_set(err, ENOMEM, "rebase");
+    if (r == 0 && !options->unsafe && *options->backing)
+        r = img_open(options, path, options->backing_format, true, false, top->ring, &base, err);
+    if (r < 0)
+        return r;
+    struct rebase c = {.walk = {.chunk = rebase_chunk, .end = top->node->size, .progress = options->progress},
+                       .options = options,
+                       .top = top->node,
+                       .base = base.node,
+                       .err = err};
+    r = block_run(top->ring, rebase, &c);
+    base.ring = NULL;
+    img_close(&base);
+    return r < 0 && !err->code ? err_set(err, -r, "rebase '%s'", options->operands[0]) : r;
+}
+
+static int run_rebase(const struct img_options *options, struct err *err)
+{
+    struct img_image top = {0};
+    struct block_options open = {0};
+    if (!options->backing)
+        return err_say(err, EINVAL, "say which backing file: -b BASE -F FORMAT, or -b '' for none");
+    if (*options->backing && !options->backing_format)
+        return err_say(err, EINVAL, "state the backing file's format: -F raw or -F qcow2");
+    int r = img_block_options(options, options->operands[0], options->format, false, &open, err);
+    if (r == 0 && strcmp(open.driver, "qcow2") != 0)
+        return err_say(err, ENOTSUP, "'%s' is raw, and only qcow2 images have backing files", options->operands[0]);
+    open.no_backing = options->unsafe;
+    if (r == 0)
+        r = img_open_as(&open, NULL, &top, err);
+    if (r < 0)
+        return r;
+    r = with_base(options, &top, err);
+    img_close(&top);
+    return r;
+}
+
+static const struct option_letter letters[] = {{'f', "format"}, {'b', "backing"},  {'F', "backing-format"},
+                                               {'u', "unsafe"}, {'p', "progress"}, {0, NULL}};
+
+const struct img_command img_rebase = {
+    .name = "rebase",
+    .usage = "[-f FORMAT] [-u] -b BASE [-F FORMAT] [-p] IMAGE",
+    .summary = "another backing file",
+    .accepts = " format backing backing-format unsafe progress allow-backing ",
+    .letters = letters,
+    .operands_min = 1,
+    .operands_max = 1,
+    .error_status = IMG_STATUS_FAILURE,
+    .usage_status = IMG_STATUS_USAGE,
+    .run = run_rebase,
+};
