@@ -110,7 +110,7 @@ struct block_node {
     char *name; /* path, for messages and maps; owned */
 };
 
-extern const struct block_class block_file, block_qcow2;
+extern const struct block_class block_file, block_nbd, block_qcow2;
 /* NULL-terminated. */
 extern const struct block_class *const block_classes[];
 
@@ -142,6 +142,10 @@ int block_bitmap_status(struct block_node *node, const char *name, uint64_t offs
 int block_run(struct block_ring *ring, int (*fn)(void *arg), void *arg);
 
 /* ---- Formats ---- */
+
+/* True for the URI of an NBD export (nbd://, nbds://, nbd+unix://, nbds+unix://), which the driver "nbd" opens. Only for
+ * names that come from the user, never for one that an image holds. */
+bool block_is_nbd_uri(const char *path);
 
 enum block_guess { BLOCK_GUESS_RAW, BLOCK_GUESS_QCOW2, BLOCK_GUESS_UNSURE };
 /* What format a file has whose user states none: qcow2 when its name ends in .qcow2 and its header agrees, else raw. UNSURE:

@@ -12,6 +12,7 @@ struct convert {
     struct img_walk walk; /* first */
     struct block_node *from, *to;
     bool compress;
+    bool overwrites; /* what is there is not known to be zero: zeroes are written too */
     uint64_t unit; /* zeroes are found at this grain */
 };
 
@@ -30,7 +31,7 @@ static int write_chunk(struct convert *c, uint64_t offset, uint8_t *data, uint64
     int r = 0;
     while (r == 0 && at < len) {
         uint64_t n = len - at < c->unit ? len - at : c->unit;
-        bool zero = img_is_zero(data + at, n);
+        bool zero = !c->overwrites && img_is_zero(data + at, n);
         if (zero && at > from)
             r = write_part(c, offset + from, data + from, at - from);
         at += n;
@@ -40,6 +41,11 @@ static int write_chunk(struct convert *c, uint64_t offset, uint8_t *data, uint64
     return r == 0 && at > from ? write_part(c, offset + from, data + from, at - from) : r;
 }
 
+static int clear(struct convert *c, uint64_t offset, uint64_t len)
+{
+    return c->overwrites ? img_write(c->to, offset, len, NULL) : 0;
+}
+
 static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint8_t *data)
 {
     struct convert *c = (struct convert *)walk;
@@ -47,6 +53,8 @@ static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint
     bool any = false;
     int r = block_status(c->from, offset, c->from->size - offset, &extent);
     if (r == 0 && extent.zero && extent.len > len) { /* a large hole: all go on behind it */
+        if (c->overwrites)
+            return clear(c, offset, len);
         img_walk_skip(walk, offset + extent.len);
         return 0;
     }
@@ -58,7 +66,7 @@ static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint
         any = any || !extent.zero;
     }
     if (!any)
-        return 0;
+        return clear(c, offset, len);
     r = img_read(c->from, offset, len, data);
     return r < 0 ? r : write_chunk(c, offset, data, len);
 }
@@ -75,11 +83,17 @@ static int convert(const struct img_options *options, struct img_image *from, co
     struct img_image to;
     const char *path = options->operands[1];
     uint64_t size = (from->node->size + BLOCK_SECTOR_SIZE - 1) & ~(uint64_t)(BLOCK_SECTOR_SIZE - 1);
-    int r = img_make(options, format, path, size, err);
+    bool remote = block_is_nbd_uri(path);
+    int r = remote ? 0 : img_make(options, format, path, size, err);
     if (r == 0)
         r = img_open(options, path, format, false, false, from->ring, &to, err);
     if (r < 0)
         return r;
+    if (remote && to.node->size < size) {
+        to.ring = NULL;
+        img_close(&to);
+        return err_say(err, ENOSPC, "'%s' is smaller than the image", path);
+    }
     struct qcow2_info info = {.cluster_size = ZERO_UNIT};
     if (options->compress)
         qcow2_get_info(to.node, &info);
@@ -89,6 +103,7 @@ static int convert(const struct img_options *options, struct img_image *from, co
                         .from = from->node,
                         .to = to.node,
                         .compress = options->compress,
+                        .overwrites = remote,
                         .unit = info.cluster_size};
     r = block_run(from->ring, copy, &c);
     to.ring = NULL;
@@ -100,7 +115,7 @@ static int run_convert(const struct img_options *options, struct err *err)
 {
     struct img_image from;
     const char *format = options->output_format ? options->output_format : "raw";
-    int r = img_guess(options->operands[1], format, &format, err);
+    int r = block_is_nbd_uri(options->operands[1]) ? 0 : img_guess(options->operands[1], format, &format, err);
     if (r < 0)
         return r;
     if (options->compress && strcmp(format, "qcow2") != 0)

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/own.h"
+#include "block/workers.h"
 #include "img/img.h"
 #include "nbd/nbd.h"
 
@@ -197,6 +198,8 @@ static int set_up(struct serving *s, struct err *err)
         r = block_ring_create(NULL, &s->ring, err);
     if (r == 0)
         r = watch_signals(s, err);
+    if (r == 0)
+        r = block_workers_create(s->ring, (unsigned)sysconf(_SC_NPROCESSORS_ONLN), err);
     if (r == 0)
         r = block_ring_start(s->ring, err);
     for (unsigned i = 0; r == 0 && i < o->operand_count; i++)
