@@ -79,6 +79,12 @@ static void remove_connection(struct nbd_server *server, struct connection *c)
     while (*link != c)
         link = &(*link)->next;
     *link = c->next;
+    for (link = &server->ready; *link; link = &(*link)->next_ready) {
+        if (*link == c) { /* its last slots came back just now */
+            *link = c->next_ready;
+            break;
+        }
+    }
     server->connection_count--;
     connection_free(c);
 }

@@ -37,6 +37,11 @@ def wait_for_socket(path, process):
     raise AssertionError("the server does not listen")
 
 
+def wait_until_larger(path, size, process):
+    while process.poll() is None and not (path.exists() and path.stat().st_blocks * 512 > size):
+        time.sleep(0.002)
+
+
 class Server:
     """polder-img serve on a unix socket; ends with SIGTERM and must then exit 0 and remove its socket."""
 
@@ -197,11 +202,11 @@ def test_bytes_one_by_one(folder):
     with Server(folder, image) as server:
         raw = Raw(server)
         for byte in struct.pack(">I", 3) + option(1, image.name.encode()) + request(0, 512, 512) + request(1, 0, 512, data=b"z" * 512):
-            raw.s.send(bytes([byte]))
+            raw.s.sendall(bytes([byte]))
         assert struct.unpack(">Q", raw.get(10)[:8])[0] == SIZE
         assert raw.error() == 0 and raw.get(512) == data[512:1024]
         assert raw.error() == 0
-        raw.s.send(request(0, 0, 512) + request(2))
+        raw.s.sendall(request(0, 0, 512) + request(2))
         assert raw.error() == 0 and raw.get(512) == b"z" * 512
         assert raw.is_closed()
 
@@ -210,15 +215,15 @@ def test_unknown_options_and_commands(folder):
     image, _ = make(folder)
     with Server(folder, image) as server:
         raw = Raw(server)
-        raw.s.send(struct.pack(">I", 3) + option(77, b"abc") + option(6, b"z" * 20000) + option(6, b"\0\0\0\7wrong") + option(5) +
+        raw.s.sendall(struct.pack(">I", 3) + option(77, b"abc") + option(6, b"z" * 20000) + option(6, b"\0\0\0\7wrong") + option(5) +
                    option(7, struct.pack(">I", 4) + b"nope" + b"\0\0") + option(9, b"\0" * 8) + option(3, b"x"))
         for number, kind in [(77, 0x80000001), (6, 0x80000009), (6, 0x80000003), (5, 0x80000002), (7, 0x80000006), (9, 0x80000003),
                              (3, 0x80000003)]:
             assert raw.reply()[:2] == (number, kind)
-        raw.s.send(option(7, b"\0" * 6))
+        raw.s.sendall(option(7, b"\0" * 6))
         while raw.reply()[1] != 1:
             pass
-        raw.s.send(request(99) + request(0, 0, 64 << 20) + request(1, 0, 33 << 20, data=bytes(33 << 20)) + request(7, 0, 512) +
+        raw.s.sendall(request(99) + request(0, 0, 64 << 20) + request(1, 0, 33 << 20, data=bytes(33 << 20)) + request(7, 0, 512) +
                    request(0, 0, 0) + request(3))
         assert [raw.error() for _ in range(6)] == [22, 75, 75, 22, 0, 0]
 
@@ -230,12 +235,12 @@ def test_nonsense_ends_the_connection_only(folder, wrong):
     image, data = make(folder)
     with Server(folder, image) as server:
         raw = Raw(server)
-        raw.s.send(wrong)
+        raw.s.sendall(wrong)
         with contextlib.suppress(EOFError, ConnectionError):
             raw.get(1 << 20)
         assert raw.is_closed()
         half = Raw(server)
-        half.s.send(struct.pack(">I", 3) + option(7, b"\0" * 6) + request(1, 0, 1 << 20, data=b"x" * 1000))
+        half.s.sendall(struct.pack(">I", 3) + option(7, b"\0" * 6) + request(1, 0, 1 << 20, data=b"x" * 1000))
         half.s.close()
         h = server.connect()
         assert h.pread(512, 0) == data[:512]
@@ -274,7 +279,7 @@ def test_other_clients(folder):
                   "-c", "read -P 0x5a 1M 64k", "-c", "read -P 0 2M 64k", "-c", "flush", server.uri("disk.qcow2"))
         assert "failed" not in out
         run("qemu-io", "-f", "raw", "-c", "write -P 0x5a 1M 64k", "-c", "write -z -u 2M 64k", "-c", "discard 3M 64k", "disk.raw")
-        run("qemu-img", "compare", "-f", "raw", "-F", "raw", server.uri(), "second.raw", status=1)
+        run("qemu-img", "compare", "-f", "raw", "-F", "raw", server.uri(), server.uri("second.raw"), status=1)
         run(POLDER_IMG, "compare", server.uri("disk.qcow2"), "disk.raw")
 
 
@@ -441,8 +446,8 @@ def test_reconnects(folder):
     raw.write_bytes(random.Random(3).randbytes(1 << 20) * (size >> 20))
     with Server(folder, "--read-only", raw) as server:
         client = subprocess.Popen([POLDER_IMG, "convert", server.uri(), "copy.raw"])
-        for _ in range(3):
-            time.sleep(0.05)
+        for grown in (10, 60, 120):
+            wait_until_larger(folder / "copy.raw", grown << 20, client)
             server.kill()
             server.start()
         assert client.wait(timeout=60) == 0
@@ -456,7 +461,7 @@ def test_lost_writes_are_told(folder):
     run(POLDER_IMG, "create", "-f", "qcow2", "big.qcow2", SIZE * 32)
     with Server(folder, "big.qcow2") as server:
         client = subprocess.Popen([POLDER_IMG, "convert", "new.raw", server.uri()], stderr=subprocess.PIPE, text=True)
-        time.sleep(0.15)
+        wait_until_larger(folder / "big.qcow2", 20 << 20, client)
         if client.poll() is not None:
             pytest.skip("the host was too fast: nothing was in flight")
         server.process.send_signal(signal.SIGKILL)
