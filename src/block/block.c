@@ -9,6 +9,7 @@
 const struct block_class *const block_classes[] = {
     &block_file,
     &block_luks,
+    &block_nbd,
     &block_qcow2,
     &block_vdi,
     &block_vhd,
@@ -130,4 +131,13 @@ int block_run(struct block_ring *ring, int (*fn)(void *arg), void *arg)
     }
     fiber_pool_drain(&pool);
     return r < 0 ? r : run.result;
+}
+
+bool block_is_nbd_uri(const char *path)
+{
+    static const char *const schemes[] = {"nbd://", "nbds://", "nbd+unix://", "nbds+unix://"};
+    for (unsigned i = 0; i < sizeof schemes / sizeof schemes[0]; i++)
+        if (strncmp(path, schemes[i], strlen(schemes[i])) == 0)
+            return true;
+    return false;
 }

@@ -33,6 +33,7 @@ struct block_request {
     enum block_op op;
     bool may_unmap;
     bool stable; /* WRITE, DISCARD, WRITE_ZEROES: on stable storage before it completes */
+    bool fast;   /* WRITE_ZEROES: -ENOTSUP rather than writing zeroes as data */
     bool compress; /* WRITE: whole clusters, to be stored compressed where the format can; -ENOTSUP where it cannot */
     uint64_t offset, len;
     struct iovec *iov; /* READ, WRITE: `len` bytes in all; as it was when `done` is called */
@@ -75,6 +76,7 @@ struct block_options {
     bool direct;        /* O_DIRECT: past the host's page cache */
     bool below;         /* file: any length, grows by writes, zeroes behind its end: what formats stand on */
     bool no_backing;    /* qcow2: read nothing from the backing file, and do not open it */
+    const char *snapshot; /* qcow2, read-only: the disk as it was at this internal snapshot; NULL: as it is */
     const char *base;   /* qcow2: the backing chain ends before this file, which is not opened; NULL: nowhere */
     bool repair;        /* qcow2: open for repair even what is marked as damaged */
     const struct block_key *key; /* of encrypted images (crypt/key.h); the caller's, used only by block_open */
@@ -118,7 +120,7 @@ struct block_node {
     char *name; /* path, for messages and maps; owned */
 };
 
-extern const struct block_class block_file, block_luks, block_qcow2, block_vdi, block_vhd, block_vhdx, block_vmdk;
+extern const struct block_class block_file, block_luks, block_nbd, block_qcow2, block_vdi, block_vhd, block_vhdx, block_vmdk;
 /* NULL-terminated. */
 extern const struct block_class *const block_classes[];
 
@@ -162,6 +164,10 @@ must_check int block_read_alone(struct block_node *node, uint64_t offset, void *
 must_check int block_open_new(const char *path, struct err *err);
 
 /* ---- Formats ---- */
+
+/* True for the URI of an NBD export (nbd://, nbds://, nbd+unix://, nbds+unix://), which the driver "nbd" opens. Only for
+ * names that come from the user, never for one that an image holds. */
+bool block_is_nbd_uri(const char *path);
 
 /* What format a file has whose user states none: the one that its name says (.qcow2, .luks, .vmdk, ...) when its header agrees,
  * else "raw". NULL, not sure: the header says qcow2 and the name does not; a guest that owns a raw disk can write such a

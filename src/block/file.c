@@ -199,7 +199,7 @@ static void sync_start(struct block_request *req)
 
 /* ---- discard, write zeroes: a hole, else a zeroed range, else plain zeroes; as far as the file system goes ---- */
 
-enum zero_stage { PUNCH_HOLE, ZERO_RANGE, WRITE_ZEROES, ZEROES_DONE };
+enum zero_stage { PUNCH_HOLE, ZERO_RANGE, WRITE_ZEROES };
 
 static void zero_finish(struct block_request *req)
 {
@@ -266,7 +266,10 @@ static void write_zeroes(struct block_request *req)
 static void zero_step(struct block_request *req)
 {
     if (req->stage >= WRITE_ZEROES) {
-        write_zeroes(req);
+        if (req->fast)
+            finish(req, -ENOTSUP);
+        else
+            write_zeroes(req);
         return;
     }
     int mode = req->stage == PUNCH_HOLE ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -57,6 +58,7 @@ int block_ring_watch(struct block_ring *ring, int event_fd, void (*fn)(void *arg
 
 void block_ring_submit(struct block_ring *ring, struct block_io *io)
 {
+    ring->socket_count += ring_is_socket(io);
     ring->engine->submit(ring, io);
 }
 
@@ -78,7 +80,34 @@ void ring_watch_fire(struct ring_watch *watch)
     watch->fn(watch->arg);
 }
 
-int ring_run(const struct block_io *io)
+short ring_socket_events(const struct block_io *io)
+{
+    if (io->kind == BLOCK_IO_POLL)
+        return (short)io->flags;
+    return io->kind == BLOCK_IO_SEND ? POLLOUT : POLLIN;
+}
+
+void ring_prepare_message(struct block_io *io)
+{
+    io->message = (struct msghdr){.msg_iov = (struct iovec *)(uintptr_t)io->iov, .msg_iovlen = io->iov_count};
+}
+
+void ring_complete(struct block_ring *ring, struct block_io *io, int result)
+{
+    ring->socket_count -= ring_is_socket(io);
+    io->done(io, result);
+}
+
+static ssize_t poll_now(const struct block_io *io)
+{
+    struct pollfd fd = {.fd = io->fd, .events = ring_socket_events(io)};
+    int r = poll(&fd, 1, 0);
+    if (r == 0)
+        errno = EAGAIN;
+    return r > 0 ? fd.revents : -1;
+}
+
+int ring_run(struct block_io *io)
 {
     ssize_t r = -1;
     switch (io->kind) {
@@ -93,6 +122,20 @@ int ring_run(const struct block_io *io)
         break;
     case BLOCK_IO_FALLOCATE:
         r = fallocate(io->fd, io->flags, (off_t)io->offset, (off_t)io->len);
+        break;
+    case BLOCK_IO_RECEIVE:
+        ring_prepare_message(io);
+        r = recvmsg(io->fd, &io->message, MSG_DONTWAIT);
+        break;
+    case BLOCK_IO_SEND:
+        ring_prepare_message(io);
+        r = sendmsg(io->fd, &io->message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        break;
+    case BLOCK_IO_ACCEPT: /* a connection may be gone again: the poll first does not keep this from waiting */
+        r = poll_now(io) < 0 ? -1 : accept4(io->fd, NULL, NULL, SOCK_CLOEXEC);
+        break;
+    case BLOCK_IO_POLL:
+        r = poll_now(io);
         break;
     }
     return r < 0 ? -errno : (int)r;

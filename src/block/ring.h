@@ -1,24 +1,38 @@
-/* The event loop of one disk's I/O thread: file operations with completions, and eventfds to watch.
+/* The event loop of one disk's I/O thread: file and socket operations with completions, and eventfds to watch.
  *
- * Two engines behind one contract: `io_uring`, and `sync` for hosts that forbid it (many containers): operations then run
- * one after the other in the ring's thread. Everything but create and free is for the ring's thread; it alternates
+ * Two engines behind one contract: `io_uring`, and `sync` for hosts that forbid it (many containers): file operations then
+ * run one after the other in the ring's thread, and sockets are polled. An operation on a socket that waits for its peer
+ * is ended by shutdown(fd). Everything but create and free is for the ring's thread; it alternates
  * block_ring_wait (may sleep; runs no callback) and block_ring_dispatch (runs callbacks; never sleeps). */
 #pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include "base/err.h"
 
 struct block_ring;
 
-enum block_io_kind { BLOCK_IO_READ, BLOCK_IO_WRITE, BLOCK_IO_SYNC, BLOCK_IO_FALLOCATE };
+enum block_io_kind {
+    BLOCK_IO_READ,
+    BLOCK_IO_WRITE,
+    BLOCK_IO_SYNC,
+    BLOCK_IO_FALLOCATE,
+    BLOCK_IO_RECEIVE, /* what there is, once there is something; 0: the peer is gone */
+    BLOCK_IO_SEND,    /* what there is room for, once there is some */
+    BLOCK_IO_ACCEPT,  /* the connection's fd, close-on-exec */
+    BLOCK_IO_POLL,    /* one of the events in `flags` (POLLIN, POLLOUT) is there: those that are */
+};
+
+/* Operations on sockets that one ring takes at a time; one more ends with -EBUSY. */
+#define BLOCK_RING_SOCKETS_MAX 256u
 
 /* One operation on a file descriptor; the submitter keeps it alive until `done`. */
 struct block_io {
     enum block_io_kind kind;
     int fd;
-    int flags; /* READ, WRITE: RWF_*; FALLOCATE: FALLOC_FL_* */
+    int flags; /* READ, WRITE: RWF_*; FALLOCATE: FALLOC_FL_*; POLL: POLL* */
     bool cached; /* WRITE: ends in the page cache, as a rule without waiting for the disk */
     uint64_t offset, len;
     const struct iovec *iov;
@@ -26,6 +40,7 @@ struct block_io {
     void (*done)(struct block_io *io, int result); /* bytes or 0, or -errno */
     /* the ring's */
     struct block_io *next;
+    struct msghdr message; /* RECEIVE, SEND */
     int result;
 };
 

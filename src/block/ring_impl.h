@@ -28,6 +28,7 @@ struct block_ring {
     const struct ring_engine *engine;
     struct block_workers *workers; /* NULL: none */
     unsigned watch_count;
+    unsigned socket_count; /* operations on sockets in flight */
     struct ring_watch watches[RING_WATCHES_MAX];
 };
 
@@ -35,8 +36,17 @@ extern const struct ring_engine ring_uring, ring_sync;
 
 /* Reads the eventfd's count and calls back. */
 void ring_watch_fire(struct ring_watch *watch);
-/* Does the operation in this thread: bytes or 0, or -errno. */
-int ring_run(const struct block_io *io);
+/* Does the operation in this thread: bytes or 0, or -errno. Never waits for a socket: -EAGAIN. */
+int ring_run(struct block_io *io);
+static inline bool ring_is_socket(const struct block_io *io)
+{
+    return io->kind >= BLOCK_IO_RECEIVE;
+}
+/* What a socket's operation waits for: POLL*. */
+short ring_socket_events(const struct block_io *io);
+void ring_prepare_message(struct block_io *io);
+/* Calls `done`. */
+void ring_complete(struct block_ring *ring, struct block_io *io, int result);
 
 /* A queue of operations, linked through `next`. */
 struct io_list {

@@ -101,6 +101,20 @@ static void prepare(struct io_uring_sqe *sqe, struct block_io *io)
     case BLOCK_IO_FALLOCATE:
         io_uring_prep_fallocate(sqe, io->fd, io->flags, (off_t)io->offset, (off_t)io->len);
         break;
+    case BLOCK_IO_RECEIVE:
+        ring_prepare_message(io);
+        io_uring_prep_recvmsg(sqe, io->fd, &io->message, 0);
+        break;
+    case BLOCK_IO_SEND:
+        ring_prepare_message(io);
+        io_uring_prep_sendmsg(sqe, io->fd, &io->message, MSG_NOSIGNAL);
+        break;
+    case BLOCK_IO_ACCEPT:
+        io_uring_prep_accept(sqe, io->fd, NULL, NULL, SOCK_CLOEXEC);
+        break;
+    case BLOCK_IO_POLL:
+        io_uring_prep_poll_add(sqe, io->fd, (unsigned)io->flags);
+        break;
     }
     io_uring_sqe_set_data(sqe, io);
 }
@@ -121,6 +135,11 @@ static bool is_quick(const struct uring *u, const struct block_io *io)
 static void uring_submit(struct block_ring *ring, struct block_io *io)
 {
     struct uring *u = (struct uring *)ring;
+    if (ring_is_socket(io) && ring->socket_count > BLOCK_RING_SOCKETS_MAX) {
+        io->result = -EBUSY;
+        io_list_append(&u->finished, io);
+        return;
+    }
     if (is_quick(u, io)) {
         io_list_append(&u->quick, io);
         return;
@@ -195,7 +214,7 @@ static void uring_wait(struct block_ring *ring, uint64_t timeout_ns)
         io_uring_submit_and_wait_timeout(&u->uring, &cqe, 1, &limit, NULL);
 }
 
-static void complete(uint64_t data, int result)
+static void complete(struct block_ring *ring, uint64_t data, int result)
 {
     if (data & WATCH_TAG) {
         struct ring_watch *w = (struct ring_watch *)(uintptr_t)(data & ~(uint64_t)WATCH_TAG);
@@ -203,8 +222,7 @@ static void complete(uint64_t data, int result)
         if (result > 0)
             ring_watch_fire(w);
     } else if (data) {
-        struct block_io *io = (struct block_io *)(uintptr_t)data;
-        io->done(io, result);
+        ring_complete(ring, (struct block_io *)(uintptr_t)data, result);
     }
 }
 
@@ -213,13 +231,13 @@ static void uring_dispatch(struct block_ring *ring)
     struct uring *u = (struct uring *)ring;
     struct io_uring_cqe *cqe;
     for (struct block_io *io; (io = io_list_take(&u->finished));)
-        io->done(io, io->result);
+        ring_complete(ring, io, io->result);
     while (io_uring_peek_cqe(&u->uring, &cqe) == 0) {
         uint64_t data = cqe->user_data;
         int result = cqe->res;
         io_uring_cqe_seen(&u->uring, cqe);
         if (data != LIBURING_UDATA_TIMEOUT)
-            complete(data, result);
+            complete(ring, data, result);
     }
 }
 

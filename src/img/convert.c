@@ -12,7 +12,7 @@ struct convert {
     struct img_walk walk; /* first */
     struct block_node *from, *to;
     bool compress;
-    bool fill; /* the new image does not read as zeroes */
+    bool overwrites; /* what is there is not known to be zero: zeroes are written too */
     uint64_t unit; /* zeroes are found at this grain */
 };
 
@@ -31,7 +31,7 @@ static int write_chunk(struct convert *c, uint64_t offset, uint8_t *data, uint64
     int r = 0;
     while (r == 0 && at < len) {
         uint64_t n = len - at < c->unit ? len - at : c->unit;
-        bool zero = !c->fill && img_is_zero(data + at, n);
+        bool zero = !c->overwrites && img_is_zero(data + at, n);
         if (zero && at > from)
             r = write_part(c, offset + from, data + from, at - from);
         at += n;
@@ -41,13 +41,20 @@ static int write_chunk(struct convert *c, uint64_t offset, uint8_t *data, uint64
     return r == 0 && at > from ? write_part(c, offset + from, data + from, at - from) : r;
 }
 
+static int clear(struct convert *c, uint64_t offset, uint64_t len)
+{
+    return c->overwrites ? img_write(c->to, offset, len, NULL) : 0;
+}
+
 static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint8_t *data)
 {
     struct convert *c = (struct convert *)walk;
     struct block_extent extent;
     bool any = false;
     int r = block_status(c->from, offset, c->from->size - offset, &extent);
-    if (r == 0 && !c->fill && extent.zero && extent.len > len) { /* a large hole: all go on behind it */
+    if (r == 0 && extent.zero && extent.len > len) { /* a large hole: all go on behind it */
+        if (c->overwrites)
+            return clear(c, offset, len);
         img_walk_skip(walk, offset + extent.len);
         return 0;
     }
@@ -58,8 +65,8 @@ static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint
             return r;
         any = any || !extent.zero;
     }
-    if (!any && !c->fill)
-        return 0;
+    if (!any)
+        return clear(c, offset, len);
     r = img_read(c->from, offset, len, data);
     return r < 0 ? r : write_chunk(c, offset, data, len);
 }
@@ -98,19 +105,22 @@ static int convert(const struct img_options *from_options, struct img_image *fro
     const char *path = options->operands[1];
     target.key = from_options->target_key;
     uint64_t size = (from->node->size + BLOCK_SECTOR_SIZE - 1) & ~(uint64_t)(BLOCK_SECTOR_SIZE - 1);
-    int r = img_make(options, format, path, size, err);
+    bool remote = block_is_nbd_uri(path);
+    int r = remote ? 0 : img_make(options, format, path, size, err);
     if (r == 0)
         r = img_open(options, path, format, false, false, from->ring, &to, err);
     if (r < 0 || !to.node)
         return r;
     struct qcow2_info info = {0};
+    if (remote && to.node->size < size)
+        r = err_say(err, ENOSPC, "'%s' is smaller than the image", path);
     if (options->compress)
         qcow2_get_info(to.node, &info);
-    bool progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30);
-    struct copying c = {from->node, to.node, options->compress, progress};
     if (info.encrypted)
         r = err_say(err, ENOTSUP, "encrypted images are not compressed; leave out -c");
-    else
+    bool progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30);
+    struct copying c = {from->node, to.node, options->compress, progress};
+    if (r == 0)
         r = block_run(from->ring, copy, &c);
     to.ring = NULL;
     img_close(&to);
@@ -121,10 +131,10 @@ static int run_convert(const struct img_options *options, struct err *err)
 {
     struct img_image from;
     const char *format = options->output_format ? options->output_format : "raw";
-    int r = img_guess(options->operands[1], format, &format, err);
+    int r = block_is_nbd_uri(options->operands[1]) ? 0 : img_guess(options->operands[1], format, &format, err);
     if (r < 0)
         return r;
-    if (options->compress && strcmp(format, "qcow2") != 0)
+    if (options->compress && (strcmp(format, "qcow2") != 0 || block_is_nbd_uri(options->operands[1])))
         return err_say(err, EINVAL, "format '%s' has no compression, say -O qcow2", format);
     if (options->settings && strstr(options->settings, "backing_file"))
         return err_say(err, ENOTSUP, "convert makes images without a backing file; leave out backing_file");

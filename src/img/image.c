@@ -24,6 +24,12 @@ int img_guess(const char *path, const char *format, const char **ret_format, str
 int img_block_options(const struct img_options *options, const char *path, const char *format, bool read_only,
                       struct block_options *ret_open, struct err *err)
 {
+    if (block_is_nbd_uri(path)) {
+        if (format && strcmp(format, "raw") != 0)
+            return err_say(err, EINVAL, "over NBD images are raw; leave out -f %s", format);
+        *ret_open = (struct block_options){.driver = "nbd", .path = path, .fd = -1, .read_only = read_only};
+        return 0;
+    }
     int r = img_guess(path, format, &format, err);
     if (r == 0)
         *ret_open = (struct block_options){.driver = format,
@@ -38,7 +44,7 @@ int img_block_options(const struct img_options *options, const char *path, const
 
 int img_open_as(const struct block_options *open, struct block_ring *ring, struct img_image *ret_image, struct err *err)
 {
-    struct img_image image = {.ring = ring, .format = open->driver};
+    struct img_image image = {.ring = ring, .format = strcmp(open->driver, "nbd") == 0 ? "raw" : open->driver};
     int r = block_open(open, &image.node, err);
     if (r < 0)
         return r;
@@ -65,6 +71,20 @@ int img_open(const struct img_options *options, const char *path, const char *fo
     int r = img_block_options(options, path, format, read_only, &open, err);
     open.repair = open.no_backing = open.no_key = repair;
     return r < 0 ? r : img_open_as(&open, ring, ret_image, err);
+}
+
+int img_open_served(const struct img_options *options, const char *path, struct block_ring *ring, struct img_image *ret_image,
+                    struct err *err)
+{
+    struct block_options open = {0};
+    int r = img_block_options(options, path, options->format, options->read_only || options->snapshot, &open, err);
+    if (r < 0)
+        return r;
+    if (options->snapshot && strcmp(open.driver, "qcow2") != 0)
+        return err_say(err, EINVAL, "image '%s' is %s, which has no snapshots", path, open.driver);
+    open.below = false;
+    open.snapshot = options->snapshot;
+    return img_open_as(&open, ring, ret_image, err);
 }
 
 void img_close(struct img_image *image)

@@ -8,7 +8,7 @@
 #include "block/fiber.h"
 #include "block/qcow2/qcow2.h"
 
-#define IMG_OPERANDS_MAX 2
+#define IMG_OPERANDS_MAX 16
 #define IMG_DIRS_MAX 32
 #define IMG_STEPS_MAX 16
 #define IMG_STATUS_FAILURE 1
@@ -25,8 +25,9 @@ struct img_options {
     unsigned bitmap_step_count;
     const char *granularity;
     const char *snapshot_create, *snapshot_apply, *snapshot_delete;
-    const char *bitmap;
-    bool shrink, keep, unsafe, full;
+    const char *socket, *port, *bind, *export, *snapshot, *tls_psk, *tls_certs; /* serve */
+    const char *bitmap;                                                         /* backup, serve */
+    bool shrink, keep, unsafe, full, read_only;
     bool snapshot_list, json, compress, strict, progress, help, version, man;
     const char *allow_dirs[IMG_DIRS_MAX + 1];
     unsigned allow_count;
@@ -48,7 +49,7 @@ struct img_command {
 };
 
 extern const struct img_command img_backup, img_bitmap, img_check, img_commit, img_compare, img_convert, img_create, img_info, img_map,
-    img_rebase, img_resize, img_snapshot;
+    img_rebase, img_resize, img_serve, img_snapshot;
 extern const struct option_spec img_option_table[];
 int img_operand(void *target, const char *value, struct err *err);
 
@@ -63,6 +64,9 @@ struct img_image {
 /* `format` NULL: as block_guess_format() says; an error when that is not sure. `ring` NULL: a new one. */
 must_check int img_open(const struct img_options *options, const char *path, const char *format, bool read_only, bool repair,
                         struct block_ring *ring, struct img_image *ret_image, struct err *err);
+/* For serve: with --snapshot and --read-only. */
+must_check int img_open_served(const struct img_options *options, const char *path, struct block_ring *ring,
+                               struct img_image *ret_image, struct err *err);
 /* The same for options that img_block_options() filled in and the caller changed. */
 must_check int img_open_as(const struct block_options *open, struct block_ring *ring, struct img_image *ret_image, struct err *err);
 must_check int img_block_options(const struct img_options *options, const char *path, const char *format, bool read_only,

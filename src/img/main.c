@@ -7,7 +7,7 @@
 
 static const struct img_command *const commands[] = {
     &img_backup, &img_bitmap, &img_check,  &img_commit, &img_compare, &img_convert,  &img_create,
-    &img_info,   &img_map,   &img_rebase, &img_resize,  &img_snapshot, NULL,
+    &img_info,   &img_map,   &img_rebase, &img_resize,  &img_serve,    &img_snapshot, NULL,
 };
 
 static const char *const sections[] = {
@@ -27,6 +27,8 @@ static const char *const sections[] = {
     "rebase [-f FORMAT] [-u] -b BASE [-F FORMAT] IMAGE: give the image another backing file (-b '': none) and copy into it what "
     "differs, so that it reads the same.\n\n"
     "resize [-f FORMAT] [--shrink] IMAGE [+|-]SIZE: make the disk larger or smaller.\n\n"
+    "serve [-f FORMAT] [--socket PATH | --port N] [--read-only] IMAGE...: let others read and write images over the network "
+    "(NBD).\n\n"
     "snapshot [-f FORMAT] [-l | -c NAME | -a NAME | -d NAME] IMAGE: snapshots inside of the image.",
     "Exit status",
     "0: done; the image is sound; both images read the same.\n\n"
@@ -39,6 +41,7 @@ static const char *const sections[] = {
     "polder-img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2\n\n"
     "polder-img create -f luks --key FILE disk.luks 20G\n\n"
     "polder-img convert -f vmdk -O qcow2 disk.vmdk disk.qcow2\n\n"
+    "polder-img serve --socket disk.sock disk.qcow2\n\n"
     "polder-img convert -O qcow2 -c -o compression_type=zstd disk.raw disk.qcow2",
     NULL,
 };

@@ -23,7 +23,15 @@ TEXT_SETTER(output_format)
 TEXT_SETTER(settings)
 TEXT_SETTER(backing)
 TEXT_SETTER(backing_format)
+TEXT_SETTER(socket)
+TEXT_SETTER(port)
+TEXT_SETTER(bind)
+TEXT_SETTER(export)
+TEXT_SETTER(snapshot)
 TEXT_SETTER(bitmap)
+TEXT_SETTER(tls_psk)
+TEXT_SETTER(tls_certs)
+FLAG_SETTER(read_only)
 TEXT_SETTER(granularity)
 TEXT_SETTER(snapshot_create)
 TEXT_SETTER(snapshot_apply)
@@ -139,7 +147,6 @@ const struct option_spec img_option_table[] = {
     {"keep", NULL, "-d: commit: leave the image as it is instead of emptying it", NULL, set_keep},
     {"unsafe", NULL, "-u: rebase: change the name only, whatever that does to what the disk reads", NULL, set_unsafe},
     {"full", NULL, "backup: copy everything", NULL, set_full},
-    {"bitmap", "NAME", "backup: copy what the bitmap NAME recorded, which then starts anew", NULL, set_bitmap},
     {"add", NULL, "bitmap: make one, enabled and clean", NULL, set_bitmap_add},
     {"remove", NULL, "bitmap: remove it", NULL, set_bitmap_remove},
     {"clear", NULL, "bitmap: forget what it recorded", NULL, set_bitmap_clear},
@@ -151,6 +158,21 @@ const struct option_spec img_option_table[] = {
      set_granularity},
     {"progress", NULL, "-p: show progress", NULL, set_progress},
     {"output", "human|json", "how results are printed (default: human)", NULL, set_output},
+
+    {"", NULL, "Serving (NBD)", NULL, NULL},
+    {"socket", "PATH", "listen on a unix socket", "It is made for the user alone, and removed at the end.", set_socket},
+    {"port", "N", "listen on a TCP port (default: 10809)", NULL, set_port},
+    {"bind", "ADDRESS", "address of the TCP port (default: 127.0.0.1)",
+     "Without --tls-psk or --tls-certs everybody who reaches it can read and write the images.", set_bind},
+    {"read-only", NULL, "clients cannot write", NULL, set_read_only},
+    {"export", "NAME", "name of the export (default: the image's, without its folders); for one image", NULL, set_export},
+    {"snapshot", "NAME", "serve an internal snapshot, given by name or id, read-only (qcow2)", NULL, set_snapshot},
+    {"bitmap", "NAME", "serve: offer a dirty bitmap as context qemu:dirty-bitmap:NAME; backup: copy what it recorded",
+     "After a backup the bitmap starts anew.", set_bitmap},
+    {"tls-psk", "FILE", "only clients that know a key of this file, over TLS", "Lines USER:HEXKEY, as psktool writes them.",
+     set_tls_psk},
+    {"tls-certs", "DIR", "only clients with a certificate of the CA in this folder, over TLS",
+     "The folder has ca-cert.pem, server-cert.pem and server-key.pem.", set_tls_certs},
 
     {"", NULL, "Information", NULL, NULL},
     {"help", NULL, "show this help", NULL, set_help},

@@ -13,6 +13,7 @@
 #include "block/names.h"
 #include "block/qcow2/qcow2.h"
 #include "block/qcow2/qcow2_impl.h"
+#include "block/qcow2/snapshot_impl.h"
 
 #define FIRST_READ 4096u
 
@@ -32,6 +33,7 @@ static int qcow2_attach(struct block_node *node, struct block_ring *ring, struct
 
 struct loading {
     struct qcow2 *q;
+    const char *snapshot; /* NULL: the disk as it is */
     struct err *err;
 };
 
@@ -85,6 +87,8 @@ static int load(void *arg)
         r = read_entries(q, q->reftable_offset, q->reftable_size, &q->reftable);
     if (r == 0)
         r = dirty_bitmaps_load_directory(q);
+    if (r == 0 && loading->snapshot)
+        return snapshot_view(q, loading->snapshot, loading->err);
     return r < 0 ? err_set(loading->err, -r, "disk '%s'", q->node.name) : 0;
 }
 
@@ -236,6 +240,8 @@ static int qcow2_build(struct qcow2 *q, const struct block_options *o, struct er
 {
     own_fd int fd = o->fd >= 0 ? fcntl(o->fd, F_DUPFD_CLOEXEC, 0) : -1; /* should this fail, the caller keeps its own */
     struct block_options file = {.path = o->path, .fd = fd, .read_only = o->read_only, .direct = o->direct, .below = true};
+    if (o->snapshot && !o->read_only)
+        return err_say(err, EINVAL, "snapshots are read-only");
     q->node.name = strdup(o->path ? o->path : "fd");
     if (!q->node.name || (o->fd >= 0 && fd < 0))
         return err_set(err, ENOMEM, "disk");
@@ -243,7 +249,7 @@ static int qcow2_build(struct qcow2 *q, const struct block_options *o, struct er
     if (r < 0)
         return r;
     TAKE_FD(fd);
-    r = block_run_alone(&q->node, load, &(struct loading){.q = q, .err = err}, err);
+    r = block_run_alone(&q->node, load, &(struct loading){.q = q, .snapshot = o->snapshot, .err = err}, err);
     if (r < 0)
         return r;
     fill_node(q, o);

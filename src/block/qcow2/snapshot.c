@@ -247,6 +247,37 @@ int qcow2_snapshot_apply(struct block_node *node, const char *name, struct err *
     return r;
 }
 
+/* ---- view ---- */
+
+static int view(struct qcow2 *q, const struct qcow2_snapshot *s, struct err *err)
+{
+    uint64_t *l1;
+    if (s->disk_size > INT64_MAX || cluster_count(q, s->disk_size) > (uint64_t)s->l1_size << q->l2_bits)
+        return err_say(err, EINVAL, "snapshot '%s' has fewer L1 entries than its disk needs", s->name);
+    int r = read_entries(q, s->l1_offset, s->l1_size, &l1);
+    if (r < 0)
+        return err_set(err, -r, "snapshot '%s'", s->name);
+    free(q->l1);
+    q->l1 = l1;
+    q->l1_offset = s->l1_offset;
+    q->l1_size = s->l1_size;
+    q->node.size = s->disk_size;
+    return 0;
+}
+
+int snapshot_view(struct qcow2 *q, const char *name, struct err *err)
+{
+    struct qcow2_snapshots all;
+    int r = qcow2_snapshots_load(&q->node, &all, err);
+    if (r < 0)
+        return r;
+    uint32_t index = find(&all, name);
+    r = index < all.count ? view(q, &all.list[index], err)
+                          : err_say(err, ENOENT, "disk '%s' has no snapshot '%s'", q->node.name, name);
+    qcow2_snapshots_free(&all);
+    return r;
+}
+
 /* ---- no snapshot at all ---- */
 
 int qcow2_empty(struct block_node *node, struct err *err)
