@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -444,3 +445,53 @@ def test_an_interrupted_backup_loses_nothing(folder):
     (folder / "1.qcow2.partial").rmdir()
     ours("backup", "--bitmap", "day", "-b", "0.qcow2", "disk.qcow2", "1.qcow2")
     theirs("compare", "-q", "-f", "qcow2", "-F", "qcow2", "1.qcow2", "disk.qcow2")
+
+
+def kill_at_random(rng, *argv):
+    """Runs polder-img and kills it after a moment; true when it was done before that."""
+    with subprocess.Popen([POLDER_IMG, *map(str, argv)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            return process.wait(timeout=rng.random() * 0.06) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return False
+
+
+def at_worst_leaks(name):
+    for _ in range(100):  # the kernel may close a killed process's ring, and what it locked, a moment later
+        if "in use" not in subprocess.run([POLDER_IMG, "info", name], capture_output=True, text=True, timeout=120).stderr:
+            break
+        time.sleep(0.05)
+    for program in POLDER_IMG, "qemu-img":
+        done = subprocess.run([program, "check", "-f", "qcow2", name], capture_output=True, text=True, timeout=120)
+        assert done.returncode in (0, 3), f"{program} check {name}: {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("command", [["commit"], ["rebase", "-b", ""], ["rebase", "-b", "other.raw", "-F", "raw"]])
+def test_killed_while_it_works(folder, command):
+    """Whenever commit or rebase is killed, the image reads as before, and so it does when the work is done at last."""
+    rng = random.Random(str(command))
+    make_chain(folder, "cluster_size=4k")
+    make_raw(folder / "other.raw", 4 << 20, seed=3)
+    for _ in range(12):
+        done = kill_at_random(rng, *command, "top.qcow2")
+        at_worst_leaks("top.qcow2")
+        at_worst_leaks("middle.qcow2")
+        ours("compare", "-f", "raw", "-F", "qcow2", "before.raw", "top.qcow2")
+        if done:
+            break
+    ours("check", "-r", "all", "middle.qcow2")
+    ours("check", "-r", "all", "top.qcow2")
+    ours(*command, "top.qcow2")
+    reads_the_same(folder)
+
+
+def test_a_file_cut_off_under_us(folder):
+    """The host's file becomes shorter than the image's tables say: an error or zeroes, and nothing worse."""
+    make_raw(folder / "a.raw")
+    ours("convert", "-O", "qcow2", "a.raw", "disk.qcow2")
+    size = (folder / "disk.qcow2").stat().st_size
+    os.truncate("disk.qcow2", size // 2)
+    assert "beyond the end" in ours("check", "disk.qcow2", status=2)
+    os.truncate("disk.qcow2", 70000)
+    assert "beyond the end of the file" in ours("info", "disk.qcow2", status=1)
