@@ -36,7 +36,8 @@ struct block_copy_status {
     uint64_t copied, size; /* bytes */
 };
 
-/* In a fiber of the source's ring when there is a bitmap. Owns the nodes once it is created; source and target are attached to one ring, or will be by attaching the copy. */
+/* In a fiber of the source's ring when there is a bitmap. Owns the nodes once it is created; source and target are attached
+ * to one ring, or will be by attaching the copy. */
 must_check int block_copy_create(const struct block_copy_options *options, struct block_node **ret_node, struct err *err);
 /* Begins. */
 must_check int block_copy_start(struct block_node *node);

@@ -132,6 +132,7 @@ int ring_run(struct block_io *io)
         r = sendmsg(io->fd, &io->message, MSG_DONTWAIT | MSG_NOSIGNAL);
         break;
     case BLOCK_IO_ACCEPT: /* a connection may be gone again: the poll first does not keep this from waiting */
+        // cppcheck-suppress nullPointer ; nobody asks for the address
         r = poll_now(io) < 0 ? -1 : accept4(io->fd, NULL, NULL, SOCK_CLOEXEC);
         break;
     case BLOCK_IO_POLL:

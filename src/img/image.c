@@ -16,7 +16,9 @@ int img_guess(const char *path, const char *format, const char **ret_format, str
     if (!format && !(format = block_guess_format(path)))
         return err_say(err, EINVAL, "'%s' has a qcow2 header and no such name; say -f qcow2, or -f raw if a guest wrote it", path);
     if (strcmp(format, "raw") != 0 && !block_find_class(format))
-        return err_say(err, EINVAL, "format '%s' is not supported, give raw, qcow2, luks, vmdk, vhd, vhdx or vdi (qemu-img converts others)", format);
+        return err_say(err, EINVAL,
+                       "format '%s' is not supported, give raw, qcow2, luks, vmdk, vhd, vhdx or vdi (qemu-img converts others)",
+                       format);
     *ret_format = format;
     return 0;
 }

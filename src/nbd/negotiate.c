@@ -1,6 +1,7 @@
 /* Fixed newstyle negotiation: flags, then options, each with its answer, until one of them begins the transmission.
  * One table says what is done for an option, and whether it may come without TLS. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -238,10 +239,10 @@ static void say_context(const struct option *o, const struct nbd_export *export,
 {
     char entry[4 + sizeof BITMAP + NBD_EXPORT_NAME_MAX];
     store_be32(entry, o->number == NBD_OPT_SET_META_CONTEXT ? context + 1 : 0);
-    strcpy(entry + 4, context == CONTEXT_BITMAP ? BITMAP : ALLOCATION);
-    if (context == CONTEXT_BITMAP)
-        strncat(entry + 4, export->bitmap, NBD_EXPORT_NAME_MAX);
-    reply(o, NBD_REP_META_CONTEXT, entry, (uint32_t)(4 + strlen(entry + 4)));
+    bool bitmap = context == CONTEXT_BITMAP;
+    int len = snprintf(entry + 4, sizeof entry - 4, "%s%.*s", bitmap ? BITMAP : ALLOCATION, (int)NBD_EXPORT_NAME_MAX,
+                       bitmap ? export->bitmap : "");
+    reply(o, NBD_REP_META_CONTEXT, entry, 4 + (uint32_t)len);
 }
 
 /* All queries together, or false when they are not well formed. */

@@ -76,7 +76,7 @@ int nbd_server_add(struct nbd_server *server, int fd)
 static void remove_connection(struct nbd_server *server, struct connection *c)
 {
     struct connection **link = &server->connections;
-    while (*link != c)
+    while (*link && *link != c)
         link = &(*link)->next;
     *link = c->next;
     for (link = &server->ready; *link; link = &(*link)->next_ready) {

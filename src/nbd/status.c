@@ -66,6 +66,8 @@ static int status(struct slot *slot)
         store_be32(head + NBD_CHUNK_LEN, context + 1);
         to = head + NBD_CHUNK_LEN + 4 + 8 * (size_t)count;
     }
+    if (!head)
+        return -EINVAL; /* the client has chosen no context */
     store_be16(head + 4, NBD_CHUNK_DONE);
     slot->data_len = (uint32_t)(to - slot->data);
     slot->iov = (struct iovec){slot->data, slot->data_len};

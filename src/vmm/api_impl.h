@@ -148,7 +148,8 @@ struct vm_net *api_net_find(struct vm_config *config, const char *id);
 api_handler api_put_boot_source, api_put_machine_config, api_put_drive, api_put_net, api_put_vsock,
     api_put_balloon, api_put_entropy, api_put_serial, api_put_logger,
     api_put_metrics; /* api_config.c, api_config_devices.c */
-api_handler api_patch_drive, api_put_drive_snapshot, api_patch_drive_snapshot, api_get_drive_snapshot, api_put_drive_copy, api_patch_drive_copy,
+api_handler api_patch_drive, api_put_drive_snapshot, api_patch_drive_snapshot, api_get_drive_snapshot, api_put_drive_copy,
+    api_patch_drive_copy,
     api_get_drive_copy; /* api_disks.c */
 api_handler api_put_actions, api_patch_vm, api_patch_net, api_patch_balloon,
     api_get_balloon_stats, api_patch_balloon_stats, api_patch_hinting_start, api_patch_hinting_stop,

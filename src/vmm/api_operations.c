@@ -211,7 +211,8 @@ static const struct api_object drive_snapshot_list = {
 static const struct api_object drive_copy = {
     "DriveCopy", "A copy of a disk, made while the guest runs.",
     (const struct api_field[]){
-        {.name = "kind", .type = API_STRING, .required = true, .values = (const char *const[]){"Backup", "Commit", "Flatten", "Mirror", NULL},
+        {.name = "kind", .type = API_STRING, .required = true,
+         .values = (const char *const[]){"Backup", "Commit", "Flatten", "Mirror", NULL},
          .text = "Backup: the disk as it is now. Mirror: follows the disk, until the disk moves to it (action Complete). "
                  "Commit: the same with the image's backing file. Flatten: the image gets what it has in its backing file."},
         {.name = "path_on_host", .type = API_STRING,

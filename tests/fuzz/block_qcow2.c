@@ -128,7 +128,8 @@ static void with_image(int fd, struct block_ring *ring, bool read_only, int (*fn
 {
     struct err err = {0};
     struct work work = {.fd = fd};
-    struct block_options options = {.driver = "qcow2", .fd = dup(fd), .read_only = read_only, .repair = true, .no_backing = true, .no_key = true};
+    struct block_options options = {
+        .driver = "qcow2", .fd = dup(fd), .read_only = read_only, .repair = true, .no_backing = true, .no_key = true};
     if (block_open(&options, &work.node, &err) < 0) {
         assert(err.code && *err.message);
         close(options.fd);

@@ -28,7 +28,8 @@ static size_t sound_negotiation(uint8_t *to)
     const struct {
         uint32_t number, len;
         const uint8_t *data;
-    } options[] = {{NBD_OPT_STRUCTURED_REPLY, 0, NULL}, {NBD_OPT_SET_META_CONTEXT, sizeof context - 1, context}, {NBD_OPT_GO, sizeof go, go}};
+    } options[] = {
+        {NBD_OPT_STRUCTURED_REPLY, 0, NULL}, {NBD_OPT_SET_META_CONTEXT, sizeof context - 1, context}, {NBD_OPT_GO, sizeof go, go}};
     size_t at = 4;
     store_be32(to, NBD_FIXED_NEWSTYLE | NBD_NO_ZEROES);
     for (unsigned i = 0; i < 3; i++) {
