@@ -82,6 +82,7 @@ int img_copy(struct block_node *from, struct block_node *to, bool compress, bool
                         .from = from,
                         .to = to,
                         .compress = compress,
+                        .overwrites = to->class == &block_luks || to->class == &block_nbd,
                         .unit = info.cluster_size};
     int r = img_walk(&c.walk);
     return r < 0 ? r : block_do(to, BLOCK_FLUSH, 0, NULL, 0);

@@ -8,6 +8,9 @@
 
 #define FIBERS 8u
 
+/* Not img_walk's own: the worker that ends last wakes the walk's fiber from its own, and gives back its stack after that. */
+static struct fiber_pool pool;
+
 void img_walk_skip(struct img_walk *walk, uint64_t offset)
 {
     offset -= offset % IMG_CHUNK;
@@ -44,7 +47,6 @@ static void work(void *arg)
 
 int img_walk(struct img_walk *walk)
 {
-    struct fiber_pool pool = {0};
     walk->shown = UINT32_MAX;
     for (unsigned i = 0; i < FIBERS; i++) {
         walk->fibers++;
@@ -55,7 +57,6 @@ int img_walk(struct img_walk *walk)
     }
     if (walk->fibers)
         fiber_queue_wait(&walk->idle);
-    fiber_pool_drain(&pool);
     if (walk->progress)
         fputc('\n', stderr);
     return walk->result;
