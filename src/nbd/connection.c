@@ -115,7 +115,7 @@ static void take_messages(struct connection *c)
             break;
         c->input_from += n;
     }
-    if (c->input_from == c->input_to)
+    if (c->input_from == c->input_to && !c->receiving) /* else bytes are on their way to input_to */
         c->input_from = c->input_to = 0;
 }
 
@@ -162,14 +162,19 @@ static unsigned input_room(struct connection *c, struct iovec iov[2])
     return count;
 }
 
-static void input_came(struct connection *c, size_t n)
+static size_t direct_room(const struct connection *c)
 {
-    if (c->writing) {
-        size_t left = c->writing->len - c->writing->done, direct = left < n ? left : n;
+    return c->writing ? c->writing->len - c->writing->done : 0;
+}
+
+/* `direct`: how much of it, at most, went to its place; the rest is in the input. */
+static void input_came(struct connection *c, size_t n, size_t direct)
+{
+    if (direct > n)
+        direct = n;
+    if (direct)
         advance_write(c, direct);
-        n -= direct;
-    }
-    c->input_to += n;
+    c->input_to += n - direct;
     take_messages(c);
 }
 
@@ -178,13 +183,14 @@ static void decrypt(struct connection *c)
 {
     struct iovec iov[2];
     while (!c->failed && !c->ending && input_room(c, iov) > 0) {
+        size_t direct = direct_room(c);
         ssize_t n = tls_read(c->tls, iov[0].iov_base, iov[0].iov_len);
         if (n == -EAGAIN)
             return;
         if (n <= 0)
             connection_fail(c);
         else
-            input_came(c, (size_t)n);
+            input_came(c, (size_t)n, direct);
     }
 }
 
@@ -204,7 +210,7 @@ static void receive_done(struct block_io *io, int result)
     if (c->tls)
         tls_received(c->tls, (size_t)result);
     else
-        input_came(c, (size_t)result);
+        input_came(c, (size_t)result, c->receive_direct);
 }
 
 static void receive(struct connection *c)
@@ -219,6 +225,7 @@ static void receive(struct connection *c)
     if (!count || !c->receive_iov[0].iov_len)
         return;
     c->receiving = true;
+    c->receive_direct = direct_room(c);
     c->receive = (struct block_io){.kind = BLOCK_IO_RECEIVE, .fd = c->fd, .iov = c->receive_iov, .iov_count = count, .done = receive_done};
     block_ring_submit(c->server->config.ring, &c->receive);
 }
@@ -363,7 +370,7 @@ static bool end(struct connection *c)
 
 bool connection_run(struct connection *c)
 {
-    if (c->stage == STAGE_TLS_BEGINS && c->control_from == c->control_to && !c->sending)
+    if (c->stage == STAGE_TLS_BEGINS && c->control_from == c->control_to && !c->sending && !c->receiving)
         begin_tls(c);
     if (c->stage == STAGE_TLS && !c->failed)
         shake_hands(c);

@@ -65,6 +65,7 @@ struct connection {
 
     struct block_io receive, send;
     bool receiving, sending;
+    size_t receive_direct; /* how much of what is received goes to a write's data at most */
     struct iovec receive_iov[2], send_iov[SEND_IOVS];
     uint8_t *input;
     size_t input_from, input_to;

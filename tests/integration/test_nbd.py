@@ -58,6 +58,12 @@ class Server:
     def kill(self):
         self.process.kill()
         self.process.wait()
+        for _ in range(200):  # io_uring may keep the listening socket for a moment
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(self.path))
+                time.sleep(0.025)
+                continue
+            return
 
     def stop(self):
         self.process.terminate()
