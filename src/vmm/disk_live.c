@@ -589,7 +589,7 @@ static int start_locked(struct disk_copy *copy, struct virtio_device *dev, const
         r = ask(dev, &facts, err);
     if (r < 0)
         return r;
-    own_free char *old_path = facts.path;
+    free(facts.path);
     if (request->mode != BLOCK_COPY_BACKUP && facts.read_only)
         return err_say(err, EINVAL, "disk '%s' is read-only: copy the file, and give the disk its new path", dev->id);
     r = remember(copy, request, err);
