@@ -9,7 +9,6 @@
 const struct block_class *const block_classes[] = {
     &block_file,
     &block_luks,
-    &block_nbd,
     &block_qcow2,
     &block_vdi,
     &block_vhd,

@@ -121,7 +121,8 @@ struct block_node {
 };
 
 extern const struct block_class block_file, block_luks, block_nbd, block_qcow2, block_vdi, block_vhd, block_vhdx, block_vmdk;
-/* NULL-terminated. */
+/* What block_open finds by name, NULL-terminated. block_nbd is not among them: it brings libraries for the network, which only
+ * programs that open it by itself are to have. */
 extern const struct block_class *const block_classes[];
 
 /* NULL when there is none of this name. */
@@ -165,7 +166,7 @@ must_check int block_open_new(const char *path, struct err *err);
 
 /* ---- Formats ---- */
 
-/* True for the URI of an NBD export (nbd://, nbds://, nbd+unix://, nbds+unix://), which the driver "nbd" opens. Only for
+/* True for the URI of an NBD export (nbd://, nbds://, nbd+unix://, nbds+unix://), which block_nbd opens. Only for
  * names that come from the user, never for one that an image holds. */
 bool block_is_nbd_uri(const char *path);
 

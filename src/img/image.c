@@ -29,7 +29,7 @@ int img_block_options(const struct img_options *options, const char *path, const
     if (block_is_nbd_uri(path)) {
         if (format && strcmp(format, "raw") != 0)
             return err_say(err, EINVAL, "over NBD images are raw; leave out -f %s", format);
-        *ret_open = (struct block_options){.driver = "nbd", .path = path, .fd = -1, .read_only = read_only};
+        *ret_open = (struct block_options){.driver = block_nbd.name, .path = path, .fd = -1, .read_only = read_only};
         return 0;
     }
     int r = img_guess(path, format, &format, err);
@@ -46,8 +46,9 @@ int img_block_options(const struct img_options *options, const char *path, const
 
 int img_open_as(const struct block_options *open, struct block_ring *ring, struct img_image *ret_image, struct err *err)
 {
-    struct img_image image = {.ring = ring, .format = strcmp(open->driver, "nbd") == 0 ? "raw" : open->driver};
-    int r = block_open(open, &image.node, err);
+    bool remote = strcmp(open->driver, block_nbd.name) == 0;
+    struct img_image image = {.ring = ring, .format = remote ? "raw" : open->driver};
+    int r = remote ? block_nbd.open(open, &image.node, err) : block_open(open, &image.node, err);
     if (r < 0)
         return r;
     if (!ring)
