@@ -116,6 +116,16 @@ static int set_disk_cache(struct vm_disk *disk, const char *mode, struct err *er
     return 0;
 }
 
+/* A rate: what is allowed in a second, all of which may come at once. */
+static int set_disk_rate(struct vm_rate_bucket *bucket, const char *text, const char *name, struct err *err)
+{
+    uint64_t rate;
+    if (!size_parse(text, 1, &rate) || !rate || rate > UINT64_C(1) << 50)
+        return err_say(err, EINVAL, "'%s' is no rate: %s=NUMBER a second, also with K, M or G behind it", text, name);
+    *bucket = (struct vm_rate_bucket){.size = rate, .refill_ms = 1000};
+    return 0;
+}
+
 static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err)
 {
     if (!strcmp(word, "ro"))
@@ -130,10 +140,15 @@ static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err
         return set_disk_cache(disk, word + 6, err);
     else if (!strncmp(word, "key=", 4))
         return vm_config_set(&disk->key_path, word + 4, err);
+    else if (!strncmp(word, "iops=", 5))
+        return set_disk_rate(&disk->limit.ops, word + 5, "iops", err);
+    else if (!strncmp(word, "bps=", 4))
+        return set_disk_rate(&disk->limit.bandwidth, word + 4, "bps", err);
     else if (!strcmp(word, "discard=on") || !strcmp(word, "discard=off"))
         disk->keep_discarded = !strcmp(word, "discard=off");
     else
-        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=, key=, cache= or discard=; see --help", word);
+        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=, key=, cache=, discard=, iops= or bps=; see --help",
+                       word);
     return 0;
 }
 
@@ -376,12 +391,14 @@ static const struct option_spec options[] = {
     {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
 
     {"", NULL, "Devices", NULL, NULL},
-    {"disk", "PATH[,format=F][,key=FILE][,ro][,cache=MODE][,direct][,discard=off][,root]", "add a disk; repeat for more",
+    {"disk", "PATH[,format=F][,key=FILE][,ro][,cache=MODE][,direct][,discard=off][,iops=N][,bps=N][,root]",
+     "add a disk; repeat for more",
      "format: raw, qcow2 or luks; without it an image is qcow2 or luks when its name ends in .qcow2 or .luks and its header "
      "agrees, else raw. key: the file whose bytes, all of them, are the key of an encrypted image. ro: read-only. cache: "
      "writeback (the guest's flushes reach the host's disk, the default), writethrough (every write does), unsafe (none do: a "
      "crash of the host loses data). direct: bypass the host's page cache. discard=off: what the guest discards stays "
-     "allocated. root: name it as root device on the command line. The API knows the disks as drive0, drive1, ...", set_disk},
+     "allocated. iops, bps: requests and bytes a second at most; a second's worth may come at once. root: name it as root "
+     "device on the command line. The API knows the disks as drive0, drive1, ...", set_disk},
     {"allow-backing", "DIR", "backing files that disks name may lie in DIR; repeat for more",
      "Those in an image's own folder and below are allowed anyway.", set_allow_backing},
     {"net", "user[,forward=H:G]|tap=NAME|none", "add a network interface; repeat for more",

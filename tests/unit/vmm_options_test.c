@@ -67,9 +67,11 @@ static void test_machine(void **state)
 static void test_devices(void **state)
 {
     (void)state;
-    assert_int_equal(parse("--disk", "/a", "--disk", "/b,ro,direct,format=qcow2", "--allow-backing", "/base", "--disk=/c,root", NULL), 0);
+    assert_int_equal(parse("--disk", "/a", "--disk", "/b,ro,direct,format=qcow2", "--allow-backing", "/base", "--disk=/c,root", "--disk",
+                           "/d,cache=writethrough,discard=off,iops=500,bps=10M", NULL),
+                     0);
     const struct vm_config *config = options.config;
-    assert_int_equal(config->disk_count, 3);
+    assert_int_equal(config->disk_count, 4);
     assert_string_equal(config->disks[1].path, "/b");
     assert_true(config->disks[1].read_only && config->disks[1].direct && !config->disks[0].read_only);
     assert_string_equal(config->disks[1].format, "qcow2");
@@ -78,6 +80,9 @@ static void test_devices(void **state)
     assert_null(config->allow_backing[1]);
     assert_true(config->disks[2].root && config->disks[2].writeback);
     assert_string_equal(config->disks[2].id, "drive2");
+    assert_true(config->disks[3].writethrough && config->disks[3].keep_discarded && config->disks[3].writeback);
+    assert_true(config->disks[3].limit.ops.size == 500 && config->disks[3].limit.ops.refill_ms == 1000);
+    assert_true(config->disks[3].limit.bandwidth.size == 10 << 20);
     assert_int_equal(parse("--net", "user,forward=8080:80,forward=22", "--net", "tap=t0,mac=06:00:ac:10:00:02", "--net", "none",
                            NULL), 0);
     assert_int_equal(config->net_count, 2);
@@ -113,6 +118,9 @@ static void test_refused(void **state)
     refused("--jit-opt", "", "no-NAME");
     refused("--cpu-model", "pentium", "x86-64-v2");
     refused("--disk", "/a,rw", "ro");
+    refused("--disk", "/a,cache=none", "writethrough");
+    refused("--disk", "/a,iops=0", "no rate");
+    refused("--disk", "/a,bps=1x", "no rate");
     refused("--net", "carrier-pigeon", "tap=NAME");
     refused("--net", "tap=", "tap=NAME");
     refused("--net", "user,mac=01:00:00:00:00:00", "multicast");
