@@ -129,8 +129,41 @@ static enum insn_status learn(struct known_insn *slot, uint64_t key, unsigned he
     return status;
 }
 
-enum insn_status insn_known_decode(struct insn_known *known, const uint8_t *bytes, unsigned length, struct insn *ret_insn)
+struct unaligned {
+    uint64_t value;
+} __attribute__((packed, may_alias));
+
+/* Guest memory, which another vCPU may be writing. */
+__attribute__((no_sanitize("thread"))) static uint64_t load8(const uint8_t *from)
 {
+    return ((const volatile struct unaligned *)(const void *)from)->value;
+}
+
+__attribute__((no_sanitize("thread"))) static uint8_t load1(const uint8_t *from)
+{
+    return *(const volatile uint8_t *)from;
+}
+
+/* All that follows sees the same bytes: else what is remembered could be the head of one instruction with the meaning of
+ * another. */
+static void fetch(uint8_t *to, const uint8_t *from, unsigned length)
+{
+    if (length < INSN_MAX_BYTES) {
+        for (unsigned i = 0; i < length; i++)
+            to[i] = load1(from + i);
+        return;
+    }
+    uint64_t first = load8(from), last = load8(from + INSN_MAX_BYTES - 8);
+    memcpy(to, &first, 8);
+    memcpy(to + INSN_MAX_BYTES - 8, &last, 8);
+}
+
+enum insn_status insn_known_decode(struct insn_known *known, const uint8_t *from, unsigned length, struct insn *ret_insn)
+{
+    uint8_t bytes[INSN_MAX_BYTES];
+    if (length > INSN_MAX_BYTES)
+        length = INSN_MAX_BYTES;
+    fetch(bytes, from, length);
     unsigned head = length < INSN_MAX_BYTES || !known->slots ? HEAD_MAX + 1 : head_length(bytes);
     if (head > HEAD_MAX)
         return insn_decode(bytes, length, 64, ret_insn);

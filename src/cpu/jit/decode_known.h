@@ -14,5 +14,5 @@ struct insn_known {
 /* False when memory is lacking. */
 bool insn_known_create(struct insn_known *known);
 void insn_known_free(struct insn_known *known);
-/* What insn_decode() says of 64-bit code. */
-enum insn_status insn_known_decode(struct insn_known *known, const uint8_t *bytes, unsigned length, struct insn *ret_insn);
+/* What insn_decode() says of 64-bit code, which may change meanwhile. */
+enum insn_status insn_known_decode(struct insn_known *known, const uint8_t *from, unsigned length, struct insn *ret_insn);
