@@ -157,7 +157,7 @@ def test_snapshots(folder):
     ours("compare", "a.raw", "disk.qcow2")
     ours("snapshot", "-d", "first", "disk.qcow2")
     theirs("check", "disk.qcow2")
-    assert "No such" in ours("snapshot", "-d", "first", "disk.qcow2", status=1)
+    assert "no snapshot of this name" in ours("snapshot", "-d", "first", "disk.qcow2", status=1)
 
 
 def test_in_use(folder):
