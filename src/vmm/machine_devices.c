@@ -51,6 +51,10 @@ int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk
                                     .allow_dirs = dirs};
     if (!options.driver && !(options.driver = block_guess_format(path)))
         log_warn("disk '%s' has a qcow2 header and is taken as raw; say format=qcow2 if it is an image", path);
+    if (options.driver && strcmp(options.driver, "raw") != 0 && strcmp(options.driver, "qcow2") != 0 &&
+        strcmp(options.driver, "luks") != 0)
+        return err_say(err, EINVAL, "disk '%s' has the format %s: convert it first (polder-img convert), or say format=raw", path,
+                       options.driver);
     struct block_key *key = NULL;
     int r = disk->key_path ? block_key_read(disk->key_path, &key, err) : 0;
     options.key = key;

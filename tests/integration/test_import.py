@@ -8,6 +8,7 @@ import zlib
 
 import pytest
 
+from images import image
 from vmm import TOP
 
 POLDER_IMG = TOP / "build/bin/polder-img"
@@ -226,3 +227,11 @@ def test_a_packed_grain_that_is_too_long(folder):
         image[at + 12:at + 12 + len(packed)] = packed
         (folder / "d.vmdk").write_bytes(image)
         ours("convert", "-f", "vmdk", "d.vmdk", "out.raw", status=1)
+
+
+def test_no_machine_runs_from_them(tmp_path):
+    """A guest could write such a header to its raw disk, which then would name files of the host."""
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", tmp_path / "disk.vmdk", "64M"], check=True)
+    done = subprocess.run([TOP / "build/bin/polder-vmm", "--engine", "jit", "--kernel", image("busybox") / "vmlinuz", "--console", "none",
+                           "--disk", f"{tmp_path}/disk.vmdk,ro"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "polder-img convert" in done.stderr, done.stderr
