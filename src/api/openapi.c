@@ -42,13 +42,17 @@ static json_t *body(const struct route *route)
 static json_t *success(const struct route *route)
 {
     static const char *const texts[] = {
-        [ANSWER_JSON] = "Done.", [ANSWER_CREATED] = "Made.", [ANSWER_OPERATION] = "Begun: the operation.",
+        [ANSWER_JSON] = "Done.", [ANSWER_LIST] = "All of them.", [ANSWER_CREATED] = "Made.", [ANSWER_OPERATION] = "Begun: the operation.",
         [ANSWER_NOTHING] = "Done.", [ANSWER_STREAM] = "The stream.", [ANSWER_WEBSOCKET] = "A WebSocket from here on."};
+    const struct schema *schema = route_answer_schema(route);
     json_t *out = json_pack("{s:s}", "description", texts[route->answer]);
-    if (route->answer == ANSWER_STREAM)
+    if (route->answer == ANSWER_LIST)
+        json_object_set_new(out, "content", content("application/json", json_pack("{s:s, s:o}", "type", "array", "items",
+                                                                                  schema_reference(schema))));
+    else if (route->answer == ANSWER_STREAM)
         json_object_set_new(out, "content", content(route->media, json_pack("{s:s}", "type", "string")));
-    else if (route_answer_schema(route))
-        json_object_set_new(out, "content", content("application/json", schema_reference(route_answer_schema(route))));
+    else if (schema)
+        json_object_set_new(out, "content", content("application/json", schema_reference(schema)));
     return out;
 }
 

@@ -12,7 +12,7 @@ struct operation;
 /* Does the work. May set *ret_result (a new reference). Looks at operation_cancelled() where it can stop: -ECANCELED. */
 typedef int operation_fn(struct operation *operation, void *arg, json_t **ret_result, struct err *err);
 
-must_check int operations_create(struct events *events, struct operations **ret_operations, struct err *err);
+must_check int operations_create(struct events *events, struct metrics *metrics, struct operations **ret_operations, struct err *err);
 /* Cancels what is under way, waits up to `timeout_ms` for it. True when all ended; otherwise their threads still run and
  * nothing that they use may be freed. */
 bool operations_stop(struct operations *operations, unsigned timeout_ms);

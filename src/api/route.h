@@ -19,7 +19,8 @@ enum route_body {
 };
 
 enum route_answer {
-    ANSWER_JSON,      /* 200 */
+    ANSWER_JSON,      /* 200 and an object */
+    ANSWER_LIST,      /* 200 and an array of objects */
     ANSWER_CREATED,   /* 201 and the document */
     ANSWER_OPERATION, /* 202 and the operation */
     ANSWER_NOTHING,   /* 204 */
