@@ -1,0 +1,61 @@
+/* Root file systems of images: what layers hold becomes one read-only erofs image, shared by all instances of the image
+ * (DIR/roots/HEX.erofs, HEX of the manifest's digest), made once and used by any number of processes.
+ *
+ * Layers are foreign. They are unpacked in order into a folder of their own, and nothing in them leads out of it: each part
+ * of each name is resolved below that folder (openat2, RESOLVE_BENEATH), symbolic links are never followed on the way, and
+ * device nodes and ids are only noted. Bounds are below; whoever exceeds one is told which.
+ *
+ * Any thread may call anything. */
+#pragma once
+
+#include <stdint.h>
+#include "base/err.h"
+#include "image/image.h"
+
+#define ROOTFS_ENTRIES_MAX 2000000u            /* of all layers of an image */
+#define ROOTFS_BYTES_MAX (UINT64_C(256) << 30) /* of file contents, holes not counted */
+#define ROOTFS_FILE_MAX (UINT64_C(8) << 40)    /* of one file, with its holes */
+#define ROOTFS_PATH_MAX 4095u                  /* bytes of a name, of a link's target */
+#define ROOTFS_DEPTH_MAX 256u                  /* folders below one another */
+#define ROOTFS_XATTRS_MAX 64u                  /* of one entry */
+#define ROOTFS_XATTR_BYTES_MAX 65536u          /* of one attribute */
+
+/* The erofs image of `ref`, made now if it is not there. `ret_path` (the caller frees it) is in the store's folder.
+ * Needs root, or a host that lets users make user namespaces: ids of files need one. */
+must_check int image_root(struct image_store *store, const char *ref, const struct image_progress *progress,
+                          char **ret_path, char ret_digest[static IMAGE_DIGEST_SIZE], struct err *err);
+/* Removes root file systems of images that are not in the store any more, and what work that broke off left behind. */
+must_check int image_roots_prune(struct image_store *store, uint64_t *ret_bytes, struct err *err);
+
+/* Unpacks one layer (a tar, compressed or not, from `fd`) over what is below `root_fd`. Counts go up to the bounds above
+ * over all layers. An error names the entry. */
+struct rootfs_counts {
+    uint64_t entries, bytes;
+};
+must_check int rootfs_unpack(int root_fd, int fd, struct rootfs_counts *counts, struct err *err);
+
+struct image_debian {
+    const char *suite;           /* "bookworm" */
+    const char *const *packages; /* besides the minimal system; ends with NULL; may be NULL */
+    const char *mirror;          /* NULL: the host's own apt sources */
+};
+/* A Debian system, made by mmdebstrap, as the image `ref` with the command "bash". */
+must_check int image_build_debian(struct image_store *store, const char *ref, const struct image_debian *debian,
+                                  const struct image_progress *progress, char ret_digest[static IMAGE_DIGEST_SIZE],
+                                  struct err *err);
+
+/* Configuration of an image of kind "disk": {"kernel": DIGEST, "initrd": DIGEST, "cmdline": TEXT}; its layers are a qcow2
+ * image, the kernel and the initrd. */
+#define IMAGE_DISK_CONFIG_TYPE "application/vnd.polder.disk.config.v1+json"
+#define IMAGE_DISK_LAYER_TYPE "application/vnd.polder.disk.layer.v1.qcow2"
+#define IMAGE_DISK_KERNEL_TYPE "application/vnd.polder.disk.kernel.v1"
+#define IMAGE_DISK_INITRD_TYPE "application/vnd.polder.disk.initrd.v1"
+
+struct image_disk {
+    const char *path, *format;   /* raw, qcow2, vmdk, vhd, vhdx, vdi */
+    const char *kernel, *initrd; /* paths; NULL: taken from the disk's own boot files */
+    const char *cmdline;         /* NULL: root= of the partition that they were found on */
+};
+must_check int image_import_disk(struct image_store *store, const char *ref, const struct image_disk *disk,
+                                 const struct image_progress *progress, char ret_digest[static IMAGE_DIGEST_SIZE],
+                                 struct err *err);
