@@ -43,6 +43,7 @@ struct image_meter {
 
 void meter_init(struct image_meter *meter, const struct image_progress *progress, const char *what, uint64_t total);
 void meter_end(struct image_meter *meter);
+void meter_total(struct image_meter *meter, uint64_t total);
 /* Bytes that were done, or are to be done again (negative). */
 void meter_add(struct image_meter *meter, int64_t bytes);
 bool meter_cancelled(struct image_meter *meter);

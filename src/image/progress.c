@@ -32,6 +32,13 @@ void meter_end(struct image_meter *meter)
     pthread_mutex_destroy(&meter->lock);
 }
 
+void meter_total(struct image_meter *meter, uint64_t total)
+{
+    pthread_mutex_lock(&meter->lock);
+    meter->total = total;
+    pthread_mutex_unlock(&meter->lock);
+}
+
 void meter_add(struct image_meter *meter, int64_t bytes)
 {
     pthread_mutex_lock(&meter->lock);
