@@ -101,7 +101,7 @@ def test_disk_too_small(tmp):
 
 
 @pytest.mark.parametrize("status,options,named", [
-    (2, ["--throttle", "iops=5"], "NAME"), (2, ["--throttle", "slow,iops=0"], "iops=0"), (2, ["--throttle", "slow,speed=5"], "speed=5"),
+    (2, ["--throttle", "iops=5"], "NAME"), (2, ["--throttle", "slow,iops=0"], "'0' is no rate"), (2, ["--throttle", "slow,speed=5"], "speed=5"),
     (2, ["--throttle", "slow,iops=5,iops-burst=5"], "burst"), (1, ["--disk", "DISK,throttle=none"], "--throttle none,iops="),
     (1, ["--disk", "DISK,weight=5"], "throttle="),
     (1, ["--throttle", "slow,iops=5", "--disk", "DISK,throttle=slow,reserve=6"], "reserved")])
