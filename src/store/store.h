@@ -2,7 +2,8 @@
  *
  * One revision counter for the whole store; every commit that changes anything takes the next one. A commit is atomic:
  * all of its operations, its audit record and its revision, or nothing. Watches see commits whole and in order. Leases
- * end by time unless kept alive; documents that hang on a lease go with it, as deletions that watches see.
+ * end by time unless kept alive (they get their whole time again when the store is opened); documents that hang on a lease
+ * go with it, as deletions that watches see.
  *
  * Drivers are the lines of one table (store.c): `sqlite` keeps a file. The contract's tests (tests/unit/store_test.c) take
  * a driver by its address, so that each driver runs all of them.
@@ -95,8 +96,9 @@ must_check int store_lease_grant(struct store *store, uint64_t ttl_ms, uint64_t 
 must_check int store_lease_keep(struct store *store, uint64_t lease, struct err *err);
 must_check int store_lease_revoke(struct store *store, uint64_t lease, struct err *err);
 
-/* Newest first: array of {"revision", "time" (RFC 3339, UTC), "actor", "origin", "action", "target", "detail"}; those before
- * revision `before` (0: all), at most `limit`. */
+/* Newest first: array of {"id", "revision", "time" (RFC 3339, UTC), "actor", "origin", "action", "target", "detail"}; those
+ * with ids below `before` (0: all), at most `limit`. The last 100,000 are kept. A commit without operations leaves just a
+ * record. */
 must_check int store_audit_list(struct store *store, uint64_t before, size_t limit, json_t **ret_records, struct err *err);
 
 /* A consistent copy at `path` (which must not exist) while the store is in use. */
