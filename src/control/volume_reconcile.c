@@ -79,7 +79,8 @@ static int mend(struct volumes *volumes, const struct store_doc *doc, const char
         json_object_del(value, "working");
         note(actions, "looked into volume '%s' for its size and snapshots", name);
     } else {
-        json_object_set_new(value, "error", there ? json_string(err->message) : json_string("its file is gone: bring it back, or remove the volume"));
+        const char *why = there ? err->message : "its file is gone: bring it back, or remove the volume";
+        json_object_set_new(value, "error", json_string(why));
         note(actions, there ? "volume '%s' cannot be read" : "the file of volume '%s' is gone", name);
     }
     return volume_save(volumes, name, json_incref(value), doc->revision, NULL, err);
