@@ -183,8 +183,7 @@ class CuttingProxy:
                     return
                 sink.sendall(data)
                 sent += len(data)
-            if limit is None:
-                sink.shutdown(socket.SHUT_WR)
+            sink.shutdown(socket.SHUT_WR)
         except OSError:
             pass
 

@@ -238,7 +238,7 @@ def test_busy_registries_are_asked_again(registry, tool):
 
 
 def test_a_pull_can_be_cancelled(registry, tool):
-    tool.refuse("pull", f"{registry.name}/big:1", says="cancelled", options=("--insecure", "--cancel-at", "1000000"))
+    tool.refuse("pull", f"{registry.name}/big:1", says="cancelled", options=("--insecure", "--cancel-at", "1"))
     tool.run("gc")
     assert tool.is_empty()
 
@@ -320,7 +320,7 @@ def one_manifest(text):
      "digest": "sha256:" + "0" * 64, "size": 1 << 40}}).encode(), "at most 2097152 bytes"),
     (json.dumps({"schemaVersion": 2, "layers": [], "config": {"mediaType": "application/vnd.helm",
      "digest": "sha256:" + "0" * 64, "size": 1}}).encode(), "something else than an image"),
-])
+], ids=lambda value: str(value)[:20].strip())
 def test_hostile_manifests(tool, text, says):
     with Server(one_manifest(text)) as server:
         tool.refuse("pull", f"{server.name}/x", says=says)
@@ -360,7 +360,7 @@ def test_token_authentication(tool, sources, tmp_path):
         tool.run("pull", ref, options=(*me, "secret"))
         tokens.requests.clear()
         tool.run("push", ref, f"{registry.name}/b:1", options=(*me, "secret"))
-        assert "scope=repository%3Ab%3Apull%2Cpush" in tokens.requests[0][1] or "scope=repository:b:pull,push" in tokens.requests[0][1]
+        assert "&scope=repository%3ab%3apull%2cpush&" in tokens.requests[0][1].lower()
         assert len(tokens.requests) == 1
 
 
