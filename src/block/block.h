@@ -77,6 +77,8 @@ struct block_options {
     bool below;         /* file: any length, grows by writes, zeroes behind its end: what formats stand on */
     bool no_backing;    /* qcow2: read nothing from the backing file, and do not open it */
     const char *snapshot; /* qcow2, read-only: the disk as it was at this internal snapshot; NULL: as it is */
+    /* qcow2: NULL or NULL-terminated: the backing chain, nearest first, instead of what the images name; with their formats */
+    const char *const *backing;
     const char *base;   /* qcow2: the backing chain ends before this file, which is not opened; NULL: nowhere */
     bool repair;        /* qcow2: open for repair even what is marked as damaged */
     const struct block_key *key; /* of encrypted images (crypt/key.h); the caller's, used only by block_open */
@@ -120,7 +122,8 @@ struct block_node {
     char *name; /* path, for messages and maps; owned */
 };
 
-extern const struct block_class block_file, block_luks, block_nbd, block_qcow2, block_vdi, block_vhd, block_vhdx, block_vmdk;
+extern const struct block_class block_file, block_luks, block_memory, block_nbd, block_null, block_qcow2, block_vdi, block_vhd, block_vhdx,
+    block_vmdk;
 /* What block_open finds by name, NULL-terminated. block_nbd is not among them: it brings libraries for the network, which only
  * programs that open it by itself are to have. */
 extern const struct block_class *const block_classes[];
