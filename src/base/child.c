@@ -18,7 +18,11 @@
 
 #define POLL_MS 100
 #define GRACE_MS 5000
-
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+#define MEMORY_MAX RLIM_INFINITY /* shadow memory takes terabytes of addresses */
+#else
+#define MEMORY_MAX (4ul << 30)
+#endif
 
 struct running {
     const struct child *child;
@@ -44,7 +48,7 @@ static int64_t now_ms(void)
 
 static bool confine(const struct child *child)
 {
-    static const struct rlimit memory = {4ul << 30, 4ul << 30}, none = {0, 0};
+    static const struct rlimit memory = {MEMORY_MAX, MEMORY_MAX}, none = {0, 0};
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || setrlimit(RLIMIT_AS, &memory) < 0 || setrlimit(RLIMIT_CORE, &none) < 0)
         return false;
     if (!child->nobody || geteuid() != 0)
