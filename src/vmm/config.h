@@ -7,10 +7,13 @@
 #include <stdint.h>
 #include "base/err.h"
 #include "base/log.h"
+#include "block/throttle.h"
 
 #define VM_MAX_VCPUS 32
 #define VM_MAX_DISKS 16
 #define VM_MAX_NETS 8
+#define VM_MAX_THROTTLES 8
+#define VM_MAX_BACKING 16
 
 /* Token bucket: `size` tokens, full again after `refill_ms`; `burst` more once at the start. size 0: no limit. */
 struct vm_rate_bucket {
@@ -27,6 +30,7 @@ enum vm_io_engine { VM_IO_ANY, VM_IO_SYNC, VM_IO_ASYNC };
 struct vm_disk {
     char *id, *path;
     char *format;     /* of the image; NULL: as block_guess_format() says, raw in doubt */
+    char *backing[VM_MAX_BACKING + 1]; /* NULL-terminated: the chain, nearest first; none: as the images say */
     char *key_path;   /* file with the key of an encrypted image; NULL: none */
     bool read_only;
     bool direct;      /* O_DIRECT */
@@ -38,6 +42,14 @@ struct vm_disk {
     unsigned queues;  /* 0: one a vCPU */
     enum vm_io_engine io_engine; /* ANY: io_uring where the host allows it; ASYNC: io_uring or an error */
     struct vm_rate_limit limit;
+    char *throttle; /* name of a group that it shares a limit with; NULL: none */
+    struct throttle_share share;
+};
+
+/* A limit that disks share. */
+struct vm_throttle {
+    char *name;
+    struct throttle_limits limits;
 };
 
 enum vm_net_backend { VM_NET_USER, VM_NET_TAP };
@@ -45,7 +57,8 @@ enum vm_net_backend { VM_NET_USER, VM_NET_TAP };
 struct vm_net {
     char *id;
     enum vm_net_backend backend;
-    char *tap;        /* interface name; VM_NET_TAP only */
+    char *tap;        /* interface name or "fd:N", an open queue; VM_NET_TAP only */
+    char *socket;     /* VM_NET_USER: "fd:N", connected to a passt that runs already; NULL: start one */
     char *forward;    /* VM_NET_USER: TCP ports of the host that lead into the guest, "9080:8080,..." */
     bool has_mac;     /* otherwise one is made from the VM's and the interface's id */
     uint8_t mac[6];
@@ -90,8 +103,9 @@ struct vm_config {
     char *cpu_model;
     char *engine, *engine_options;
     char *jit_opt; /* optimisations that the jit engine does without: "no-NAME,..." */
-    unsigned disk_count, net_count;
+    unsigned disk_count, net_count, throttle_count;
     struct vm_disk disks[VM_MAX_DISKS];
+    struct vm_throttle throttles[VM_MAX_THROTTLES];
     /* NULL-terminated: folders, besides an image's own, that backing and data files may lie in */
     char *allow_backing[VM_MAX_DISKS + 1];
     struct vm_net nets[VM_MAX_NETS];
