@@ -98,7 +98,8 @@ static bool is_shown(const struct cli *cli, const json_t *instance)
         by_state |= strncmp(filter, "state=", 6) == 0;
     }
     const char *state = cli_text(instance, "status.state");
-    return by_state || cli_has(cli, "all") || (strcmp(state, "stopped") != 0 && strcmp(state, "created") != 0 && strcmp(state, "failed") != 0);
+    bool lies_still = strcmp(state, "stopped") == 0 || strcmp(state, "created") == 0 || strcmp(state, "failed") == 0;
+    return by_state || cli_has(cli, "all") || !lies_still;
 }
 
 static int check_filters(const struct cli *cli, struct err *err)

@@ -106,6 +106,7 @@ const struct command other_commands[] = {
     {.name = "help", .operands = "[COMMAND [SUBCOMMAND]]", .summary = "show help", .options = help_options, .run = run_help},
     {.name = "completion", .operands = "bash|zsh|fish", .summary = "print a completion script for a shell", .run = run_completion,
      .examples = "source <(polder completion bash)\n"},
-    {.name = "__complete", .operands = "[WORD...]", .summary = "candidates for completion", .rest = true, .hidden = true, .run = run_complete},
+    {.name = "__complete", .operands = "[WORD...]", .summary = "candidates for completion", .rest = true, .hidden = true,
+     .run = run_complete},
     {.name = NULL},
 };

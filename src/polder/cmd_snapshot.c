@@ -57,7 +57,8 @@ static int run_rm(struct cli *cli, struct err *err)
 
 const struct command snapshot_commands[] = {
     {.name = "create", .operands = "INSTANCE SNAPSHOT", .summary = "keep the state of an instance's disk", .run = run_create},
-    {.name = "restore", .operands = "INSTANCE SNAPSHOT", .summary = "bring a stopped instance's disk back to a snapshot", .run = run_restore},
+    {.name = "restore", .operands = "INSTANCE SNAPSHOT", .summary = "bring a stopped instance's disk back to a snapshot",
+     .run = run_restore},
     {.name = "rm", .operands = "INSTANCE SNAPSHOT", .summary = "remove a snapshot", .run = run_rm},
     {.name = "ls", .operands = "INSTANCE", .summary = "list the snapshots of an instance", .run = run_ls},
     {.name = NULL},

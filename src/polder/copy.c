@@ -251,7 +251,8 @@ static int transfer(struct cli *cli, struct work *work, void *(*fn)(void *), boo
         return err_set(err, errno ? errno : EAGAIN, "'%s'", work->dir);
     }
     struct source source = {mine, work};
-    int r = receive ? client_stream(cli->client, path, to_fd, &mine, err) : client_upload(cli->client, path, from_fd, &source, -1, NULL, err);
+    int r = receive ? client_stream(cli->client, path, to_fd, &mine, err)
+                    : client_upload(cli->client, path, from_fd, &source, -1, NULL, err);
     close(mine);
     pthread_join(thread, NULL);
     if (here >= 0 && fchdir(here) < 0)

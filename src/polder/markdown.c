@@ -1,4 +1,5 @@
 /* The reference page of the guide. */
+#include <ctype.h>
 #include <stdio.h>
 
 #include "polder/help.h"
@@ -37,7 +38,8 @@ static void print_command(FILE *out, const struct command_group *group, const st
 {
     struct help_program program;
     help_program(&program, group, command);
-    fprintf(out, "### %s\n\n`%s %s`\n\n%s.\n", program.name, program.name, program.usage, command->summary);
+    fprintf(out, "### %s\n\n`%s %s`\n\n%c%s.\n", program.name, program.name, program.usage, toupper((unsigned char)command->summary[0]),
+            command->summary + 1);
     if (command->description)
         fprintf(out, "\n%s\n", command->description);
     if (command->options || command->shared) {

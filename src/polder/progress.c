@@ -41,7 +41,8 @@ static void line_text(const struct progress_line *line, char *text, size_t size)
         if (bytes)
             snprintf(text, size, "%-40s [%s] %s of %s", line->what, bar, done, total);
         else
-            snprintf(text, size, "%-40s [%s] %llu of %llu", line->what, bar, (unsigned long long)line->done, (unsigned long long)line->total);
+            snprintf(text, size, "%-40s [%s] %llu of %llu", line->what, bar, (unsigned long long)line->done,
+                     (unsigned long long)line->total);
     }
 }
 

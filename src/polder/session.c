@@ -123,7 +123,9 @@ static int turn(struct running *running, int signals, struct err *err)
 {
     struct websocket *websocket = running->websocket;
     bool take = running->input_open && websocket_queued(websocket) < QUEUE_MAX;
-    struct pollfd fds[] = {{websocket_fd(websocket), websocket_events(websocket), 0}, {signals, POLLIN, 0}, {take ? STDIN_FILENO : -1, POLLIN, 0}};
+    struct pollfd fds[] = {{websocket_fd(websocket), websocket_events(websocket), 0},
+                           {signals, POLLIN, 0},
+                           {take ? STDIN_FILENO : -1, POLLIN, 0}};
     if (poll(fds, 3, -1) < 0)
         return errno == EINTR ? 0 : err_set(err, errno, "poll");
     int r = 0;

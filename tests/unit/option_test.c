@@ -127,12 +127,15 @@ static void test_letters_and_operands(void **state)
     used = &program;
 }
 
-static const struct option_spec shared_options[] = {{"", NULL, "Shared", NULL, NULL}, {"q,quiet", NULL, "less", NULL, set_flag}, {NULL, NULL, NULL, NULL, NULL}};
+static const struct option_spec shared_options[] = {
+    {"", NULL, "Shared", NULL, NULL}, {"q,quiet", NULL, "less", NULL, set_flag}, {NULL, NULL, NULL, NULL, NULL}};
 static const struct option_spec *const shared[] = {shared_options, NULL};
-static const struct option_spec lettered[] = {{"p,path", "PATH", "a path", NULL, set_path}, {"x,flag", NULL, "a flag", NULL, set_flag}, {NULL, NULL, NULL, NULL, NULL}};
+static const struct option_spec lettered[] = {
+    {"p,path", "PATH", "a path", NULL, set_path}, {"x,flag", NULL, "a flag", NULL, set_flag}, {NULL, NULL, NULL, NULL, NULL}};
 
 static const struct option_program with_rest = {
-    .name = "prog run", .version = "1", .summary = "runs", .description = "It.", .usage = "NAME", .options = lettered, .shared = shared, .operand = take_operand, .rest_after = 1};
+    .name = "prog run", .version = "1", .summary = "runs", .description = "It.", .usage = "NAME",
+    .options = lettered, .shared = shared, .operand = take_operand, .rest_after = 1};
 
 static void test_rest_and_shared(void **state)
 {
