@@ -139,23 +139,24 @@ static void add_doc(const struct instance_change *change, uint64_t revision, str
 }
 
 static int commit_change(struct instances *instances, const char *name, const struct instance_change *change,
-                         uint64_t revision, const char *action, const struct instance_call *call, struct err *err)
+                         uint64_t *revision, const char *action, const struct instance_call *call, struct err *err)
 {
     struct commit commit = {0};
     key_of(name, commit.key);
-    add_doc(change, revision, &commit);
+    add_doc(change, *revision, &commit);
     int ret = change->promise ? add_promise(instances, change, &commit, err) : 0;
     if (!ret) {
         struct store_audit audit = {.actor = call && call->actor ? call->actor : "controller",
                                     .origin = call ? call->origin : NULL, .action = action, .target = commit.key};
-        ret = store_commit(instances->config.store, commit.ops, commit.count, &audit, NULL, err);
+        ret = store_commit(instances->config.store, commit.ops, commit.count, &audit, revision, err);
     }
     json_decref(commit.promises);
     return ret;
 }
 
 static int change_once(struct instances *instances, const char *name, instance_change_fn *fn, const void *arg,
-                       const char *action, const struct instance_call *call, json_t **ret_doc, struct err *err)
+                       const char *action, const struct instance_call *call, json_t **ret_doc, uint64_t *ret_revision,
+                       struct err *err)
 {
     struct store_doc old = {0};
     int ret = get_named(instances, name, &old, err);
@@ -165,10 +166,11 @@ static int change_once(struct instances *instances, const char *name, instance_c
     ret = change.doc ? fn(&change, err) : err_set(err, ENOMEM, "instance '%s'", name);
     bool same = ret == -EALREADY;
     if (!ret)
-        ret = commit_change(instances, name, &change, old.revision, action, call, err);
+        ret = commit_change(instances, name, &change, &old.revision, action, call, err);
     else if (same)
         ret = 0;
-    if (!ret && ret_doc)
+    *ret_revision = old.revision;
+    if (!ret)
         *ret_doc = json_incref(same ? old.value : change.doc);
     json_decref(change.doc);
     store_doc_clear(&old);
@@ -179,16 +181,17 @@ int instance_change(struct instances *instances, const char *name, instance_chan
                     const char *action, const struct instance_call *call, json_t **ret_doc, struct err *err)
 {
     own_json json_t *doc = NULL;
+    uint64_t revision;
     int ret;
     /* Another's commit came between: theirs counts, so this ends as long as anybody's does. */
     do
-        ret = change_once(instances, name, fn, arg, action, call, &doc, err);
+        ret = change_once(instances, name, fn, arg, action, call, &doc, &revision, err);
     while (ret == -EAGAIN);
     if (ret < 0)
         return ret;
     own_instance struct instance *instance = instance_find(instances, json_text(doc, "id"));
     if (instance)
-        instance_mirror(instance, doc);
+        instance_mirror(instance, doc, revision);
     if (ret_doc)
         *ret_doc = TAKE(doc);
     return 0;

@@ -40,6 +40,7 @@ struct instance {
     /* Under the lock. The mirror: what the last commit said, kept for waiters beyond the document's end. */
     enum instance_state state;
     enum instance_desired desired;
+    uint64_t revision;
     bool removed;
     unsigned runs, failures; /* how often it came to run, or failed to */
     int exit_code;
@@ -78,8 +79,8 @@ struct instance_ops {
     int (*set_paused)(struct instance *instance, bool paused, struct err *err);
     /* The process is gone: what it held is given back. `*ret_code` -1: not known. `text`: one line on how it ended. */
     int (*ended)(struct instance *instance, const json_t *doc, int *ret_code, char *text, size_t size, struct err *err);
-    /* Nothing is left but the document. */
-    int (*clean)(struct instance *instance, struct err *err);
+    /* Nothing is left but the document (NULL: not even that). */
+    int (*clean)(struct instance *instance, const json_t *doc, struct err *err);
 };
 extern const struct instance_ops instance_ops_host;
 
@@ -163,8 +164,8 @@ static inline void own_instance_cleanup(struct instance **instance)
     instance_unref(*instance);
 }
 #define own_instance __attribute__((cleanup(own_instance_cleanup)))
-/* Shows waiters what the document says now. */
-void instance_mirror(struct instance *instance, const json_t *doc);
+/* Shows waiters what the document says at `revision`; what is older than the mirror is left out. */
+void instance_mirror(struct instance *instance, const json_t *doc, uint64_t revision);
 
 /* ---- the queue (instance_queue.c) ---- */
 

@@ -271,15 +271,15 @@ static void launch(struct instance *instance)
     instance_enqueue(instance);
 }
 
-static void clean(struct instance *instance, bool document)
+static void clean(struct instance *instance, const json_t *doc)
 {
     struct err err = {0};
-    if (instance->owner->ops->clean(instance, &err) < 0) {
+    if (instance->owner->ops->clean(instance, doc, &err) < 0) {
         log_error("instance %s: %s", instance->name, err.message);
         instance_enqueue_in(instance, 1000);
         return;
     }
-    if (document && commit(instance, now_gone, NULL, "instance.removed", NULL) < 0)
+    if (doc && commit(instance, now_gone, NULL, "instance.removed", NULL) < 0)
         return;
     instance_forget(instance);
 }
@@ -294,7 +294,7 @@ static void step_without_process(struct instance *instance, const json_t *doc)
     if (was_there && !(never_there && wanted))
         note_end(instance, doc);
     else if (json_flag(doc, "deleting"))
-        clean(instance, true);
+        clean(instance, doc);
     else if (wanted)
         launch(instance);
 }
@@ -492,11 +492,11 @@ void instance_step(struct instance *instance)
     if (instance->pidfd >= 0 && process_ended(instance))
         drop_process(instance);
     if (doc && strcmp(json_text(doc, "id"), instance->id) != 0)
-        ret = -ENOENT; /* another of the same name */
+        ret = -ENOENT; /* another of the same name, when its own was removed in a crash */
     if (ret == -ENOENT && instance->pidfd >= 0)
         kill_process(instance);
     else if (ret == -ENOENT)
-        clean(instance, false);
+        clean(instance, NULL);
     else if (instance->pidfd >= 0)
         step_with_process(instance, doc);
     else

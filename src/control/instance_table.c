@@ -116,10 +116,9 @@ void instance_forget(struct instance *instance)
         instance_unref(instance);
 }
 
-void instance_mirror(struct instance *instance, const json_t *doc)
+static void mirror_locked(struct instance *instance, const json_t *doc)
 {
     const json_t *status = instance_status(doc);
-    pthread_mutex_lock(&instance->owner->lock);
     enum instance_state old = instance->state;
     instance->state = instance_doc_state(doc);
     instance->desired = instance_doc_desired(doc);
@@ -130,6 +129,15 @@ void instance_mirror(struct instance *instance, const json_t *doc)
         instance->runs++;
     if (old != INSTANCE_FAILED && instance->state == INSTANCE_FAILED)
         instance->failures++;
-    pthread_cond_broadcast(&instance->owner->changed);
+}
+
+void instance_mirror(struct instance *instance, const json_t *doc, uint64_t revision)
+{
+    pthread_mutex_lock(&instance->owner->lock);
+    if (revision >= instance->revision) {
+        instance->revision = revision;
+        mirror_locked(instance, doc);
+        pthread_cond_broadcast(&instance->owner->changed);
+    }
     pthread_mutex_unlock(&instance->owner->lock);
 }
