@@ -77,6 +77,8 @@ struct block_options {
     bool below;         /* file: any length, grows by writes, zeroes behind its end: what formats stand on */
     bool no_backing;    /* qcow2: read nothing from the backing file, and do not open it */
     const char *snapshot; /* qcow2, read-only: the disk as it was at this internal snapshot; NULL: as it is */
+    /* qcow2: NULL or NULL-terminated: the backing chain, nearest first, instead of what the images name; with their formats */
+    const char *const *backing;
     const char *base;   /* qcow2: the backing chain ends before this file, which is not opened; NULL: nowhere */
     bool repair;        /* qcow2: open for repair even what is marked as damaged */
     const struct block_key *key; /* of encrypted images (crypt/key.h); the caller's, used only by block_open */

@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
+#include "base/fdname.h"
 #include "base/iov.h"
 #include "base/log.h"
 #include "base/own.h"
@@ -315,18 +316,21 @@ static int check_kind(mode_t mode, const struct block_options *o, struct err *er
 static int open_path(const struct block_options *o, struct err *err)
 {
     struct stat st;
-    if (stat(o->path, &st) < 0)
+    bool given = fdname_parse(o->path) >= 0;
+    if (!given && stat(o->path, &st) < 0)
         return err_set(err, errno, "disk '%s'", o->path);
-    int r = check_kind(st.st_mode, o, err); /* before opening: that waits on a FIFO */
+    int r = given ? 0 : check_kind(st.st_mode, o, err); /* before opening: that waits on a FIFO */
     if (r < 0)
         return r;
     int flags = (o->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | (o->direct ? O_DIRECT : 0);
-    int fd = open(o->path, flags);
+    int fd = fdname_open(o->path, flags, 0);
     if (fd >= 0)
         return fd;
     int code = errno;
     if (code == EINVAL && o->direct)
         return err_say(err, code, "disk '%s': its file system has no direct I/O; use the page cache", o->path);
+    if (code == EACCES && given)
+        return err_say(err, code, "disk '%s' was not opened for reading%s", o->path, o->read_only ? "" : " and writing");
     if ((code == EACCES || code == EROFS || code == EPERM) && !o->read_only && access(o->path, R_OK) == 0)
         return err_say(err, code, "disk '%s' cannot be written (%s); attach it read-only or change its mode", o->path,
                        code == EROFS ? "read-only file system" : "no permission");

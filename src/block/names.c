@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/fdname.h"
 #include "base/own.h"
 
 /* True for the folder itself and what is below it; both are canonical. */
@@ -63,6 +64,8 @@ int names_open(const struct block_options *image, const char *name, bool read_on
     struct stat st;
     if (!image->path)
         return err_say(err, EACCES, "an image without a path cannot name the file '%.80s'", name);
+    if (fdname_parse(image->path) >= 0)
+        return err_say(err, EACCES, "an image given as '%s' cannot name the file '%.80s'; give that, too: backing=fd:N", image->path, name);
     if (has_protocol(name))
         return err_say(err, ENOTSUP, "it names '%.80s', and only files are supported", name);
     if (full_path(image->path, name, &folder, &path) < 0)

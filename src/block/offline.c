@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/own.h"
 #include "block/block.h"
 
@@ -82,7 +83,7 @@ static bool has_magic(int fd, unsigned i)
 
 const char *block_guess_format(const char *path)
 {
-    own_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    own_fd int fd = fdname_open(path, O_RDONLY, 0);
     size_t len = strlen(path);
     for (unsigned i = 0; fd >= 0 && i < sizeof formats / sizeof *formats; i++) {
         size_t suffix = strlen(formats[i].suffix);

@@ -24,7 +24,10 @@
 #define IMAGE_DIGEST_SIZE 72       /* "sha256:", 64 lower-case hex digits, NUL */
 #define IMAGE_REF_SIZE 768         /* a full reference and its NUL */
 #define IMAGE_LAYERS_MAX 256       /* of one image */
-#define IMAGE_JSON_MAX (4u << 20)  /* bytes of a manifest, an index or a configuration */
+#define IMAGE_JSON_MAX (2u << 20)  /* bytes of a manifest, an index or a configuration */
+
+/* Media type of the configuration of a disk image, whose one layer is the disk. */
+#define IMAGE_DISK_CONFIG_TYPE "application/vnd.polder.disk.config.v1+json"
 
 struct image_store;
 
@@ -112,7 +115,7 @@ void image_config_clear(struct image_config *config);
 /* ---- tags ---- */
 
 /* Array of {"ref" (short), "full_ref", "digest", "config_digest", "media_type", "kind": "oci"|"disk", "size_bytes",
- * "layers": N, "created_at", "tagged_at", "architecture", "os"}, by ref. An image whose blobs are damaged has "error"
+ * "layer_count": N, "created_at", "tagged_at", "architecture", "os"}, by ref. An image whose blobs are damaged has "error"
  * instead of what could not be read. */
 must_check int image_list(struct image_store *store, json_t **ret_images, struct err *err);
 /* The same of one image, and "config" {"entrypoint", "cmd", "env", "user", "workdir", "stop_signal", "exposed_ports",

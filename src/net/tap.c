@@ -118,6 +118,10 @@ static void tap_close(struct net_backend *tap)
 /* A queue that was opened and attached elsewhere, by someone with the right to. */
 static int adopt(struct net_backend *tap, int fd, struct err *err)
 {
+    struct ifreq request = {0};
+    if (ioctl(fd, TUNGETIFF, &request) < 0 || !(request.ifr_flags & IFF_TAP) || !(request.ifr_flags & IFF_NO_PI) ||
+        !(request.ifr_flags & IFF_VNET_HDR))
+        return err_say(err, EINVAL, "tap: the descriptor is no queue of a tap interface with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR");
     int r = set_up_queue(fd, "fd", err);
     if (r < 0)
         return r;

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/fdname.h"
 #include "base/own.h"
 #include "virtio/limiter.h"
 #include "virtio/vsock_impl.h"
@@ -208,7 +209,8 @@ static void vsock_free(struct virtio_device *dev)
     loop_remove(v->timer);
     if (v->listen_fd >= 0) {
         close(v->listen_fd);
-        unlink(v->path);
+        if (!v->given)
+            unlink(v->path);
     }
     if (v->stale_fd >= 0)
         close(v->stale_fd);
@@ -248,6 +250,11 @@ const struct virtio_class virtio_vsock = {
 static int listen_at(struct vsock *v, struct err *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int r = fdname_listener(v->path, &v->listen_fd, err);
+    if (r < 0 || v->listen_fd >= 0) {
+        v->given = true;
+        return r < 0 ? err_ctx(err, "vsock") : 0;
+    }
     if (strlen(v->path) >= sizeof address.sun_path - 11) /* "_4294967295" comes behind it */
         return err_say(err, ENAMETOOLONG, "vsock: socket path '%s' is longer than %zu bytes", v->path,
                        sizeof address.sun_path - 12);

@@ -8,7 +8,9 @@
 struct virtio_vsock_config {
     const char *id; /* NULL: "vsock" */
     uint32_t guest_cid; /* 3 or more */
-    const char *uds_path; /* created here, removed by virtio_free; an error if something is there already */
+    /* Created here, removed by virtio_free; an error if something is there already. "fd:N": a listening socket; the guest
+     * cannot connect to the host then. */
+    const char *uds_path;
 };
 
 must_check int virtio_vsock_create(const struct virtio_vsock_config *config, const struct virtio_host *host,

@@ -74,6 +74,7 @@ struct vsock_conn {
 struct vsock {
     struct virtio_device dev; /* first */
     char *path;
+    bool given; /* the socket, as a descriptor: it has no path for the guest's own connections, and stays */
     int listen_fd, stale_fd;
     struct loop_source *listen_source, *stale_source, *timer;
     bool timer_armed;

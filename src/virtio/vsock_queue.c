@@ -152,6 +152,8 @@ static void answer_reset(struct vsock *v, const struct vsock_packet *p)
 static int connect_host(const struct vsock *v, uint32_t port)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (v->given)
+        return -ECONNREFUSED;
     int n = snprintf(address.sun_path, sizeof address.sun_path, "%s_%u", v->path, port);
     if (n < 0 || (size_t)n >= sizeof address.sun_path)
         return -ENAMETOOLONG;

@@ -10,14 +10,16 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/log.h"
 #include "base/own.h"
 
 static int open_output(const char *path)
 {
+    int mode = fdname_parse(path) < 0 ? O_RDWR : O_WRONLY;
     /* O_RDWR: a named pipe without a reader opens too; O_NONBLOCK: a full one loses lines, and never stops
      * the machine. */
-    int fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC, 0600);
+    int fd = fdname_open(path, mode | O_CREAT | O_APPEND | O_NONBLOCK, 0600);
     return fd < 0 ? -errno : fd;
 }
 

@@ -12,6 +12,7 @@
 #include <strings.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/log.h"
 #include "base/own.h"
 
@@ -21,7 +22,7 @@
 
 static int check_readable(const char *what, const char *path, struct err *err)
 {
-    own_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    own_fd int fd = fdname_open(path, O_RDONLY | O_NONBLOCK, 0);
     return fd < 0 ? err_set(err, errno, "The %s file cannot be opened: '%.100s'", what, path) : 0;
 }
 

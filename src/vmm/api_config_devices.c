@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
+
 struct vm_disk *api_disk_find(struct vm_config *config, const char *id)
 {
     for (unsigned i = 0; i < config->disk_count; i++) {
@@ -54,7 +56,7 @@ static int check_disk(struct vm_config *config, const char *id, const json_t *bo
         return err_say(err, ENOTSUP, "vhost-user disks (socket) are not there yet");
     if (!path)
         return err_say(err, EINVAL, "missing field `path_on_host`");
-    if (stat(path, &st) < 0 || access(path, read_only ? R_OK : R_OK | W_OK) < 0)
+    if (fdname_stat(path, !read_only, &st) < 0)
         return err_set(err, errno, "Error manipulating the backing file: '%.100s'", path);
     if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
         return err_say(err, EINVAL,

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/own.h"
 
 #define CONFIG_FILE_MAX ((size_t)1 << 20)
@@ -96,7 +97,7 @@ int api_apply_config(struct api *api, json_t *root, struct err *err)
 /* Reads the whole file, at most CONFIG_FILE_MAX bytes; pipes are fine. */
 static int read_file(const char *path, char **ret_text, size_t *ret_len, struct err *err)
 {
-    own_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
+    own_fd int fd = fdname_open(path, O_RDONLY, 0);
     own_free char *text = malloc(CONFIG_FILE_MAX + 1);
     if (fd < 0)
         return err_set(err, errno, "open");

@@ -14,6 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/log.h"
 #include "base/own.h"
 
@@ -117,6 +118,9 @@ static void on_completed(void *arg, struct MHD_Connection *connection, void **re
 static int listen_on(const char *path, int *ret_fd, struct err *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int given = fdname_listener(path, ret_fd, err);
+    if (given < 0 || *ret_fd >= 0)
+        return given;
     if (strlen(path) >= sizeof address.sun_path)
         return err_say(err, ENAMETOOLONG, "API socket '%.120s': a socket's path has at most %zu bytes", path,
                        sizeof address.sun_path - 1);
@@ -169,10 +173,12 @@ int api_listen(struct api *api, const char *path, struct err *err)
     /* From here on the socket is libmicrohttpd's, which closes it. */
     server->httpd = daemon_start(api, fd);
     if (!server->httpd) {
-        unlink(path);
+        if (fdname_parse(path) < 0)
+            unlink(path);
         return err_say(err, EIO, "API socket '%s': the HTTP server does not start", path);
     }
-    server->path = TAKE(copy);
+    if (fdname_parse(path) < 0)
+        server->path = TAKE(copy);
     api->server = TAKE(server);
     return 0;
 }
@@ -182,7 +188,8 @@ void api_server_stop(struct api_server *server)
     if (!server)
         return;
     MHD_stop_daemon(server->httpd);
-    unlink(server->path);
+    if (server->path)
+        unlink(server->path);
     free(server->path);
     free(server);
 }

@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
+
 #define MEMORY_MIN (UINT64_C(8) << 20)
 
 struct vm_config *vm_config_new(void)
@@ -33,6 +35,8 @@ void vm_disk_clear(struct vm_disk *disk)
     free(disk->id);
     free(disk->path);
     free(disk->format);
+    for (unsigned i = 0; disk->backing[i]; i++)
+        free(disk->backing[i]);
     free(disk->key_path);
     free(disk->partuuid);
     *disk = (struct vm_disk){.writeback = true};
@@ -42,6 +46,7 @@ void vm_net_clear(struct vm_net *net)
 {
     free(net->id);
     free(net->tap);
+    free(net->socket);
     free(net->forward);
     *net = (struct vm_net){0};
 }
@@ -115,7 +120,7 @@ int vm_config_add_net(struct vm_config *config, const char *id, struct vm_net **
 static int check_file(const char *what, const char *path, struct err *err)
 {
     struct stat st;
-    if (stat(path, &st) < 0 || access(path, R_OK) < 0)
+    if (fdname_stat(path, false, &st) < 0)
         return err_say(err, errno, "%s '%s': %s; give a file that this user may read with --%s", what, path, strerror(errno), what);
     if (S_ISDIR(st.st_mode))
         return err_say(err, EISDIR, "%s '%s': is a directory, give a file", what, path);

@@ -11,6 +11,7 @@
 #define VM_MAX_VCPUS 32
 #define VM_MAX_DISKS 16
 #define VM_MAX_NETS 8
+#define VM_MAX_BACKING 16
 
 /* Token bucket: `size` tokens, full again after `refill_ms`; `burst` more once at the start. size 0: no limit. */
 struct vm_rate_bucket {
@@ -27,6 +28,7 @@ enum vm_io_engine { VM_IO_ANY, VM_IO_SYNC, VM_IO_ASYNC };
 struct vm_disk {
     char *id, *path;
     char *format;     /* of the image; NULL: as block_guess_format() says, raw in doubt */
+    char *backing[VM_MAX_BACKING + 1]; /* NULL-terminated: the chain, nearest first; none: as the images say */
     char *key_path;   /* file with the key of an encrypted image; NULL: none */
     bool read_only;
     bool direct;      /* O_DIRECT */
@@ -45,7 +47,8 @@ enum vm_net_backend { VM_NET_USER, VM_NET_TAP };
 struct vm_net {
     char *id;
     enum vm_net_backend backend;
-    char *tap;        /* interface name; VM_NET_TAP only */
+    char *tap;        /* interface name or "fd:N", an open queue; VM_NET_TAP only */
+    char *socket;     /* VM_NET_USER: "fd:N", connected to a passt that runs already; NULL: start one */
     char *forward;    /* VM_NET_USER: TCP ports of the host that lead into the guest, "9080:8080,..." */
     bool has_mac;     /* otherwise one is made from the VM's and the interface's id */
     uint8_t mac[6];

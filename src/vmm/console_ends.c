@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/own.h"
 #include "vmm/terminal.h"
 
@@ -28,7 +29,7 @@ static int open_pty(struct console_ends *ends, struct err *err)
 /* Opening a named pipe does not wait for its reader, in which no signal could end us. */
 static int open_file(struct console_ends *ends, const char *path, struct err *err)
 {
-    ends->out_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
+    ends->out_fd = fdname_open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOCTTY | O_NONBLOCK, 0600);
     if (ends->out_fd < 0 && errno == ENXIO)
         return err_say(err, ENXIO, "console file '%s': nobody reads this pipe, start its reader first", path);
     if (ends->out_fd < 0)

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "virtio/device.h"
 
 /* ---- what the engine calls, on vCPU threads ---- */
@@ -135,7 +136,7 @@ static int create_board(struct machine *machine, struct err *err)
 
 static int open_file(const char *what, const char *path, int *ret_fd, struct err *err)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = fdname_open(path, O_RDONLY, 0);
     if (fd < 0)
         return err_set(err, errno, "%s '%s'", what, path);
     *ret_fd = fd;

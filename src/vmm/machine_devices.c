@@ -3,9 +3,12 @@
 #include "vmm/machine_impl.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
+#include "base/fdname.h"
 #include "base/log.h"
+#include "base/own.h"
 #include "block/block.h"
 #include "block/crypt/key.h"
 #include "net/net.h"
@@ -40,7 +43,9 @@ static const char *ring_of(enum vm_io_engine engine)
 int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk, const char *path,
                       struct block_node **ret_node, struct err *err)
 {
-    const char *dirs[VM_MAX_DISKS + 1];
+    const char *dirs[VM_MAX_DISKS + 1], *backing[VM_MAX_BACKING + 1];
+    for (unsigned i = 0; i <= VM_MAX_BACKING; i++)
+        backing[i] = disk->backing[i];
     for (unsigned i = 0; i <= VM_MAX_DISKS; i++)
         dirs[i] = config->allow_backing[i];
     struct block_options options = {.driver = disk->format,
@@ -48,6 +53,7 @@ int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk
                                     .fd = -1,
                                     .read_only = disk->read_only,
                                     .direct = disk->direct,
+                                    .backing = disk->backing[0] && !strcmp(path, disk->path) ? backing : NULL,
                                     .allow_dirs = dirs};
     if (!options.driver && !(options.driver = block_guess_format(path)))
         log_warn("disk '%s' has a qcow2 header and is taken as raw; say format=qcow2 if it is an image", path);
@@ -103,19 +109,42 @@ static unsigned net_queues(const struct machine *machine, const struct vm_net *n
     return wanted < VIRTIO_NET_MAX_PAIRS ? wanted : VIRTIO_NET_MAX_PAIRS;
 }
 
-static int add_net(struct machine *machine, unsigned index, struct err *err)
+/* What was given as descriptor; -1: nothing. The name was checked. */
+static int given_fd(const struct vm_net *net, int *ret_fd, struct err *err)
 {
-    const struct vm_net *net = &machine->config->nets[index];
-    struct virtio_host host = device_host(machine);
+    const char *name = net->backend == VM_NET_TAP ? net->tap : net->socket;
+    *ret_fd = -1;
+    if (!name || fdname_parse(name) < 0)
+        return 0;
+    *ret_fd = fdname_open(name, O_RDWR, 0);
+    return *ret_fd < 0 ? err_set(err, errno, "network '%s'", name) : 0;
+}
+
+static int open_net(const struct machine *machine, const struct vm_net *net, struct net_backend **ret_backend, struct err *err)
+{
+    own_fd int fd = -1;
+    int r = given_fd(net, &fd, err);
+    if (r < 0)
+        return r;
     struct net_options options = {
         .driver = net->backend == VM_NET_TAP ? "tap" : "user",
         .name = net->tap,
         .forward = net->forward,
-        .fd = -1,
+        .fd = fd,
         .queues = net->backend == VM_NET_TAP ? net_queues(machine, net) : 1,
     };
+    r = net_open(&options, ret_backend, err);
+    if (r == 0)
+        TAKE_FD(fd);
+    return r;
+}
+
+static int add_net(struct machine *machine, unsigned index, struct err *err)
+{
+    const struct vm_net *net = &machine->config->nets[index];
+    struct virtio_host host = device_host(machine);
     struct net_backend *backend;
-    int r = net_open(&options, &backend, err);
+    int r = open_net(machine, net, &backend, err);
     if (r < 0)
         return r;
     struct virtio_net_config config = {

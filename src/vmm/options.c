@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fdname.h"
 #include "base/own.h"
 #include "base/size.h"
 #include "cpu/cpuid.h"
@@ -126,6 +127,15 @@ static int set_disk_rate(struct vm_rate_bucket *bucket, const char *text, const 
     return 0;
 }
 
+static int add_backing(struct vm_disk *disk, const char *name, struct err *err)
+{
+    unsigned i = 0;
+    while (disk->backing[i])
+        i++;
+    return i < VM_MAX_BACKING ? vm_config_set(&disk->backing[i], name, err)
+                              : err_say(err, EINVAL, "a chain of more than %d images", VM_MAX_BACKING);
+}
+
 static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err)
 {
     if (!strcmp(word, "ro"))
@@ -140,6 +150,8 @@ static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err
         return set_disk_cache(disk, word + 6, err);
     else if (!strncmp(word, "key=", 4))
         return vm_config_set(&disk->key_path, word + 4, err);
+    else if (!strncmp(word, "backing=", 8))
+        return add_backing(disk, word + 8, err);
     else if (!strncmp(word, "iops=", 5))
         return set_disk_rate(&disk->limit.ops, word + 5, "iops", err);
     else if (!strncmp(word, "bps=", 4))
@@ -147,7 +159,8 @@ static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err
     else if (!strcmp(word, "discard=on") || !strcmp(word, "discard=off"))
         disk->keep_discarded = !strcmp(word, "discard=off");
     else
-        return err_say(err, EINVAL, "unknown word '%s', give ro, direct, root, format=, key=, cache=, discard=, iops= or bps=; see --help",
+        return err_say(err, EINVAL,
+                       "unknown word '%s', give ro, direct, root, format=, backing=, key=, cache=, discard=, iops= or bps=; see --help",
                        word);
     return 0;
 }
@@ -208,14 +221,14 @@ static int add_forward(struct vm_net *net, const char *ports, struct err *err)
 
 static int set_net_word(struct vm_net *net, const char *word, struct err *err)
 {
-    if (!strncmp(word, "forward=", 8) && net->backend == VM_NET_USER)
+    if (!strncmp(word, "forward=", 8) && net->backend == VM_NET_USER && !net->socket)
         return add_forward(net, word + 8, err);
     if (!strncmp(word, "mac=", 4)) {
         net->has_mac = true;
         return parse_mac(word + 4, net->mac, err);
     }
     return err_say(err, EINVAL, "unknown word '%s', give mac=ADDRESS%s", word,
-                   net->backend == VM_NET_USER ? " or forward=HOST:GUEST" : "");
+                   net->backend == VM_NET_USER && !net->socket ? " or forward=HOST:GUEST" : "");
 }
 
 static int set_net(void *target, const char *value, struct err *err)
@@ -224,15 +237,17 @@ static int set_net(void *target, const char *value, struct err *err)
     if (!text)
         return err_set(err, ENOMEM, "network");
     char *rest = text, *backend = next_word(&rest);
-    bool is_tap = !strncmp(backend, "tap=", 4) && backend[4];
+    bool is_tap = !strncmp(backend, "tap=", 4) && backend[4], is_socket = !strncmp(backend, "user=", 5);
     if (!strcmp(backend, "none"))
         return 0;
-    if (!is_tap && strcmp(backend, "user"))
-        return err_say(err, EINVAL, "unknown network '%s', give user, tap=NAME or none", backend);
+    if (!is_tap && strcmp(backend, "user") && !(is_socket && fdname_parse(backend + 5) >= 0))
+        return err_say(err, EINVAL, "unknown network '%s', give user, user=fd:N, tap=NAME or none", backend);
     struct vm_net *net;
     int r = vm_config_add_net(config_of(target), NULL, &net, err);
     if (r == 0 && is_tap)
         r = vm_config_set(&net->tap, backend + 4, err);
+    if (r == 0 && is_socket)
+        r = vm_config_set(&net->socket, backend + 5, err);
     if (r == 0)
         net->backend = is_tap ? VM_NET_TAP : VM_NET_USER;
     while (r == 0 && rest)
@@ -391,19 +406,21 @@ static const struct option_spec options[] = {
     {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
 
     {"", NULL, "Devices", NULL, NULL},
-    {"disk", "PATH[,format=F][,key=FILE][,ro][,cache=MODE][,direct][,discard=off][,iops=N][,bps=N][,root]",
+    {"disk", "PATH[,format=F][,backing=PATH][,key=FILE][,ro][,cache=MODE][,direct][,discard=off][,iops=N][,bps=N][,root]",
      "add a disk; repeat for more",
      "format: raw, qcow2 or luks; without it an image is qcow2 or luks when its name ends in .qcow2 or .luks and its header "
-     "agrees, else raw. key: the file whose bytes, all of them, are the key of an encrypted image. ro: read-only. cache: "
+     "agrees, else raw. backing: the images below a qcow2 image, nearest first, instead of those that it names (repeat for "
+     "each of the chain). key: the file whose bytes, all of them, are the key of an encrypted image. ro: read-only. cache: "
      "writeback (the guest's flushes reach the host's disk, the default), writethrough (every write does), unsafe (none do: a "
      "crash of the host loses data). direct: bypass the host's page cache. discard=off: what the guest discards stays "
      "allocated. iops, bps: requests and bytes a second at most; a second's worth may come at once. root: name it as root "
      "device on the command line. The API knows the disks as drive0, drive1, ...", set_disk},
     {"allow-backing", "DIR", "backing files that disks name may lie in DIR; repeat for more",
      "Those in an image's own folder and below are allowed anyway.", set_allow_backing},
-    {"net", "user[,forward=H:G]|tap=NAME|none", "add a network interface; repeat for more",
+    {"net", "user[,forward=H:G]|user=fd:N|tap=NAME|none", "add a network interface; repeat for more",
      "user goes through passt and needs no privilege; forward=HOST:GUEST leads a TCP port of the host into the guest "
-     "(repeat for more). tap uses an existing tap interface. mac=ADDRESS sets the MAC address.", set_net},
+     "(repeat for more). user=fd:N is a socket of a passt that runs already. tap uses an existing tap interface, by "
+     "name or as fd:N, an open queue of one. mac=ADDRESS sets the MAC address.", set_net},
     {"vsock", "cid=N,path=PATH", "add a socket device, served at the unix socket PATH", NULL, set_vsock},
     {"balloon", "MIB", "add a memory balloon that takes MIB from the guest", NULL, set_balloon},
     {"rng", NULL, "add a random number device", NULL, set_rng},
@@ -444,6 +461,10 @@ static const char *const sections[] = {
     "128+N: signal N ended it.",
     "Optimisations of the jit engine",
     "What each NAME of --jit-opt no-NAME stands for while it is on; no-all switches all of them off." JIT_OPTS(JIT_OPT_MAN),
+    "Descriptors instead of files",
+    "Where a PATH or FILE is to be given, fd:N stands for the descriptor N that the program was started with, opened for "
+    "what it is needed for. Of a socket it is a listening one. A qcow2 image given so names no backing file: the chain "
+    "follows as backing=fd:N.",
     "Examples",
     "polder-vmm --kernel vmlinuz --initrd initrd.img --memory 1G --cpus 2\n\n"
     "polder-vmm --kernel vmlinuz --disk root.ext4,root --net user --cmdline 'console=ttyS0'",

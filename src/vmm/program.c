@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/log.h"
 #include "vmm/terminal.h"
 
@@ -92,7 +93,7 @@ static int open_log(const struct vm_config *config, struct err *err)
     log_threshold = config->log_level;
     if (!config->log_path)
         return 0;
-    int fd = open(config->log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    int fd = fdname_open(config->log_path, O_WRONLY | O_CREAT | O_APPEND, 0600);
     if (fd < 0)
         return err_set(err, errno, "log file '%s'", config->log_path);
     log_to(fd);
@@ -115,7 +116,7 @@ static int set_up_api(struct program *program, struct err *err)
         return 0;
     int r = api_create(config, &api_machine_ops, program->binding, &program->api, err);
     if (r == 0 && config->metrics_path) {
-        program->new_metrics = access(config->metrics_path, F_OK) < 0;
+        program->new_metrics = fdname_parse(config->metrics_path) < 0 && access(config->metrics_path, F_OK) < 0;
         r = api_open_metrics(program->api, config->metrics_path, err);
     }
     if (r == 0 && config->config_file)

@@ -25,7 +25,7 @@ def tail(text, lines=25):
 
 
 class Vmm:
-    def __init__(self, *args, prefix=(), env=None, cwd=None):
+    def __init__(self, *args, prefix=(), env=None, cwd=None, fds=()):
         self.argv = [str(a) for a in (*prefix, BINARY, *args)]
         self.text = ""
         self.errors = ""
@@ -34,7 +34,7 @@ class Vmm:
         self._news = threading.Condition()
         self.process = subprocess.Popen(
             self.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            cwd=cwd, env={**os.environ, **(env or {})}, start_new_session=True)
+            cwd=cwd, env={**os.environ, **(env or {})}, start_new_session=True, pass_fds=fds)
         self._readers = [threading.Thread(target=self._read, args=a, daemon=True)
                          for a in ((self.process.stdout, "text"), (self.process.stderr, "errors"))]
         for reader in self._readers:

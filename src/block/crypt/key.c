@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/own.h"
 
 static int read_all(int fd, struct block_key *key, struct err *err)
@@ -31,7 +32,7 @@ static int read_all(int fd, struct block_key *key, struct err *err)
 int block_key_read(const char *path, struct block_key **ret_key, struct err *err)
 {
     bool standard_input = strcmp(path, "-") == 0;
-    own_fd int fd = standard_input ? fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0) : open(path, O_RDONLY | O_CLOEXEC);
+    own_fd int fd = standard_input ? fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0) : fdname_open(path, O_RDONLY, 0);
     if (fd < 0)
         return err_set(err, errno, "key '%s'", path);
     struct block_key *key = calloc(1, sizeof *key);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/fdname.h"
 #include "base/log.h"
 #include "base/own.h"
 #include "block/names.h"
@@ -100,6 +101,19 @@ static bool same_file(int fd, const char *path)
     return path && fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
+/* The next of the chain that the user gave. */
+static int given_open(const struct block_options *o, int *ret_fd, char **ret_path, struct err *err)
+{
+    const char *name = o->backing[0];
+    if (!name)
+        return err_say(err, EINVAL, "its chain has more images than were given by backing=");
+    own_fd int fd = fdname_open(name, O_RDONLY | (o->direct ? O_DIRECT : 0), 0);
+    if (fd < 0 || !(*ret_path = strdup(name)))
+        return err_set(err, errno, "backing '%s'", name);
+    *ret_fd = TAKE_FD(fd);
+    return 0;
+}
+
 static int open_backing(struct qcow2 *q, const struct block_options *o, struct err *err)
 {
     const char *format = q->backing_format;
@@ -107,7 +121,7 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
     own_fd int fd = -1;
     if (o->depth + 1 >= CHAIN_MAX)
         return err_say(err, ELOOP, "a chain of more than %u images; does one back itself?", CHAIN_MAX);
-    int r = names_open(o, q->backing_name, true, &fd, &path, err);
+    int r = o->backing ? given_open(o, &fd, &path, err) : names_open(o, q->backing_name, true, &fd, &path, err);
     if (r < 0)
         return r;
     q->before_base = same_file(fd, o->base);
@@ -128,6 +142,7 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
                                   .direct = o->direct,
                                   .below = raw,
                                   .allow_dirs = o->allow_dirs,
+                                  .backing = o->backing ? o->backing + 1 : NULL,
                                   .base = o->base,
                                   .key = o->key,
                                   .depth = o->depth + 1};
@@ -166,6 +181,8 @@ static int open_named(struct qcow2 *q, const struct block_options *o, struct err
     }
     if (r == 0 && q->backing_name && !o->no_backing)
         r = open_backing(q, o, err);
+    else if (r == 0 && o->backing && o->backing[0])
+        r = err_say(err, EINVAL, "it has no backing file, and backing=%s was given", o->backing[0]);
     return r < 0 ? err_ctx(err, "disk '%s'", q->node.name) : 0;
 }
 

@@ -1,0 +1,111 @@
+"""polder-vmm with descriptors instead of files: everything it needs is open before it starts."""
+import json
+import os
+import re
+import socket
+import subprocess
+from contextlib import ExitStack
+
+import pytest
+
+from api_client import Client
+from guests import CMDLINE
+from images import image, initramfs, static_program
+from vmm import BINARY, Vmm
+
+
+class Given:
+    """Open files and listening sockets as the words that name them; closed with the stack."""
+
+    def __init__(self, stack):
+        self.stack, self.fds = stack, []
+
+    def add(self, fd):
+        self.fds.append(fd)
+        self.stack.callback(os.close, fd)
+        return f"fd:{fd}"
+
+    def file(self, path, flags=os.O_RDONLY):
+        return self.add(os.open(path, flags, 0o600))
+
+    def listener(self, path):
+        with socket.socket(socket.AF_UNIX) as s:
+            s.bind(str(path))
+            s.listen(16)
+            return self.add(os.dup(s.fileno()))
+
+
+@pytest.fixture
+def given():
+    with ExitStack() as stack:
+        yield Given(stack)
+
+
+def chain(tmp):
+    """top.qcow2 over middle.qcow2 over base.raw, which then have other names than the images say."""
+    base, middle, top = (tmp / name for name in ("base.raw", "middle.qcow2", "top.qcow2"))
+    base.write_bytes(b"from the base".ljust(1 << 20, b"\0"))
+    img = BINARY.parent / "polder-img"
+    subprocess.run([img, "create", "-f", "qcow2", "-b", base, "-F", "raw", middle], check=True)
+    subprocess.run([img, "create", "-f", "qcow2", "-b", middle, "-F", "qcow2", top], check=True)
+    moved = []
+    for path in (top, middle, base):
+        moved.append(path.rename(path.with_suffix(".moved")))
+    return moved
+
+
+def boot(given, tmp, *options, script, files=None):
+    return Vmm("--engine", "jit", "--kernel", given.file(image("busybox") / "vmlinuz"),
+               "--initrd", given.file(initramfs(tmp, script, files)), "--memory", "256M",
+               "--cmdline", f"{CMDLINE} polder.test=run", "--console", "stdio", *options, fds=given.fds)
+
+
+def test_everything_by_descriptor(tmp, given):
+    top, middle, base = chain(tmp)
+    program = static_program(tmp, "vsock-echo")
+    disk = (f"{given.file(top, os.O_RDWR)},format=qcow2,backing={given.file(middle)},backing={given.file(base)}")
+    log = given.file(tmp / "log", os.O_WRONLY | os.O_CREAT)
+    metrics = given.file(tmp / "metrics", os.O_WRONLY | os.O_CREAT)
+    api, vsock = given.listener(tmp / "api.sock"), given.listener(tmp / "vsock.sock")
+    script = """
+        head -c 13 /dev/vda; echo
+        echo written | dd of=/dev/vda bs=512 seek=8 conv=fsync 2>/dev/null
+        vsock-echo listen 5000
+    """
+    with boot(given, tmp, "--disk", disk, "--log-file", log, "--log-level", "info", "--metrics", metrics, "--api-sock", api,
+              "--vsock", f"cid=3,path={vsock}", script=script, files={"bin/vsock-echo": program}) as vmm:
+        vmm.wait_for("^vsock-echo: listening$", 120)
+        assert Client(tmp / "api.sock").get("/")["state"] == "Running"
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(str(tmp / "vsock.sock"))
+            s.settimeout(20)
+            s.sendall(b"CONNECT 5000\n")
+            assert re.fullmatch(rb"OK \d+\n", s.recv(64))
+            s.sendall(b"hello")
+            assert s.recv(64) == b"hello"
+        assert vmm.wait(60) == 0, vmm.describe()
+    assert "from the base" in vmm.text
+    assert "jit" in (tmp / "log").read_text()
+    assert json.loads((tmp / "metrics").read_text().splitlines()[0])
+    assert (tmp / "api.sock").exists() and (tmp / "vsock.sock").exists()  # whoever made them removes them
+    assert b"written" in top.read_bytes()
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--kernel", "fd:77"], "kernel 'fd:77': Bad file descriptor"),
+    (["--disk", "fd:{ro}"], "disk 'fd:{ro}' was not opened for reading and writing"),
+    (["--disk", "fd:{top},format=qcow2"], "cannot name the file"),
+    (["--disk", "fd:{top},format=qcow2,backing=fd:{ro}"], "its chain has more images"),
+    (["--disk", "fd:{ro},ro", "--vsock", "cid=3,path=fd:{ro}"], "vsock: socket 'fd:{ro}'"),
+    (["--net", "tap=fd:{ro}"], "network 'fd:{ro}': Permission denied"),
+    (["--net", "tap=fd:{top}"], "no queue of a tap interface"),
+])
+def test_a_wrong_descriptor_is_named(tmp, given, options, says):
+    top, middle, _ = chain(tmp)
+    words = {"ro": given.file(middle)[3:], "top": given.file(top, os.O_RDWR)[3:]}
+    options = [o.format(**words) for o in options]
+    if "--kernel" not in options:
+        options += ["--kernel", str(image("busybox") / "vmlinuz")]
+    with Vmm("--console", "none", *options, fds=given.fds) as vmm:
+        assert vmm.wait(30) == 1
+    assert says.format(**words) in vmm.errors
