@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,27 +16,29 @@
 #define OVERHEAD_VCPU_BYTES (8 * MIB)
 #define OVERHEAD_SHARE 64 /* of guest memory: page tables, dirty logs, translations */
 
-static int read_number(const char *path, const char *format, uint64_t *ret_value)
+/* The number behind `name` in a file of lines; "": of the first line. */
+static int read_number(const char *path, const char *name, uint64_t *ret_value)
 {
     char line[256];
-    unsigned long long value = 0;
-    int found = 0;
+    char *end = line;
     FILE *file = fopen(path, "re");
+    bool found = false;
     while (file && !found && fgets(line, sizeof line, file))
-        found = sscanf(line, format, &value) == 1;
+        found = !strncmp(line, name, strlen(name));
     if (file)
         fclose(file);
-    *ret_value = value;
-    return found ? 0 : -ENOENT;
+    if (found)
+        *ret_value = strtoull(line + strlen(name), &end, 10);
+    return found && end != line + strlen(name) ? 0 : -ENOENT;
 }
 
 /* Inside of a container the host is as large as its cgroup's limit. */
 static uint64_t cgroup_memory_max(void)
 {
     uint64_t limit;
-    if (!read_number("/sys/fs/cgroup/memory.max", "%llu", &limit))
+    if (!read_number("/sys/fs/cgroup/memory.max", "", &limit))
         return limit;
-    if (!read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%llu", &limit))
+    if (!read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "", &limit))
         return limit;
     return UINT64_MAX;
 }
@@ -45,7 +48,7 @@ int admission_host_read(uint64_t reserve_bytes, double memory_overcommit, double
 {
     uint64_t total_kib;
     cpu_set_t cpus;
-    if (read_number("/proc/meminfo", "MemTotal: %llu kB", &total_kib) < 0)
+    if (read_number("/proc/meminfo", "MemTotal:", &total_kib) < 0)
         return err_say(err, EIO, "/proc/meminfo: there is no MemTotal");
     if (sched_getaffinity(0, sizeof cpus, &cpus) < 0)
         return err_set(err, errno, "CPUs of this process");

@@ -181,7 +181,7 @@ int instance_change(struct instances *instances, const char *name, instance_chan
                     const char *action, const struct instance_call *call, json_t **ret_doc, struct err *err)
 {
     own_json json_t *doc = NULL;
-    uint64_t revision;
+    uint64_t revision = 0;
     int ret;
     /* Another's commit came between: theirs counts, so this ends as long as anybody's does. */
     do

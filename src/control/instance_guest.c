@@ -248,6 +248,13 @@ static int host_clean(struct instance *instance, const json_t *doc, struct err *
     return ret < 0 ? ret : remove_folder(config->state_dir, instance->id, err);
 }
 
+void instance_remove_folders(struct instances *instances, const char *id)
+{
+    struct err err = {0};
+    if (remove_folder(instances->config.run_dir, id, &err) < 0 || remove_folder(instances->config.state_dir, id, &err) < 0)
+        log_warn("instance %s: %s", id, err.message);
+}
+
 const struct instance_ops instance_ops_host = {
     .launch = instance_launch,
     .greet = host_greet,

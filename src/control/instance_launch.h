@@ -45,3 +45,5 @@ int instance_launch(struct instance *instance, const json_t *doc, pid_t *ret_pid
 void instance_let_go(struct instance *instance, const json_t *doc);
 /* The uid and gid of the instance's machine. */
 unsigned instance_uid(const char *id);
+/* Both folders of an instance that has no document. */
+void instance_remove_folders(struct instances *instances, const char *id);

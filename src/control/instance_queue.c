@@ -159,11 +159,11 @@ static int run_timers(struct instances *instances)
 
 /* Descriptors are named by the first half of the id, which says its bucket's instances apart well enough: a step too many
  * does no harm. */
-static void wake_by_tag(struct instances *instances, const epoll_data_t *tag)
+static void wake_by_tag(struct instances *instances, epoll_data_t tag)
 {
     for (unsigned i = 0; i < INSTANCE_BUCKETS; i++) {
         for (struct instance *instance = instances->buckets[i]; instance; instance = instance->next) {
-            if (!memcmp(instance->id, tag, sizeof *tag))
+            if (!memcmp(instance->id, &tag, sizeof tag))
                 make_ready(instance);
         }
     }
@@ -182,7 +182,7 @@ static void *poll_all(void *arg)
         for (int i = 0; i < count; i++) {
             uint64_t drained;
             if (events[i].data.u64)
-                wake_by_tag(instances, &events[i].data);
+                wake_by_tag(instances, events[i].data);
             else if (read(instances->wake_fd, &drained, sizeof drained) < 0)
                 log_debug("instances: wake: %s", strerror(errno));
         }
