@@ -7,6 +7,8 @@
 #include "api/events.h"
 #include "api/metrics.h"
 #include "api/operation.h"
+#include "control/instance.h"
+#include "control/network.h"
 #include "control/volume.h"
 #include "image/image.h"
 #include "store/store.h"
@@ -41,6 +43,17 @@ static int open_volumes(struct daemon *daemon, struct err *err)
     return r;
 }
 
+static int open_instances(struct daemon *daemon, struct err *err)
+{
+    struct platform *platform = &daemon->platform;
+    const struct instances_config config = {.store = platform->store, .images = platform->images,
+                                            .networks = platform->networks, .volumes = platform->volumes,
+                                            .state_dir = daemon->state_dir, .run_dir = daemon->run_dir,
+                                            .guest_dir = daemon->guest_dir, .engine = daemon->options.engine,
+                                            .no_sandbox = daemon->options.no_sandbox};
+    return instances_open(&config, &platform->instances, err);
+}
+
 /* In this order: each finds what it needs of those before. */
 static int open_parts(struct daemon *daemon, struct err *err)
 {
@@ -49,6 +62,10 @@ static int open_parts(struct daemon *daemon, struct err *err)
         r = open_images(daemon, err);
     if (r == 0)
         r = open_volumes(daemon, err);
+    if (r == 0)
+        r = networks_open(daemon->platform.store, daemon->run_dir, &daemon->platform.networks, err);
+    if (r == 0)
+        r = open_instances(daemon, err);
     return r;
 }
 
@@ -96,6 +113,8 @@ void daemon_stop(struct daemon *daemon)
     operations_free(platform->operations);
     events_free(platform->events);
     metrics_free(platform->metrics);
+    instances_close(platform->instances);
+    networks_close(platform->networks);
     volumes_close(platform->volumes);
     image_store_close(platform->images);
     store_close(platform->store);
