@@ -91,7 +91,7 @@ def test_every_answer_to_a_question_is_of_its_shape(daemon, document):
     ("GET", "/v1/instances/nothing/attach", None, 400, "this is a WebSocket"),
     ("POST", "/v1/tokens", b"[" * 300000, 400, "not JSON"),
     ("POST", "/v1/tokens", b" " * (1 << 20) + b"{}", 413, "larger than"),
-])
+], ids=lambda v: v if isinstance(v, str) else "")
 def test_what_is_wrong_is_named(daemon, method, path, body, status, words):
     got, headers, answer = daemon.client.raw(method, path, body)
     error = json.loads(answer)["error"]
