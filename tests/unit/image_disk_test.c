@@ -92,7 +92,8 @@ static int make_disk(struct place *p, bool with_kernel)
     uint8_t id[4] = {0xcd, 0xab, 0x34, 0x12};
     assert_int_equal(4, pwrite(fd, id, 4, 440));
     set_entry(fd, 0, 0, 0x83, 2048, 39 * 2048);
-    const char *argv[] = {"mke2fs", "-q", "-F", "-t", "ext4", "-E", "offset=1048576", "-d", path_in(p, "tree"), path_in(p, "disk"), "39M", NULL};
+    const char *argv[] = {"mke2fs", "-q", "-F", "-t", "ext4", "-E", "offset=1048576", "-d",
+                          path_in(p, "tree"), path_in(p, "disk"), "39M", NULL};
     struct child child = {CHILD_INIT, .argv = argv};
     ok(child_run(&child, NULL, &p->err));
     return fd;
