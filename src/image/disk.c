@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "base/child.h"
+#include "base/log.h"
 #include "base/program_find.h"
 #include "image/disk_table.h"
 #include "image/image_impl.h"
@@ -57,14 +58,6 @@ static int begin(struct stage *stage, struct err *err)
     if (stage->fd < 0 || (geteuid() == 0 && fchown(stage->fd, CHILD_NOBODY, CHILD_NOBODY) < 0))
         return err_set(err, errno, "make a folder in '%s'", image_store_dir(stage->store));
     return 0;
-}
-
-static void end(struct stage *stage)
-{
-    if (stage->fd >= 0)
-        close(stage->fd);
-    if (stage->name[0] && rootfs_remove(stage->store->tmp_fd, stage->name) < 0)
-        return; /* what is left goes when the store is opened next */
 }
 
 static int copy(const struct stage *stage, int from, int to, struct err *err)
@@ -284,6 +277,17 @@ static int check(const char *ref, const struct image_disk *disk, struct err *err
     return err_say(err, EINVAL, "say which format the disk has: raw, qcow2, vmdk, vhd, vhdx or vdi");
 }
 
+static void end(struct stage *stage, const struct found *found)
+{
+    const int fds[] = {stage->fd, found->disk, found->kernel, found->initrd};
+    for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    free(stage->img);
+    if (stage->name[0] && rootfs_remove(stage->store->tmp_fd, stage->name) < 0)
+        log_debug("'%s' of the image store could not be removed", stage->name); /* goes when the store is opened next */
+}
+
 int image_import_disk(struct image_store *store, const char *ref, const struct image_disk *disk,
                       const struct image_progress *progress, char ret_digest[static IMAGE_DIGEST_SIZE], struct err *err)
 {
@@ -296,9 +300,7 @@ int image_import_disk(struct image_store *store, const char *ref, const struct i
         r = convert(&stage, disk, &found, err);
     if (r == 0)
         r = store_disk(&stage, ref, disk, &found, ret_digest, err);
-    own_fd int disk_fd = found.disk, kernel_fd = found.kernel, initrd_fd = found.initrd;
-    end(&stage);
-    free(TAKE(stage.img));
+    end(&stage, &found);
     return r < 0 ? err_ctx(err, "import '%.100s'", ref) : 0;
 }
 
