@@ -18,6 +18,7 @@ static const struct {
     {"docker.io/debian", "docker.io/library/debian:latest", "debian:latest"},
     {"index.docker.io/debian:1", "docker.io/library/debian:1", "debian:1"},
     {"docker.io/library/a/b", "docker.io/library/a/b:latest", "library/a/b:latest"},
+    {"docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"},
     {"localhost/x", "localhost/x:latest", "localhost/x:latest"},
     {"localhost:5000/x", "localhost:5000/x:latest", "localhost:5000/x:latest"},
     {"localhost:5000", "docker.io/library/localhost:5000", "localhost:5000"},
