@@ -284,7 +284,7 @@ def test_guests_do_not_reach_the_host_or_other_networks(world):
     assert "from the other" in world.curl(f"http://{far.address}/"), "the server is there"
     assert not web.reaches(far.address) and not far.reaches(web.address)
     assert not hermits[0].reaches(hermits[1].address)
-    assert "can't" in web.run("busybox", "nslookup", "web", "10.88.1.1", check=False)
+    assert web.address not in web.run("busybox", "nslookup", "web", "10.88.1.1", check=False)
     assert far.address not in web.run("busybox", "nslookup", "far", "10.88.0.1", check=False)
 
 
