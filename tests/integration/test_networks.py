@@ -280,6 +280,12 @@ def test_guests_do_not_reach_the_host_or_other_networks(world):
     world.serve(far.ns, "from the other network")
     for url in ("http://10.88.0.1:8000/", "http://10.88.1.1:8000/", f"http://{far.address}/"):
         assert "from" not in world.curl(url, web.ns), url
+    web.run("sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1")
+    web.run("ip", "route", "del", "local", "127.0.0.0/8", "dev", "lo", "table", "local")
+    web.run("ip", "route", "del", "local", "127.0.0.1", "dev", "lo", "table", "local")
+    web.run("ip", "route", "add", "127.0.0.1", "via", "10.88.0.1", "src", web.address)
+    assert "from loopback" not in world.curl("http://127.0.0.1:8001/", web.ns)
+    assert "from loopback" in world.curl("http://127.0.0.1:8001/"), "the server is there"
     assert "from the host" in world.curl("http://10.88.0.1:8000/"), "the server is there"
     assert "from the other" in world.curl(f"http://{far.address}/"), "the server is there"
     assert not web.reaches(far.address) and not far.reaches(web.address)
@@ -455,7 +461,7 @@ def test_requests_that_cannot_be_met(world):
     attach("is held by another", 16, entry={**small, "address": first.address})
     attach("is held by another", 16, entry={**small, "mac": first.mac})
     attach("address of a station", 22, entry={**small, "mac": "01:00:5e:00:00:01"})
-    attach("8080 of the host is forwarded", 16, entry=small, ports=[{"host_address": "127.0.0.1", "host": 8080, "guest": 1}])
+    attach("8080 of the host is forwarded to instance 'g0'", 16, entry=small, ports=[{"host_address": "127.0.0.1", "host": 8080, "guest": 1}])
     attach("none of the host's", 22, entry=small, ports=[{"host_address": "203.0.113.1", "host": 99, "guest": 1}])
     world.serve(world.host, "taken", 9000)
     attach("in use by another program", 16, entry=small, ports=[{"host": 9000, "guest": 80}])

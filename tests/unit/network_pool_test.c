@@ -140,7 +140,8 @@ static void *work(void *arg)
         snprintf(id, sizeof id, "i%u-%u", (unsigned)number, i);
         if (attach(id, "{\"network\": \"lan\"}", "[]", &grants[number][i], &err) < 0)
             return strdup(err.message);
-        if (i % 4 == 3 && (pool_detach(store, id, 0, true, &err) < 0 || attach(id, "{\"network\": \"lan\"}", "[]", &grants[number][i], &err) < 0))
+        if (i % 4 == 3 && (pool_detach(store, id, 0, true, &err) < 0 ||
+                           attach(id, "{\"network\": \"lan\"}", "[]", &grants[number][i], &err) < 0))
             return strdup(err.message);
     }
     return NULL;
