@@ -83,7 +83,7 @@ def test_a_terminal_has_size_job_control_and_hangs_up(agent):
         s.send(agent_client.DATA_IN, b"\x03")  # ^C reaches the foreground group only if the terminal controls it
         assert s.wait() == 130
     with agent.open("exec", args=["/bin/bash", "--norc", "--noprofile", "-i"], tty=True) as s:
-        s.send(agent_client.DATA_IN, b"echo $((40 + 2)); sleep 100\n")
+        s.send(agent_client.DATA_IN, b"(echo $((40 + 2)); exec sleep 100)\n")  # a job of its own before it says 42
         s.wait_for(b"42\r")
         s.send(agent_client.DATA_IN, b"\x1a")
         s.wait_for(b"Stopped")
