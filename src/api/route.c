@@ -13,6 +13,7 @@ const struct route *const route_tables[] = {
     routes_operations,
     routes_events,
     routes_tokens,
+    routes_volumes,
     NULL,
 };
 

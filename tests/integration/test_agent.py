@@ -87,7 +87,7 @@ def test_a_terminal_has_size_job_control_and_hangs_up(agent):
         s.wait_for(b"42\r")
         s.send(agent_client.DATA_IN, b"\x1a")
         s.wait_for(b"Stopped")
-        s.send(agent_client.DATA_IN, b"kill %1; exit 5\n")
+        s.send(agent_client.DATA_IN, b"kill -KILL %1; wait; exit 5\n")
         assert s.wait() == 5
 
 
@@ -320,7 +320,7 @@ def start(agent, **process):
 
 def test_a_microvm_from_start_to_exit_code(tmp_path, root_image):
     upper, volume = ext4(tmp_path / "upper"), ext4(tmp_path / "volume")
-    with MicroVm(tmp_path, root_image, upper, volume, "--net", "none,mac=02:00:00:00:00:05") as vm:
+    with MicroVm(tmp_path, root_image, upper, volume, "--net", "user,mac=02:00:00:00:00:05") as vm:
         with vm.agent.open("attach", history=True, stdin=True) as main:
             vm.agent.call("start", hostname="web", time_ns=1700000000 * 10**9, networks=[
                 {"mac": "02:00:00:00:00:05", "address": "10.88.0.2/24", "gateway": "10.88.0.1", "dns": ["10.88.0.1"]}],
