@@ -149,7 +149,8 @@ static void errors_have_their_status(void **state)
     assert_int_equal(status_of_error(-EINVAL), 400);
     assert_int_equal(status_of_error(-EACCES), 403);
     assert_int_equal(status_of_error(-ENOSPC), 503);
-    assert_int_equal(status_of_error(-EIO), 500);
+    assert_int_equal(status_of_error(-EIO), 503);
+    assert_int_equal(status_of_error(-EFAULT), 500);
     json_t *document = error_document(404, "\xff not UTF-8"); /* a guest's text may be anything */
     assert_non_null(json_object_get(json_object_get(document, "error"), "message"));
     json_decref(document);
