@@ -1,4 +1,4 @@
-/* Everything that routes work on, as polderd has opened it. Members are NULL where polderd runs without a part. */
+/* Everything that routes work on, as polderd has opened it. */
 #pragma once
 
 #include <stdatomic.h>
@@ -9,10 +9,18 @@ struct store;
 struct operations;
 struct events;
 struct metrics;
+struct instances;
+struct networks;
+struct volumes;
+struct image_store;
 
 struct platform {
     const char *state_dir, *run_dir, *guest_dir, *socket_path;
     struct store *store;
+    struct image_store *images;
+    struct volumes *volumes;
+    struct networks *networks;
+    struct instances *instances;
     struct operations *operations;
     struct events *events;
     struct metrics *metrics;

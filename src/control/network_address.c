@@ -30,7 +30,6 @@ int link_set_address(unsigned index, uint32_t address, unsigned prefix, struct e
 struct routes {
     struct subnet *subnets;
     size_t count, room;
-    unsigned except;
 };
 
 static int append(struct routes *routes, struct subnet subnet)
@@ -47,29 +46,27 @@ static int append(struct routes *routes, struct subnet subnet)
     return MNL_CB_OK;
 }
 
-static int take_route(const struct nlmsghdr *message, void *arg)
+static int take_destination(const struct nlattr *attr, void *arg)
 {
-    struct routes *routes = arg;
-    const struct rtmsg *header = mnl_nlmsg_get_payload(message);
-    struct subnet subnet = {.prefix = header->rtm_dst_len};
-    unsigned out = 0;
-    struct nlattr *attr;
-    mnl_attr_for_each(attr, message, sizeof *header)
-    {
-        uint16_t type = mnl_attr_get_type(attr);
-        if (type == RTA_DST && mnl_attr_get_payload_len(attr) == sizeof subnet.base)
-            subnet.base = be32toh(mnl_attr_get_u32(attr));
-        else if (type == RTA_OIF)
-            out = mnl_attr_get_u32(attr);
-    }
-    bool counts = subnet.prefix && header->rtm_table != RT_TABLE_LOCAL && (!routes->except || out != routes->except);
-    return counts ? append(routes, subnet) : MNL_CB_OK;
+    if (mnl_attr_get_type(attr) == RTA_DST && mnl_attr_get_payload_len(attr) == sizeof(uint32_t))
+        *(uint32_t *)arg = be32toh(mnl_attr_get_u32(attr));
+    return MNL_CB_OK;
 }
 
-int link_routes(unsigned except, struct subnet **ret_subnets, size_t *ret_count, struct err *err)
+static int take_route(const struct nlmsghdr *message, void *arg)
+{
+    uint32_t destination = 0;
+    const struct rtmsg *header = mnl_nlmsg_get_payload(message);
+    if (!header->rtm_dst_len || header->rtm_table == RT_TABLE_LOCAL)
+        return MNL_CB_OK;
+    int r = mnl_attr_parse(message, sizeof *header, take_destination, &destination);
+    return r < 0 ? r : append(arg, (struct subnet){destination, header->rtm_dst_len});
+}
+
+int link_routes(struct subnet **ret_subnets, size_t *ret_count, struct err *err)
 {
     struct netlink_request request;
-    struct routes routes = {.except = except};
+    struct routes routes = {.count = 0};
     struct rtmsg *header = netlink_begin(&request, RTM_GETROUTE, NLM_F_DUMP, sizeof *header);
     header->rtm_family = AF_INET;
     int r = netlink_perform(NETLINK_ROUTE, &request, take_route, &routes);

@@ -49,7 +49,7 @@ static int add_routes(struct subnets *subnets, struct err *err)
 {
     own_free struct subnet *routes = NULL;
     size_t count = 0, own = json_object_size(subnets->names);
-    int r = link_routes(0, &routes, &count, err);
+    int r = link_routes(&routes, &count, err);
     if (r < 0)
         return r;
     subnets->taken = calloc(own + count + 1, sizeof *subnets->taken);

@@ -26,14 +26,25 @@ static struct ifinfomsg *begin_link(struct netlink_request *request, uint16_t ty
 
 /* ---- links ---- */
 
-static void take_kind(const struct nlattr *info, struct link_info *link)
+static int take_kind(const struct nlattr *attr, void *arg)
 {
-    struct nlattr *attr;
-    mnl_attr_for_each_nested(attr, info)
-    {
-        if (mnl_attr_get_type(attr) == IFLA_INFO_KIND)
-            link->is_bridge = !strcmp(mnl_attr_get_str(attr), "bridge");
-    }
+    struct link_info *link = arg;
+    if (mnl_attr_get_type(attr) == IFLA_INFO_KIND)
+        link->is_bridge = !strcmp(mnl_attr_get_str(attr), "bridge");
+    return MNL_CB_OK;
+}
+
+static int take_attribute(const struct nlattr *attr, void *arg)
+{
+    struct link_info *link = arg;
+    uint16_t type = mnl_attr_get_type(attr);
+    if (type == IFLA_MASTER)
+        link->master = mnl_attr_get_u32(attr);
+    else if (type == IFLA_ADDRESS && mnl_attr_get_payload_len(attr) == sizeof link->mac)
+        memcpy(&link->mac, mnl_attr_get_payload(attr), sizeof link->mac);
+    else if (type == IFLA_LINKINFO)
+        return mnl_attr_parse_nested(attr, take_kind, link);
+    return MNL_CB_OK;
 }
 
 static int take_link(const struct nlmsghdr *message, void *arg)
@@ -41,18 +52,7 @@ static int take_link(const struct nlmsghdr *message, void *arg)
     struct link_info *link = arg;
     const struct ifinfomsg *header = mnl_nlmsg_get_payload(message);
     *link = (struct link_info){.index = (unsigned)header->ifi_index, .is_up = header->ifi_flags & IFF_UP};
-    struct nlattr *attr;
-    mnl_attr_for_each(attr, message, sizeof *header)
-    {
-        uint16_t type = mnl_attr_get_type(attr);
-        if (type == IFLA_MASTER)
-            link->master = mnl_attr_get_u32(attr);
-        else if (type == IFLA_ADDRESS && mnl_attr_get_payload_len(attr) == sizeof link->mac)
-            memcpy(&link->mac, mnl_attr_get_payload(attr), sizeof link->mac);
-        else if (type == IFLA_LINKINFO)
-            take_kind(attr, link);
-    }
-    return MNL_CB_OK;
+    return mnl_attr_parse(message, sizeof *header, take_attribute, link);
 }
 
 int link_find(const char *name, struct link_info *ret_link, struct err *err)

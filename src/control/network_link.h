@@ -25,9 +25,8 @@ must_check int link_set_master(unsigned index, unsigned master, bool isolated, s
 
 /* Sets the address unless it is there. */
 must_check int link_set_address(unsigned index, uint32_t address, unsigned prefix, struct err *err);
-/* The destinations of the host's routes but default ones, except those through interface `except` (0: none). The caller
- * frees *ret_subnets. */
-must_check int link_routes(unsigned except, struct subnet **ret_subnets, size_t *ret_count, struct err *err);
+/* The destinations of the host's routes but default ones. The caller frees *ret_subnets. */
+must_check int link_routes(struct subnet **ret_subnets, size_t *ret_count, struct err *err);
 
 /* A new tap as src/net/tap.c wants its fd: one queue, no packet information, virtio_net_hdr. It lives as long as its fd.
  * -EBUSY while someone holds one of that name. */

@@ -61,15 +61,16 @@ uint64_t nft_fingerprint(const char *table)
     return hash;
 }
 
+static int take_attribute(const struct nlattr *attr, void *arg)
+{
+    if (mnl_attr_get_type(attr) == NFTA_GEN_ID && mnl_attr_get_payload_len(attr) >= sizeof(uint32_t))
+        *(uint32_t *)arg = be32toh(mnl_attr_get_u32(attr));
+    return MNL_CB_OK;
+}
+
 static int take_generation(const struct nlmsghdr *message, void *arg)
 {
-    struct nlattr *attr;
-    mnl_attr_for_each(attr, message, sizeof(struct nfgenmsg))
-    {
-        if (mnl_attr_get_type(attr) == NFTA_GEN_ID && mnl_attr_get_payload_len(attr) >= sizeof(uint32_t))
-            *(uint32_t *)arg = be32toh(mnl_attr_get_u32(attr));
-    }
-    return MNL_CB_OK;
+    return mnl_attr_parse(message, sizeof(struct nfgenmsg), take_attribute, arg);
 }
 
 int nft_generation(uint32_t *ret_generation, struct err *err)

@@ -232,7 +232,7 @@ static void inet_table(struct writer *w, const char *table)
     inet_sets(w);
     forward_chain(w, "forwards", "prerouting");
     forward_chain(w, "forwards_of_host", "output");
-    fputs("\tchain masquerade {\n"
+    fputs("\tchain to_world {\n"
           "\t\ttype nat hook postrouting priority 100; policy accept;\n"
           "\t\toifname @bridges ip saddr 127.0.0.0/8 masquerade\n",
           w->out);

@@ -1,9 +1,11 @@
 /* Root file systems of images: what layers hold becomes one read-only erofs image, shared by all instances of the image
  * (DIR/roots/HEX.erofs, HEX of the manifest's digest), made once and used by any number of processes.
  *
- * Layers are foreign. They are unpacked in order into a folder of their own, and nothing in them leads out of it: each part
- * of each name is resolved below that folder (openat2, RESOLVE_BENEATH), symbolic links are never followed on the way, and
- * device nodes and ids are only noted. Bounds are below; whoever exceeds one is told which.
+ * Layers are foreign. They are unpacked in order by a child that has nothing but a new folder as its root, the layers'
+ * descriptors and the capabilities to set owners; each name is moreover resolved below that folder by the kernel (openat2,
+ * RESOLVE_IN_ROOT): symbolic links, absolute or not, lead within it, and ".." is refused. Whiteouts take away what lower layers
+ * have (OCI image-spec, "Representing Changes"). Device nodes are left out: the guest's kernel makes its own. Of
+ * extended attributes user.* and security.capability are kept. Whoever exceeds the bounds below is told which.
  *
  * Any thread may call anything. */
 #pragma once
@@ -13,26 +15,28 @@
 #include "image/image.h"
 
 #define ROOTFS_ENTRIES_MAX 2000000u            /* of all layers of an image */
-#define ROOTFS_BYTES_MAX (UINT64_C(256) << 30) /* of file contents, holes not counted */
-#define ROOTFS_FILE_MAX (UINT64_C(8) << 40)    /* of one file, with its holes */
-#define ROOTFS_PATH_MAX 4095u                  /* bytes of a name, of a link's target */
-#define ROOTFS_DEPTH_MAX 256u                  /* folders below one another */
-#define ROOTFS_XATTRS_MAX 64u                  /* of one entry */
-#define ROOTFS_XATTR_BYTES_MAX 65536u          /* of one attribute */
+#define ROOTFS_BYTES_MAX (UINT64_C(64) << 30)    /* of files, their holes included: they are not holes in the erofs image */
+#define ROOTFS_PATH_MAX 4095u                    /* bytes of a name, of a link's target */
+#define ROOTFS_DEPTH_MAX 256u                    /* folders below one another */
+#define ROOTFS_XATTRS_MAX 64u                    /* of one entry */
+#define ROOTFS_XATTR_BYTES_MAX 65536u            /* of one attribute */
 
-/* The erofs image of `ref`, made now if it is not there. `ret_path` (the caller frees it) is in the store's folder.
- * Needs root, or a host that lets users make user namespaces: ids of files need one. */
+/* The erofs image of `ref`, made now if it is not there. `ret_path` (the caller frees it) is in the store's folder. Needs
+ * root: files get the owners that the layers say. */
 must_check int image_root(struct image_store *store, const char *ref, const struct image_progress *progress,
                           char **ret_path, char ret_digest[static IMAGE_DIGEST_SIZE], struct err *err);
-/* Removes root file systems of images that are not in the store any more, and what work that broke off left behind. */
+/* Removes root file systems of images that are not in the store any more, and what work that broke off left behind. Machines
+ * that run on one keep it until they end. */
 must_check int image_roots_prune(struct image_store *store, uint64_t *ret_bytes, struct err *err);
 
-/* Unpacks one layer (a tar, compressed or not, from `fd`) over what is below `root_fd`. Counts go up to the bounds above
- * over all layers. An error names the entry. */
 struct rootfs_counts {
     uint64_t entries, bytes;
 };
+/* Unpacks one layer (a tar, not compressed or by gzip or zstd, from `fd`) over what is below `root_fd`. Counts go up to the
+ * bounds above over all layers. -EINVAL names the entry that was refused; what was unpacked before it stays. */
 must_check int rootfs_unpack(int root_fd, int fd, struct rootfs_counts *counts, struct err *err);
+/* Removes what `name` in `dir_fd` is, with all that is in it. 0 also when there is nothing. */
+must_check int rootfs_remove(int dir_fd, const char *name);
 
 struct image_debian {
     const char *suite;           /* "bookworm" */

@@ -7,6 +7,10 @@
 #include "api/events.h"
 #include "api/metrics.h"
 #include "api/operation.h"
+#include "control/instance.h"
+#include "control/network.h"
+#include "control/volume.h"
+#include "image/image.h"
 #include "store/store.h"
 
 #define OPERATIONS_END_MS 10000
@@ -16,6 +20,53 @@ static int open_store(struct daemon *daemon, struct err *err)
     char address[4200];
     snprintf(address, sizeof address, "sqlite:%s/state.db", daemon->state_dir);
     return store_open(address, &daemon->platform.store, err);
+}
+
+static int open_images(struct daemon *daemon, struct err *err)
+{
+    char folder[4200];
+    snprintf(folder, sizeof folder, "%s/images", daemon->state_dir);
+    return image_store_open(folder, &daemon->platform.images, err);
+}
+
+static int open_volumes(struct daemon *daemon, struct err *err)
+{
+    json_t *actions = NULL;
+    size_t i;
+    json_t *action;
+    int r = volumes_open(daemon->platform.store, daemon->state_dir, &daemon->platform.volumes, err);
+    if (r == 0)
+        r = volumes_reconcile(daemon->platform.volumes, &actions, err);
+    json_array_foreach(actions, i, action)
+        log_info("%s", json_string_value(action));
+    json_decref(actions);
+    return r;
+}
+
+static int open_instances(struct daemon *daemon, struct err *err)
+{
+    struct platform *platform = &daemon->platform;
+    const struct instances_config config = {.store = platform->store, .images = platform->images,
+                                            .networks = platform->networks, .volumes = platform->volumes,
+                                            .state_dir = daemon->state_dir, .run_dir = daemon->run_dir,
+                                            .guest_dir = daemon->guest_dir, .engine = daemon->options.engine,
+                                            .no_sandbox = daemon->options.no_sandbox};
+    return instances_open(&config, &platform->instances, err);
+}
+
+/* In this order: each finds what it needs of those before. */
+static int open_parts(struct daemon *daemon, struct err *err)
+{
+    int r = open_store(daemon, err);
+    if (r == 0)
+        r = open_images(daemon, err);
+    if (r == 0)
+        r = open_volumes(daemon, err);
+    if (r == 0)
+        r = networks_open(daemon->platform.store, daemon->run_dir, &daemon->platform.networks, err);
+    if (r == 0)
+        r = open_instances(daemon, err);
+    return r;
 }
 
 static int start_api(struct daemon *daemon, struct err *err)
@@ -44,7 +95,7 @@ int daemon_start(struct daemon *daemon, struct err *err)
     platform->guest_dir = daemon->guest_dir;
     platform->socket_path = daemon->socket_path;
     platform->started_at = time(NULL);
-    r = open_store(daemon, err);
+    r = open_parts(daemon, err);
     return r < 0 ? r : start_api(daemon, err);
 }
 
@@ -62,6 +113,10 @@ void daemon_stop(struct daemon *daemon)
     operations_free(platform->operations);
     events_free(platform->events);
     metrics_free(platform->metrics);
+    instances_close(platform->instances);
+    networks_close(platform->networks);
+    volumes_close(platform->volumes);
+    image_store_close(platform->images);
     store_close(platform->store);
     if (daemon->lock_fd >= 0)
         close(daemon->lock_fd);

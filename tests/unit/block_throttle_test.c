@@ -109,7 +109,8 @@ static void test_bytes_of_reads_and_writes(void **state)
 {
     (void)state;
     struct simulation s;
-    begin(&s, &(struct throttle_limits){.rates = {[THROTTLE_READ_BPS] = {.rate = 1 << 20}, [THROTTLE_WRITE_BPS] = {.rate = 4 << 20}}});
+    begin(&s, &(struct throttle_limits){
+                  .rates = {[THROTTLE_READ_BPS] = {.rate = 1 << 20}, [THROTTLE_WRITE_BPS] = {.rate = 4 << 20}}});
     struct disk *reader = join(&s, (struct throttle_share){0}, 65536), *writer = join(&s, (struct throttle_share){0}, 65536);
     writer->is_write = true;
     run(&s, SECOND);
@@ -137,7 +138,8 @@ static void test_weights(void **state)
     (void)state;
     struct simulation s;
     begin(&s, &(struct throttle_limits){.rates[THROTTLE_IOPS] = {.rate = 6000}});
-    struct disk *one = join(&s, (struct throttle_share){.weight = 100}, 4096), *two = join(&s, (struct throttle_share){.weight = 200}, 4096),
+    struct disk *one = join(&s, (struct throttle_share){.weight = 100}, 4096),
+                *two = join(&s, (struct throttle_share){.weight = 200}, 4096),
                 *three = join(&s, (struct throttle_share){.weight = 300}, 4096);
     run(&s, SECOND);
     run_fresh(&s, 10 * SECOND);
@@ -176,7 +178,8 @@ static void test_long_requests_count_for_more(void **state)
     (void)state;
     struct simulation s;
     begin(&s, &(struct throttle_limits){.rates[THROTTLE_IOPS] = {.rate = 1000}});
-    struct disk *small = join(&s, (struct throttle_share){0}, 4096), *large = join(&s, (struct throttle_share){0}, 4 * THROTTLE_REQUEST_BYTES);
+    struct disk *small = join(&s, (struct throttle_share){0}, 4096),
+                *large = join(&s, (struct throttle_share){0}, 4 * THROTTLE_REQUEST_BYTES);
     run(&s, SECOND);
     run_fresh(&s, 10 * SECOND);
     assert_near(small->done, 8000, 1);
