@@ -13,7 +13,8 @@
  *                                                            last part; EXIT. What went wrong is a line in DATA_ERR.
  *   wait      {}                                          -> {"ok"}; EXIT when the main process has ended
  *   signal    signal ("TERM", "SIGTERM" or a number)      -> {"ok"}; to the main process
- *   stats     {}                                          -> {"ok", "uptime_ms", "cpu", "memory", "disks", "networks", ...}
+ *   stats     {}                                          -> {"ok", "uptime_us", "processes", "cpu", "memory", "root", "disks",
+ *                                                            "networks"}
  *   time      time_ns (since 1970)                        -> {"ok"}
  *   shutdown  timeout_ms, signal?                         -> {"ok"}; EXIT of the main process if there is one; power off
  *

@@ -9,6 +9,8 @@
 const struct block_class *const block_classes[] = {
     &block_file,
     &block_luks,
+    &block_memory,
+    &block_null,
     &block_qcow2,
     &block_vdi,
     &block_vhd,

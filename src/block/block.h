@@ -122,7 +122,8 @@ struct block_node {
     char *name; /* path, for messages and maps; owned */
 };
 
-extern const struct block_class block_file, block_luks, block_nbd, block_qcow2, block_vdi, block_vhd, block_vhdx, block_vmdk;
+extern const struct block_class block_file, block_luks, block_memory, block_nbd, block_null, block_qcow2, block_vdi, block_vhd, block_vhdx,
+    block_vmdk;
 /* What block_open finds by name, NULL-terminated. block_nbd is not among them: it brings libraries for the network, which only
  * programs that open it by itself are to have. */
 extern const struct block_class *const block_classes[];

@@ -82,15 +82,26 @@ int blob_writer_commit(struct blob_writer *writer, const char *digest, struct er
     return 0;
 }
 
-void blob_writer_close(struct blob_writer *writer)
+void blob_writer_park(struct blob_writer *writer)
 {
-    if (writer->fd < 0)
-        return;
-    if (writer->name[0])
-        unlinkat(writer->store->tmp_fd, writer->name, 0);
-    close(writer->fd);
+    if (writer->fd >= 0)
+        close(writer->fd);
     writer->fd = -1;
     EVP_MD_CTX_free(writer->hash);
+    writer->hash = NULL;
+}
+
+int blob_writer_resume(struct blob_writer *writer, struct err *err)
+{
+    writer->fd = openat(writer->store->tmp_fd, writer->name, O_RDONLY | O_CLOEXEC);
+    return writer->fd < 0 ? err_set(err, errno, "open '%s/%s'", writer->store->tmp_name, writer->name) : 0;
+}
+
+void blob_writer_close(struct blob_writer *writer)
+{
+    if (writer->name[0])
+        unlinkat(writer->store->tmp_fd, writer->name, 0);
+    blob_writer_park(writer);
 }
 
 void blob_digest(const void *data, size_t len_bytes, char ret_digest[static IMAGE_DIGEST_SIZE])

@@ -124,7 +124,9 @@ static int begin_writing(struct exchange *exchange, struct err *err)
 static int to_writer(struct exchange *exchange, const char *data, size_t length, struct err *err)
 {
     struct blob_writer *writer = exchange->request->writer;
-    int ret = exchange->writing ? 0 : begin_writing(exchange, err);
+    int ret = meter_check(exchange->http->meter, err);
+    if (ret == 0 && !exchange->writing)
+        ret = begin_writing(exchange, err);
     if (ret == 0 && length > exchange->request->writer_max - writer->size_bytes)
         ret = err_say(err, EBADMSG, "the registry sends more bytes of a blob than it has");
     if (ret == 0)

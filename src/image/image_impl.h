@@ -77,6 +77,9 @@ must_check int blob_writer_rewind(struct blob_writer *writer, struct err *err);
 must_check int blob_writer_finish(struct blob_writer *writer, char ret_digest[static IMAGE_DIGEST_SIZE], struct err *err);
 /* Gives a finished one its name in blobs/, durably. */
 must_check int blob_writer_commit(struct blob_writer *writer, const char *digest, struct err *err);
+/* A finished one without its descriptor, so that there can be many; and with it again, to read and to commit. */
+void blob_writer_park(struct blob_writer *writer);
+must_check int blob_writer_resume(struct blob_writer *writer, struct err *err);
 /* Drops what was not committed. */
 void blob_writer_close(struct blob_writer *writer);
 
@@ -133,6 +136,12 @@ must_check int descriptor_parse(const json_t *descriptor, struct image_blob *ret
 json_t *descriptor_json(const struct image_blob *blob);
 /* A manifest of the image's configuration and layers, stored: fills in image->manifest. */
 must_check int manifest_make(struct image_store *store, struct image *image, struct err *err);
+/* From a tag or a digest over indexes to the manifest for this platform. `fetch` gets one text (freed by the caller), checks
+ * that it has the digest if `version` is one, and says its digest. `ret_text`: the manifest's; image->manifest is filled in. */
+typedef int (*manifest_fetch_fn)(void *context, const char *version, char **ret_text, size_t *ret_len,
+                                 char ret_digest[static IMAGE_DIGEST_SIZE], struct err *err);
+must_check int manifest_find(manifest_fetch_fn fetch, void *context, const char *version, struct image *ret_image, char **ret_text,
+                             struct err *err);
 /* "oci", "disk" or NULL: what a configuration of that type describes. */
 const char *manifest_config_kind(const char *media_type);
 /* The manifest with that digest, and its parts. */

@@ -6,6 +6,7 @@
 #include <string.h>
 #include "image/image_impl.h"
 
+#define INDEX_DEPTH_MAX 3 /* indexes that lead to indexes */
 #define SIZE_BYTES_MAX (1ULL << 40) /* of one layer */
 
 const char *manifest_config_kind(const char *media_type)
@@ -158,6 +159,49 @@ int manifest_choose(const json_t *index, struct image_blob *ret_blob, struct err
     if (ret == 0 && ret_blob->size_bytes > IMAGE_JSON_MAX)
         return err_say(err, EINVAL, "manifest: at most %u bytes are taken", IMAGE_JSON_MAX);
     return ret;
+}
+
+/* One step: 1 and the next version, if it is an index. */
+static int follow(manifest_fetch_fn fetch, void *context, char version[static 2 * IMAGE_DIGEST_SIZE], struct image *ret_image,
+                  char **ret_text, struct err *err)
+{
+    own_free char *text = NULL;
+    own_json json_t *json = NULL;
+    size_t length = 0;
+    enum manifest_kind kind = MANIFEST_IMAGE;
+    struct image_blob blob = {0};
+    int ret = fetch(context, version, &text, &length, blob.digest, err);
+    if (ret == 0)
+        ret = image_json_parse(text ? text : "", length, "manifest", &json, err);
+    if (ret == 0)
+        ret = manifest_classify(json, &kind, err);
+    if (ret == 0 && kind == MANIFEST_INDEX) {
+        ret = manifest_choose(json, &blob, err);
+        memcpy(version, blob.digest, IMAGE_DIGEST_SIZE);
+        return ret == 0 ? 1 : ret;
+    }
+    if (ret == 0)
+        ret = manifest_parse(json, ret_image, err);
+    if (ret < 0)
+        return ret;
+    snprintf(blob.media_type, sizeof blob.media_type, "%s", manifest_media_type(json));
+    blob.size_bytes = length;
+    ret_image->manifest = blob;
+    *ret_text = TAKE(text);
+    return 0;
+}
+
+int manifest_find(manifest_fetch_fn fetch, void *context, const char *version, struct image *ret_image, char **ret_text,
+                  struct err *err)
+{
+    char at[2 * IMAGE_DIGEST_SIZE];
+    snprintf(at, sizeof at, "%s", version);
+    for (unsigned depth = 0; depth <= INDEX_DEPTH_MAX; depth++) {
+        int ret = follow(fetch, context, at, ret_image, ret_text, err);
+        if (ret != 1)
+            return ret;
+    }
+    return err_say(err, EINVAL, "manifest: indexes lead to indexes to indexes, and to no image");
 }
 
 int manifest_make(struct image_store *store, struct image *image, struct err *err)

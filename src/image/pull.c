@@ -5,9 +5,9 @@
 #include <string.h>
 #include "image/registry_impl.h"
 
-#define INDEX_DEPTH_MAX 3 /* indexes that lead to indexes */
 #define ACCEPT MEDIA_OCI_INDEX ", " MEDIA_OCI_MANIFEST ", " MEDIA_DOCKER_INDEX ", " MEDIA_DOCKER_MANIFEST
 #define FIRST_DELAY_MS 200
+#define PROGRESS_BYTES (1u << 20) /* that a try must bring to be no failure */
 
 struct pull {
     struct image_store *store;
@@ -15,20 +15,20 @@ struct pull {
     struct image_meter meter;
     struct image image;
     char *manifest; /* its text */
-    size_t manifest_len;
+    struct http *http; /* of the thread that looks for it */
 };
 
 /* ---- manifests ---- */
 
-/* `version`: a tag or a digest. The text is the caller's. */
-static int fetch_manifest(struct pull *pull, struct http *http, const char *version, char **ret_text, size_t *ret_len,
+static int fetch_manifest(void *context, const char *version, char **ret_text, size_t *ret_len,
                           char digest[static IMAGE_DIGEST_SIZE], struct err *err)
 {
+    struct pull *pull = context;
     char path[256];
     struct http_response response;
     snprintf(path, sizeof path, "manifests/%s", version);
     struct http_request request = {.method = "GET", .url = path, .accept = ACCEPT};
-    int ret = registry_call(&pull->registry, http, &request, &response, err);
+    int ret = registry_call(&pull->registry, pull->http, &request, &response, err);
     if (ret < 0)
         return ret;
     blob_digest(response.body ? response.body : "", response.body_len, digest);
@@ -43,42 +43,6 @@ static int fetch_manifest(struct pull *pull, struct http *http, const char *vers
     }
     http_response_clear(&response);
     return ret;
-}
-
-/* From the reference over indexes to the manifest for this platform. */
-static int find_manifest(struct pull *pull, struct http *http, struct err *err)
-{
-    const struct image_ref *ref = pull->registry.ref;
-    char version[sizeof ref->tag + IMAGE_DIGEST_SIZE];
-    snprintf(version, sizeof version, "%s", ref->digest[0] ? ref->digest : ref->tag);
-    for (unsigned depth = 0; depth <= INDEX_DEPTH_MAX; depth++) {
-        own_free char *text = NULL;
-        own_json json_t *json = NULL;
-        size_t length = 0;
-        enum manifest_kind kind;
-        struct image_blob blob = {0};
-        int ret = fetch_manifest(pull, http, version, &text, &length, blob.digest, err);
-        if (ret == 0)
-            ret = image_json_parse(text ? text : "", length, "manifest", &json, err);
-        if (ret == 0)
-            ret = manifest_classify(json, &kind, err);
-        if (ret < 0)
-            return ret;
-        if (kind == MANIFEST_IMAGE) {
-            ret = manifest_parse(json, &pull->image, err);
-            snprintf(blob.media_type, sizeof blob.media_type, "%s", manifest_media_type(json));
-            blob.size_bytes = length;
-            pull->image.manifest = blob;
-            pull->manifest = TAKE(text);
-            pull->manifest_len = length;
-            return ret;
-        }
-        ret = manifest_choose(json, &blob, err);
-        if (ret < 0)
-            return ret;
-        snprintf(version, sizeof version, "%s", blob.digest);
-    }
-    return err_say(err, EINVAL, "the registry has indexes within indexes within indexes: no image was found in them");
 }
 
 /* ---- blobs ---- */
@@ -117,7 +81,7 @@ static int fetch_into(struct pull *pull, struct http *http, const struct image_b
         ret = fetch_rest(pull, http, blob, writer, err);
         if (ret != 1)
             break;
-        if (writer->size_bytes > before) { /* the line is bad, but something comes */
+        if (writer->size_bytes >= before + PROGRESS_BYTES) { /* the line is bad, but something comes */
             delay_ms = FIRST_DELAY_MS;
         } else if (--tries == 0) {
             return err_ctx(err, "after %d tries", HTTP_TRIES);
@@ -175,7 +139,9 @@ static int fetch_all(struct pull *pull, struct err *err)
     int ret = http_open(&http, pull->registry.remote, &pull->meter, err);
     if (ret < 0)
         return ret;
-    ret = find_manifest(pull, &http, err);
+    const struct image_ref *ref = pull->registry.ref;
+    pull->http = &http;
+    ret = manifest_find(fetch_manifest, pull, ref->digest[0] ? ref->digest : ref->tag, &pull->image, &pull->manifest, err);
     http_close(&http);
     if (ret < 0)
         return ret;
@@ -187,7 +153,7 @@ static int fetch_all(struct pull *pull, struct err *err)
     if (ret == 0)
         ret = image_config_check(pull->store, &pull->image, err);
     char digest[IMAGE_DIGEST_SIZE];
-    return ret == 0 ? blob_add_text(pull->store, pull->manifest, pull->manifest_len, digest, err) : ret;
+    return ret == 0 ? blob_add_text(pull->store, pull->manifest, pull->image.manifest.size_bytes, digest, err) : ret;
 }
 
 int image_pull(struct image_store *store, const char *ref, const struct image_remote *remote,

@@ -27,6 +27,10 @@ struct img_options {
     const char *snapshot_create, *snapshot_apply, *snapshot_delete;
     const char *socket, *port, *bind, *export, *snapshot, *tls_psk, *tls_certs; /* serve */
     const char *bitmap;                                                         /* backup, serve */
+    struct img_bench_options {
+        const char *count, *depth, *size, *step, *offset, *flush_interval, *cache;
+        bool write, random;
+    } bench;
     bool shrink, keep, unsafe, full, read_only;
     bool snapshot_list, json, compress, strict, progress, help, version, man;
     const char *allow_dirs[IMG_DIRS_MAX + 1];
@@ -48,8 +52,8 @@ struct img_command {
     int (*run)(const struct img_options *options, struct err *err);
 };
 
-extern const struct img_command img_backup, img_bitmap, img_check, img_commit, img_compare, img_convert, img_create, img_info, img_map,
-    img_rebase, img_resize, img_serve, img_snapshot;
+extern const struct img_command img_backup, img_bench, img_bitmap, img_check, img_commit, img_compare, img_convert, img_create, img_info,
+    img_map, img_rebase, img_resize, img_serve, img_snapshot;
 extern const struct option_spec img_option_table[];
 int img_operand(void *target, const char *value, struct err *err);
 

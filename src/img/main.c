@@ -6,14 +6,16 @@
 #include "img/img.h"
 
 static const struct img_command *const commands[] = {
-    &img_backup, &img_bitmap, &img_check,  &img_commit, &img_compare, &img_convert,  &img_create,
-    &img_info,   &img_map,   &img_rebase, &img_resize,  &img_serve,    &img_snapshot, NULL,
+    &img_backup, &img_bench, &img_bitmap, &img_check,  &img_commit, &img_compare,  &img_convert,
+    &img_create, &img_info,  &img_map,    &img_rebase, &img_resize, &img_serve,    &img_snapshot, NULL,
 };
 
 static const char *const sections[] = {
     "Commands",
     "backup (--full [--bitmap NAME] [-c] | --bitmap NAME -b PREVIOUS) [-f FORMAT] [-o SETTINGS] IMAGE NEW: copy all of the disk, or "
     "what changed since the backup PREVIOUS, on which the new one then stands. To restore one: convert it.\n\n"
+    "bench [-f FORMAT] [-c COUNT] [-d DEPTH] [-s SIZE] [-S STEP | --random] [-o OFFSET] [-w] [--flush-interval N] [-t none] IMAGE: how "
+    "fast is it? -w overwrites the disk. -f memory or -f null with a size for IMAGE measures polder-img alone.\n\n"
     "bitmap (--add | --remove | --clear | --enable | --disable | --merge SOURCE)... [-b PATH [-F FORMAT]] [-g GRANULARITY] "
     "[-f FORMAT] IMAGE NAME: bitmaps of what was written, inside of the image.\n\n"
     "check [-f FORMAT] [-r leaks|all] [--output json] IMAGE: is the image sound? Repairs it if asked to.\n\n"

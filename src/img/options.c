@@ -48,6 +48,35 @@ FLAG_SETTER(help)
 FLAG_SETTER(version)
 FLAG_SETTER(man)
 
+#define BENCH_SETTER(field)                                                                                  \
+    static int set_bench_##field(void *target, const char *value, struct err *err)                           \
+    {                                                                                                        \
+        (void)err;                                                                                           \
+        ((struct img_options *)target)->bench.field = value;                                                 \
+        return 0;                                                                                            \
+    }
+BENCH_SETTER(count)
+BENCH_SETTER(depth)
+BENCH_SETTER(size)
+BENCH_SETTER(step)
+BENCH_SETTER(offset)
+BENCH_SETTER(flush_interval)
+BENCH_SETTER(cache)
+
+static int set_bench_write(void *target, const char *value, struct err *err)
+{
+    (void)value, (void)err;
+    ((struct img_options *)target)->bench.write = true;
+    return 0;
+}
+
+static int set_bench_random(void *target, const char *value, struct err *err)
+{
+    (void)value, (void)err;
+    ((struct img_options *)target)->bench.random = true;
+    return 0;
+}
+
 static int set_repair(void *target, const char *value, struct err *err)
 {
     if (strcmp(value, "leaks") != 0 && strcmp(value, "all") != 0)
@@ -156,6 +185,16 @@ const struct option_spec img_option_table[] = {
      set_bitmap_merge},
     {"granularity", "SIZE", "-g: bytes that one bit of a new bitmap stands for (default: a cluster, 4K to 64K)", NULL,
      set_granularity},
+    {"count", "N", "-c: bench: requests in all (default: 75000)", NULL, set_bench_count},
+    {"depth", "N", "-d: bench: requests at a time (default: 64)", NULL, set_bench_depth},
+    {"buffer-size", "SIZE", "-s: bench: bytes of a request (default: 4096)", NULL, set_bench_size},
+    {"step-size", "SIZE", "-S: bench: from one request's start to the next one's (default: the bytes of a request)", NULL,
+     set_bench_step},
+    {"offset", "SIZE", "-o: bench: where the first request begins (default: 0)", NULL, set_bench_offset},
+    {"random", NULL, "bench: anywhere, the same places in each run", NULL, set_bench_random},
+    {"write", NULL, "-w: bench: write, whatever is on the disk", NULL, set_bench_write},
+    {"flush-interval", "N", "bench: a flush after each N writes", NULL, set_bench_flush_interval},
+    {"cache", "writeback|none", "-t: bench: with or without the host's page cache (default: writeback)", NULL, set_bench_cache},
     {"progress", NULL, "-p: show progress", NULL, set_progress},
     {"output", "human|json", "how results are printed (default: human)", NULL, set_output},
 

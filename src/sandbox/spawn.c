@@ -77,7 +77,7 @@ static int make_child(struct sandbox_child *child, uint64_t namespaces, int cgro
         .flags = CLONE_PIDFD | namespaces | (cgroup_fd >= 0 ? into_cgroup : 0),
         .pidfd = (uint64_t)(uintptr_t)pidfd,
         .exit_signal = SIGCHLD,
-        .cgroup = (uint64_t)(cgroup_fd >= 0 ? cgroup_fd : 0),
+        .cgroup = cgroup_fd >= 0 ? (unsigned)cgroup_fd : 0,
     };
     child->confined = namespaces != 0;
     return (int)syscall(SYS_clone3, &args, sizeof args);

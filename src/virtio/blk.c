@@ -92,6 +92,14 @@ static void wake(struct virtio_blk *blk)
     (void)ignored;
 }
 
+/* From the thread of another member of the group. */
+static void on_turn(void *arg)
+{
+    struct virtio_blk *blk = arg;
+    atomic_store(&blk->throttle_woken, true);
+    wake(blk);
+}
+
 /* Lock held, dropped while waiting; no new requests may be taken meanwhile. */
 static void wait_idle(struct virtio_blk *blk)
 {
@@ -191,6 +199,7 @@ static void blk_reset(struct virtio_device *dev)
     wait_idle(blk);
     blk->kicked = blk->touched = 0;
     blk->resume_at_ns = 0;
+    blk->throttle_passed = false;
     if (dev->offered & VIRTIO_FEATURE(F_CONFIG_WCE))
         dev->config[C_WRITEBACK] = 1;
 }
@@ -220,6 +229,7 @@ static void blk_free(struct virtio_device *dev)
         wake(blk);
         pthread_join(blk->thread, NULL);
     }
+    throttle_leave(blk->throttle);
     fiber_pool_drain(&blk->pool);
     block_ring_free(blk->ring);
     block_close(blk->node);
@@ -333,13 +343,16 @@ static int watch_queues(struct virtio_blk *blk)
 }
 
 /* Everything that needs no undoing but blk_free. */
-static int build(struct virtio_blk *blk, const char *io_engine, struct err *err)
+static int build(struct virtio_blk *blk, const struct virtio_blk_config *config, struct err *err)
 {
     blk->control_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     blk->slots = calloc(IN_FLIGHT_MAX, sizeof *blk->slots);
     if (blk->control_fd < 0 || !blk->slots)
         return err_set(err, ENOMEM, "virtio-blk '%s'", blk->dev.id);
-    int r = block_ring_create(io_engine, &blk->ring, err);
+    blk->throttle = config->throttle ? throttle_join(config->throttle, &config->share, on_turn, blk) : NULL;
+    if (config->throttle && !blk->throttle)
+        return err_set(err, ENOMEM, "virtio-blk '%s'", blk->dev.id);
+    int r = block_ring_create(config->io_engine, &blk->ring, err);
     if (r == 0)
         r = block_attach(blk->node, blk->ring, err);
     if (r < 0)
@@ -386,7 +399,7 @@ int virtio_blk_create(const struct virtio_blk_config *config, const struct virti
     memcpy(blk->serial, serial, strnlen(serial, ID_SIZE)); /* zero-padded, no terminator when full */
     fill_config(blk);
     blk->dev.config[C_WRITEBACK] = !config->writethrough;
-    r = build(blk, config->io_engine, err);
+    r = build(blk, config, err);
     if (r < 0) {
         blk->node = NULL; /* stays the caller's */
         blk_free(&blk->dev);

@@ -1,6 +1,7 @@
 /* virtio block device (VIRTIO 1.2 §5.2) over a block node, with its own I/O thread. */
 #pragma once
 
+#include "block/throttle.h"
 #include "virtio/device.h"
 #include "virtio/limiter.h"
 
@@ -17,6 +18,8 @@ struct virtio_blk_config {
     bool writethrough;       /* no write cache shown to the guest: every write is stable when it completes */
     const char *io_engine;   /* "io_uring" or "sync"; NULL: the first that the host allows */
     struct limiter_config limiter;
+    struct throttle_group *throttle; /* that the disk is a member of, and outlives it; NULL: none */
+    struct throttle_share share;
 };
 
 must_check int virtio_blk_create(const struct virtio_blk_config *config, const struct virtio_host *host,

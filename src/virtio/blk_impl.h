@@ -2,8 +2,10 @@
  * request from queue to block node and back. The device's lock covers all of it. */
 #pragma once
 
+#include <stdatomic.h>
 #include "block/block.h"
 #include "block/fiber.h"
+#include "block/throttle.h"
 #include "virtio/blk.h"
 
 #define QUEUE_SIZE 256u
@@ -45,6 +47,9 @@ struct virtio_blk {
     struct block_node *node;
     struct block_ring *ring;
     struct limiter limiter;
+    struct throttle_member *throttle; /* NULL: in no group */
+    bool throttle_passed;             /* the request at the head has its turn, and waits for the limiter */
+    atomic_bool throttle_woken;
     char serial[ID_SIZE];
     bool writeback, unsafe;
     pthread_t thread;
@@ -58,7 +63,7 @@ struct virtio_blk {
     unsigned in_flight;
     unsigned holds; /* >0: no new requests are taken (a swap of nodes waits) */
     uint64_t kicked, touched; /* bit a queue: to be served; to be signalled */
-    uint64_t resume_at_ns; /* rate limit; 0: none */
+    uint64_t resume_at_ns; /* rate limit or turn of the group; 0: none */
     struct blk_request *slots, *free_slots;
     unsigned slots_used; /* slots beyond were never touched */
 

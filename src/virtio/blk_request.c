@@ -241,6 +241,20 @@ static uint64_t limited_bytes(const struct blk_request *req)
     return req->type == T_OUT ? req->chain.out_len - HEADER_SIZE : 0;
 }
 
+/* 0 when the request may go; else how long it waits, unless the group wakes the thread sooner. */
+static uint64_t limit_request(struct virtio_blk *blk, const struct blk_request *req, uint64_t now_ns)
+{
+    uint64_t bytes = limited_bytes(req), wait_ns = 0;
+    if (blk->throttle && !blk->throttle_passed)
+        wait_ns = throttle_take(blk->throttle, req->type != T_IN, bytes, now_ns);
+    blk->throttle_passed = wait_ns == 0;
+    if (wait_ns == 0)
+        wait_ns = limiter_take(&blk->limiter, bytes, now_ns);
+    if (wait_ns == 0)
+        blk->throttle_passed = false;
+    return wait_ns;
+}
+
 /* False when the queue should be left for now. */
 static bool take_request(struct virtio_blk *blk, unsigned index)
 {
@@ -262,12 +276,12 @@ static bool take_request(struct virtio_blk *blk, unsigned index)
     }
     iov_read(req->chain.out, req->chain.out_count, 0, header, sizeof header);
     req->type = load_le32(header);
-    uint64_t wait_ns = limiter_take(&blk->limiter, limited_bytes(req), limiter_now());
+    uint64_t now_ns = limiter_now(), wait_ns = limit_request(blk, req, now_ns);
     if (wait_ns) {
         virtq_unpop(&blk->dev.queues[index], 1);
         put_slot(blk, req);
         stat_add(&blk->rate_limiter_throttled_events, 1);
-        blk->resume_at_ns = limiter_now() + wait_ns;
+        blk->resume_at_ns = now_ns + wait_ns;
         blk->kicked |= UINT64_C(1) << index;
         return false;
     }
@@ -300,7 +314,7 @@ void blk_serve_queues(struct virtio_blk *blk)
     if (!virtio_live(&blk->dev) || blk->holds)
         return;
     if (blk->resume_at_ns) {
-        if (limiter_now() < blk->resume_at_ns)
+        if (!atomic_exchange(&blk->throttle_woken, false) && limiter_now() < blk->resume_at_ns)
             return;
         blk->resume_at_ns = 0;
         stat_add(&blk->rate_limiter_event_count, 1);

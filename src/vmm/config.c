@@ -39,6 +39,7 @@ void vm_disk_clear(struct vm_disk *disk)
         free(disk->backing[i]);
     free(disk->key_path);
     free(disk->partuuid);
+    free(disk->throttle);
     *disk = (struct vm_disk){.writeback = true};
 }
 
@@ -57,6 +58,8 @@ void vm_config_free(struct vm_config *config)
         return;
     for (unsigned i = 0; i < config->disk_count; i++)
         vm_disk_clear(&config->disks[i]);
+    for (unsigned i = 0; i < config->throttle_count; i++)
+        free(config->throttles[i].name);
     for (unsigned i = 0; config->allow_backing[i]; i++)
         free(config->allow_backing[i]);
     for (unsigned i = 0; i < config->net_count; i++)
@@ -140,6 +143,42 @@ static int check_memory(uint64_t bytes, struct err *err)
     return 0;
 }
 
+static const struct vm_throttle *find_throttle(const struct vm_config *config, const char *name)
+{
+    for (unsigned i = 0; i < config->throttle_count; i++)
+        if (!strcmp(config->throttles[i].name, name))
+            return &config->throttles[i];
+    return NULL;
+}
+
+static int check_throttle(const struct vm_config *config, const struct vm_throttle *throttle, struct err *err)
+{
+    struct throttle_share shares[VM_MAX_DISKS];
+    unsigned count = 0;
+    for (unsigned i = 0; i < config->disk_count; i++)
+        if (config->disks[i].throttle && find_throttle(config, config->disks[i].throttle) == throttle)
+            shares[count++] = config->disks[i].share;
+    int r = throttle_check(&throttle->limits, shares, count, err);
+    return r < 0 ? err_ctx(err, "throttle '%s'", throttle->name) : 0;
+}
+
+static int check_throttles(const struct vm_config *config, struct err *err)
+{
+    int r = 0;
+    for (unsigned i = 0; i < config->disk_count; i++) {
+        const struct vm_disk *disk = &config->disks[i];
+        bool shares = disk->share.weight || disk->share.reservation || disk->share.limit;
+        if (disk->throttle && !find_throttle(config, disk->throttle))
+            return err_say(err, EINVAL, "disk '%s': there is no group '%s', give it with --throttle %s,iops=N", disk->path,
+                           disk->throttle, disk->throttle);
+        if (!disk->throttle && shares)
+            return err_say(err, EINVAL, "disk '%s': weight, reserve and limit are parts of a group, give throttle=NAME too", disk->path);
+    }
+    for (unsigned i = 0; r == 0 && i < config->throttle_count; i++)
+        r = check_throttle(config, &config->throttles[i], err);
+    return r;
+}
+
 int vm_config_check(const struct vm_config *config, struct err *err)
 {
     if (!config->kernel)
@@ -155,5 +194,5 @@ int vm_config_check(const struct vm_config *config, struct err *err)
         r = check_file("initrd", config->initrd, err);
     for (unsigned i = 0; r == 0 && i < config->disk_count; i++)
         r = check_file("disk", config->disks[i].path, err);
-    return r;
+    return r < 0 ? r : check_throttles(config, err);
 }

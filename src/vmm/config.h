@@ -7,10 +7,12 @@
 #include <stdint.h>
 #include "base/err.h"
 #include "base/log.h"
+#include "block/throttle.h"
 
 #define VM_MAX_VCPUS 32
 #define VM_MAX_DISKS 16
 #define VM_MAX_NETS 8
+#define VM_MAX_THROTTLES 8
 #define VM_MAX_BACKING 16
 
 /* Token bucket: `size` tokens, full again after `refill_ms`; `burst` more once at the start. size 0: no limit. */
@@ -40,6 +42,14 @@ struct vm_disk {
     unsigned queues;  /* 0: one a vCPU */
     enum vm_io_engine io_engine; /* ANY: io_uring where the host allows it; ASYNC: io_uring or an error */
     struct vm_rate_limit limit;
+    char *throttle; /* name of a group that it shares a limit with; NULL: none */
+    struct throttle_share share;
+};
+
+/* A limit that disks share. */
+struct vm_throttle {
+    char *name;
+    struct throttle_limits limits;
 };
 
 enum vm_net_backend { VM_NET_USER, VM_NET_TAP };
@@ -94,8 +104,9 @@ struct vm_config {
     char *cpu_model;
     char *engine, *engine_options;
     char *jit_opt; /* optimisations that the jit engine does without: "no-NAME,..." */
-    unsigned disk_count, net_count;
+    unsigned disk_count, net_count, throttle_count;
     struct vm_disk disks[VM_MAX_DISKS];
+    struct vm_throttle throttles[VM_MAX_THROTTLES];
     /* NULL-terminated: folders, besides an image's own, that backing and data files may lie in */
     char *allow_backing[VM_MAX_DISKS + 1];
     struct vm_net nets[VM_MAX_NETS];

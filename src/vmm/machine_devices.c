@@ -72,6 +72,24 @@ int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk
     return r;
 }
 
+static struct throttle_group *find_throttle(const struct machine *machine, const char *name)
+{
+    for (unsigned i = 0; name && i < machine->config->throttle_count; i++)
+        if (!strcmp(machine->config->throttles[i].name, name))
+            return machine->throttles[i];
+    return NULL;
+}
+
+static int add_throttles(struct machine *machine, struct err *err)
+{
+    for (unsigned i = 0; i < machine->config->throttle_count; i++) {
+        machine->throttles[i] = throttle_group_new(&machine->config->throttles[i].limits);
+        if (!machine->throttles[i])
+            return err_set(err, ENOMEM, "throttle group");
+    }
+    return 0;
+}
+
 static int add_disk(struct machine *machine, unsigned index, struct err *err)
 {
     const struct vm_disk *disk = &machine->config->disks[index];
@@ -88,6 +106,8 @@ static int add_disk(struct machine *machine, unsigned index, struct err *err)
         .writethrough = disk->writethrough,
         .io_engine = ring_of(disk->io_engine),
         .limiter = machine_limiter(&disk->limit),
+        .throttle = find_throttle(machine, disk->throttle),
+        .share = disk->share,
     };
     r = virtio_blk_create(&config, &host, &machine->devices.disks[index], err);
     if (r < 0)
@@ -97,7 +117,7 @@ static int add_disk(struct machine *machine, unsigned index, struct err *err)
 
 static int add_disks(struct machine *machine, struct err *err)
 {
-    int r = 0;
+    int r = add_throttles(machine, err);
     for (unsigned i = 0; r == 0 && i < machine->config->disk_count; i++)
         r = add_disk(machine, i, err);
     return r;
@@ -232,5 +252,7 @@ void machine_each_device(struct machine *machine, void (*fn)(struct virtio_devic
 void machine_free_devices(struct machine *machine)
 {
     machine_each_device(machine, virtio_free);
+    for (unsigned i = 0; i < VM_MAX_THROTTLES; i++)
+        throttle_group_free(machine->throttles[i]);
     machine->devices = (struct machine_devices){0};
 }

@@ -36,6 +36,7 @@ struct machine {
     struct console *console;
     struct console_ends hvc_ends;
     struct machine_devices devices;
+    struct throttle_group *throttles[VM_MAX_THROTTLES];
     struct vcpus *vcpus;
     int kernel_fd, initrd_fd;
     char *cmdline;

@@ -1,5 +1,6 @@
 /* Options and their setters; each puts one value into struct vm_config. */
 #include "vmm/options.h"
+#include "vmm/options_throttle.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -138,6 +139,9 @@ static int add_backing(struct vm_disk *disk, const char *name, struct err *err)
 
 static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err)
 {
+    int r = options_throttle_word(disk, word, err);
+    if (r != 0)
+        return r < 0 ? r : 0;
     if (!strcmp(word, "ro"))
         disk->read_only = true;
     else if (!strcmp(word, "direct"))
@@ -160,7 +164,8 @@ static int set_disk_word(struct vm_disk *disk, const char *word, struct err *err
         disk->keep_discarded = !strcmp(word, "discard=off");
     else
         return err_say(err, EINVAL,
-                       "unknown word '%s', give ro, direct, root, format=, backing=, key=, cache=, discard=, iops= or bps=; see --help",
+                       "unknown word '%s', give ro, direct, root, format=, backing=, key=, cache=, discard=, iops=, bps=, "
+                       "throttle=, weight=, reserve= or limit=; see --help",
                        word);
     return 0;
 }
@@ -178,6 +183,11 @@ static int set_disk(void *target, const char *value, struct err *err)
     while (r == 0 && rest)
         r = set_disk_word(disk, next_word(&rest), err);
     return r;
+}
+
+static int set_throttle(void *target, const char *value, struct err *err)
+{
+    return options_add_throttle(config_of(target), value, err);
 }
 
 static int set_allow_backing(void *target, const char *value, struct err *err)
@@ -426,15 +436,22 @@ static const struct option_spec options[] = {
     {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
 
     {"", NULL, "Devices", NULL, NULL},
-    {"disk", "PATH[,format=F][,backing=PATH][,key=FILE][,ro][,cache=MODE][,direct][,discard=off][,iops=N][,bps=N][,root]",
+    {"disk", "PATH[,format=F][,backing=PATH][,key=FILE][,ro][,cache=MODE][,direct][,discard=off][,iops=N][,bps=N]"
+     "[,throttle=NAME][,root]",
      "add a disk; repeat for more",
      "format: raw, qcow2 or luks; without it an image is qcow2 or luks when its name ends in .qcow2 or .luks and its header "
      "agrees, else raw. backing: the images below a qcow2 image, nearest first, instead of those that it names (repeat for "
      "each of the chain). key: the file whose bytes, all of them, are the key of an encrypted image. ro: read-only. cache: "
      "writeback (the guest's flushes reach the host's disk, the default), writethrough (every write does), unsafe (none do: a "
      "crash of the host loses data). direct: bypass the host's page cache. discard=off: what the guest discards stays "
-     "allocated. iops, bps: requests and bytes a second at most; a second's worth may come at once. root: name it as root "
+     "allocated. iops, bps: requests and bytes a second at most; a second's worth may come at once. throttle: the disk is a "
+     "member of this group of --throttle; of its requests a second, reserve=N are the disk's before others get more, the rest is "
+     "shared by weight=N (default: 100), and limit=N is the most it gets. root: name it as root "
      "device on the command line. The API knows the disks as drive0, drive1, ...", set_disk},
+    {"throttle", "NAME[,iops=N][,bps=N][,read-iops=N]...", "a limit that disks share; repeat for more",
+     "iops, bps: requests and bytes a second, of all its disks together; with read- or write- in front of reads or writes alone. "
+     "With -burst behind (iops=1000,iops-burst=5000,iops-burst-s=10) the rate that is allowed for a while, by default one "
+     "second, when little was used before. Disks join by --disk PATH,throttle=NAME.", set_throttle},
     {"allow-backing", "DIR", "backing files that disks name may lie in DIR; repeat for more",
      "Those in an image's own folder and below are allowed anyway.", set_allow_backing},
     {"net", "user[,forward=H:G]|user=fd:N|tap=NAME|none", "add a network interface; repeat for more",

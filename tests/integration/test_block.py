@@ -85,3 +85,28 @@ def test_parallel_writers(engine, tmp):
     """
     with busybox(engine, tmp, "--disk", disk, cpus=4, memory="512M", script=script) as vmm:
         assert "SAME" in finish(vmm, 180)
+
+
+def test_disks_share_a_limit_by_weight(engine, tmp):
+    """Of 400 requests a second, three in four are the second disk's; the third is in no group."""
+    disks = [tmp / f"{name}.raw" for name in "abc"]
+    for disk in disks:
+        subprocess.run(["truncate", "-s", "64M", disk], check=True)
+    script = """
+        load() { while :; do dd if=/dev/$1 of=/dev/null bs=4k count=1000 skip=$2 iflag=direct 2>/dev/null; done; }
+        reads() { cut -c1-20 /sys/block/$1/stat | awk '{print $1}'; }
+        for skip in 0 2000 4000; do load vda $skip & load vdb $skip & done
+        load vdc 0 &
+        sleep 1
+        a=$(reads vda) b=$(reads vdb) c=$(reads vdc)
+        sleep 5
+        echo "READS $(($(reads vda) - a)) $(($(reads vdb) - b)) $(($(reads vdc) - c))"
+    """
+    group = ["--throttle", "slow,iops=400", "--disk", f"{disks[0]},throttle=slow", "--disk", f"{disks[1]},throttle=slow,weight=300",
+             "--disk", disks[2]]
+    with busybox(engine, tmp, *group, script=script) as vmm:
+        text = finish(vmm, 240)
+    first, second, free = (int(number) for number in re.search(r"^READS (\d+) (\d+) (\d+)", text, re.M).groups())
+    assert 1600 <= first + second <= 2400, text
+    assert 2.3 <= second / first <= 4, text
+    assert free > 2 * (first + second), text

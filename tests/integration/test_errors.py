@@ -100,6 +100,18 @@ def test_disk_too_small(tmp):
     refused(tmp, 1, path, args=["--kernel", kernel(), "--disk", path])
 
 
+@pytest.mark.parametrize("status,options,named", [
+    (2, ["--throttle", "iops=5"], "NAME"), (2, ["--throttle", "slow,iops=0"], "'0' is no rate"), (2, ["--throttle", "slow,speed=5"], "speed=5"),
+    (2, ["--throttle", "slow,iops=5,iops-burst=5"], "burst"), (1, ["--disk", "DISK,throttle=none"], "--throttle none,iops="),
+    (1, ["--disk", "DISK,weight=5"], "throttle="),
+    (1, ["--throttle", "slow,iops=5", "--disk", "DISK,throttle=slow,reserve=6"], "reserved")])
+def test_throttle(tmp, status, options, named):
+    disk = tmp / "disk.raw"
+    disk.write_bytes(bytes(4096))
+    args = [option.replace("DISK", str(disk)) for option in options]
+    refused(tmp, status, named, args=["--kernel", kernel(), *args])
+
+
 @pytest.mark.parametrize("args", [["--no-such-flag"], ["--cpus"], ["--cpus", "zero"], ["--cpus", "0"], ["--cpus", "1000"],
                                   ["--memory", "lots"], ["--engine", "magic"], ["--engine", "jit,magic=1"],
                                   ["--jit-opt", "no-magic"], ["--net", "carrier-pigeon"], ["--console", "teletype"],

@@ -495,3 +495,31 @@ def test_a_file_cut_off_under_us(folder):
     assert "beyond the end" in ours("check", "disk.qcow2", status=2)
     os.truncate("disk.qcow2", 70000)
     assert "beyond the end of the file" in ours("info", "disk.qcow2", status=1)
+
+
+def test_bench_reads_change_nothing_and_writes_are_all_there(folder):
+    make_raw(folder / "a.raw", 4 << 20)
+    before = (folder / "a.raw").read_bytes()
+    done = json.loads(ours("bench", "-f", "raw", "-c", 3000, "-d", 7, "--random", "--output", "json", "a.raw"))
+    assert (folder / "a.raw").read_bytes() == before
+    assert (done["count"], done["depth"], done["bytes"], done["operation"]) == (3000, 7, 4096, "read")
+    assert abs(done["iops"] * done["seconds"] / 3000 - 1) < 0.01
+    assert 0 < done["latency-us"]["p50"] <= done["latency-us"]["p99"] <= done["latency-us"]["max"]
+    theirs("create", "-f", "qcow2", "b.qcow2", "64M")
+    ours("bench", "-w", "-c", 100, "-o", "1M", "-S", "128k", "-s", "64k", "--flush-interval", 10, "b.qcow2")
+    theirs("check", "b.qcow2")
+    data = [extent for extent in json.loads(theirs("map", "--output=json", "b.qcow2")) if extent["data"]]
+    assert sum(extent["length"] for extent in data) == 100 * 65536
+    assert data[0]["start"] == 1 << 20 and len(data) == 100
+
+
+@pytest.mark.parametrize("kind", ["null", "memory"])
+def test_bench_without_a_file(folder, kind):
+    assert "2000 writes of 512 bytes" in ours("bench", "-f", kind, "-w", "-c", 2000, "-s", 512, "1G")
+    assert "no size" in ours("bench", "-f", kind, "a.raw", status=1)
+
+
+@pytest.mark.parametrize("options", [["-s", 100], ["-s", "2M"], ["-o", "1M"], ["-c", 0], ["-d", 2000], ["-t", "fast"]])
+def test_bench_says_what_cannot_be(folder, options):
+    (folder / "a.raw").write_bytes(bytes(1 << 20))
+    assert len(ours("bench", "-f", "raw", *options, "a.raw", status=1).splitlines()) == 1

@@ -1,0 +1,40 @@
+/* Operations: long work. */
+#include "api/operation.h"
+#include "api/routes.h"
+#include "api/schemas.h"
+
+static int list_operations(struct request *request, struct err *err)
+{
+    (void)err;
+    return request_reply(request, operations_list(request->platform->operations));
+}
+
+static int get_operation(struct request *request, struct err *err)
+{
+    json_t *document;
+    unsigned wait_ms = (unsigned)request_integer(request, "wait", 0) * 1000;
+    int r = operations_get(request->platform->operations, request->params[0], wait_ms, &document, err);
+    return r < 0 ? r : request_reply(request, document);
+}
+
+static int cancel_operation(struct request *request, struct err *err)
+{
+    json_t *document;
+    int r = operations_cancel(request->platform->operations, request->params[0], &document, err);
+    return r < 0 ? r : request_reply(request, document);
+}
+
+static const struct schema_field wait_query[] = {
+    {.name = "wait", .text = "Seconds to wait for its end.", .type = SCHEMA_INTEGER, .max = 600},
+    {0},
+};
+
+const struct route routes_operations[] = {
+    {.method = "GET", .path = "/v1/operations", .role = ROLE_VIEWER, .handler = list_operations, .answer = ANSWER_LIST,
+     .answer_schema = &schema_operation, .text = "What is under way, and what ended within the hour."},
+    {.method = "GET", .path = "/v1/operations/{id}", .role = ROLE_VIEWER, .handler = get_operation, .query = wait_query,
+     .answer = ANSWER_JSON, .answer_schema = &schema_operation, .text = "One operation; waits for its end if asked."},
+    {.method = "DELETE", .path = "/v1/operations/{id}", .role = ROLE_OPERATOR, .handler = cancel_operation,
+     .answer = ANSWER_JSON, .answer_schema = &schema_operation, .text = "Asks an operation to end where it can."},
+    {0},
+};

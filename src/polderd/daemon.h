@@ -1,0 +1,33 @@
+/* The daemon: what polderd is made of, its start and its end.
+ *
+ * Start: lock, store, images, volumes, networks, instances (which takes over those that run), then the API, so that no
+ * request meets a part that is not there. End: the other way round; instances run on. */
+#pragma once
+
+#include "api/server.h"
+#include "base/err.h"
+#include "base/log.h"
+
+struct options {
+    const char *state_dir, *socket_path, *run_dir, *guest_dir, *engine;
+    const char *listen, *tls_cert, *tls_key, *tls_ca;
+    enum log_level log_level;
+    bool no_sandbox;
+    bool help, version, man;
+};
+
+extern const struct option_program polderd_program;
+
+struct daemon {
+    struct options options;
+    char *state_dir, *run_dir, *socket_path, *guest_dir; /* as they were worked out */
+    int lock_fd;
+    struct platform platform;
+    struct server *server;
+};
+
+/* Fills in the paths that no option gave, makes the folders, takes the lock of the state folder. */
+must_check int daemon_find_paths(struct daemon *daemon, struct err *err);
+must_check int daemon_start(struct daemon *daemon, struct err *err);
+/* Operations under way get some seconds. */
+void daemon_stop(struct daemon *daemon);

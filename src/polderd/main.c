@@ -1,0 +1,69 @@
+/* polderd: the platform's daemon. */
+#include <malloc.h>
+#include <signal.h>
+#include <stdio.h>
+#include <systemd/sd-daemon.h>
+
+#include "base/option.h"
+#include "polderd/daemon.h"
+
+enum { STATUS_OK = 0, STATUS_FAILURE = 1, STATUS_USAGE = 2 };
+
+static bool print_information(const struct options *options)
+{
+    if (options->help)
+        option_print_help(&polderd_program, stdout);
+    else if (options->version)
+        printf("polderd %s\n", POLDER_VERSION);
+    else if (options->man)
+        option_print_man(&polderd_program, stdout);
+    else
+        return false;
+    return true;
+}
+
+/* Before any thread starts, so that all of them have these blocked. */
+static void block_signals(sigset_t *ret_set)
+{
+    sigemptyset(ret_set);
+    sigaddset(ret_set, SIGTERM);
+    sigaddset(ret_set, SIGINT);
+    sigprocmask(SIG_BLOCK, ret_set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+}
+
+static void serve(const struct daemon *daemon, const sigset_t *signals)
+{
+    int number = 0;
+    log_info("polderd %s serves on %s, state in %s", POLDER_VERSION, daemon->socket_path, daemon->state_dir);
+    if (server_port(daemon->server))
+        log_info("and with TLS on port %u", server_port(daemon->server));
+    sd_notify(0, "READY=1");
+    sigwait(signals, &number);
+    log_info("ended by signal %d", number);
+    sd_notify(0, "STOPPING=1");
+}
+
+int main(int argc, char **argv)
+{
+    struct daemon daemon = {.lock_fd = -1, .options.log_level = LOG_INFO};
+    struct err err = {0};
+    sigset_t signals;
+    mallopt(M_ARENA_MAX, 2); /* hundreds of threads that allocate little share two arenas */
+    if (option_parse(&polderd_program, &daemon.options, argc, argv, &err) < 0) {
+        fprintf(stderr, "polderd: %s\n", err.message);
+        return STATUS_USAGE;
+    }
+    if (print_information(&daemon.options))
+        return STATUS_OK;
+    log_threshold = daemon.options.log_level;
+    block_signals(&signals);
+    int r = daemon_start(&daemon, &err);
+    if (r < 0)
+        fprintf(stderr, "polderd: %s\n", err.message);
+    else
+        serve(&daemon, &signals);
+    daemon_stop(&daemon);
+    return r < 0 ? STATUS_FAILURE : STATUS_OK;
+}
