@@ -151,8 +151,6 @@ static int add_general(struct launch *launch, struct err *err)
         ret = launch_arg(launch, err, "--balloon=0");
     if (!ret)
         ret = launch_arg(launch, err, "--rng");
-    if (!ret && !instances->config.no_sandbox)
-        ret = launch_arg(launch, err, "--sandbox=on");
     return ret;
 }
 
@@ -296,7 +294,7 @@ static int spawn(struct launch *launch, pid_t *ret_pid, int *ret_pidfd, struct e
         .uid = uid,
         .gid = uid,
         .cgroup = cgroup,
-        .host_root = instances->config.no_sandbox,
+        .host_root = true,
         .may_weaken = instances->config.no_sandbox || geteuid() != 0,
     };
     return sandbox_spawn(&spec, ret_pid, ret_pidfd, err);

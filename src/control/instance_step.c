@@ -222,7 +222,7 @@ static void note_end(struct instance *instance, const json_t *doc)
         text[0] = '\0';
     if (commit(instance, now_ended, &end, "instance.end", &after) < 0)
         return;
-    log_info("instance %s: ended with code %d%s%s", instance->name, end.code, *text ? ": " : "", text);
+    log_info("instance %s: ended with code %d%s%s", instance->name, end.code < 0 ? 255 : end.code, *text ? ": " : "", text);
     reset_run(instance);
     if (instance_doc_desired(after) != INSTANCE_WANT_STOPPED)
         plan_restart(instance, after);

@@ -46,7 +46,7 @@ static int do_image(struct drive *drive, struct err *err)
     char digest[IMAGE_DIGEST_SIZE];
     own_fd int fd = open(arg(drive, 1), O_RDONLY | O_CLOEXEC);
     struct image_layer_source layer = {.fd = fd};
-    own_json json_t *config = json_pack("{s:[s], s:[s]}", "Cmd", "/bin/sh", "Env", "FROM_IMAGE=1");
+    own_json json_t *config = json_pack("{s:{s:[s], s:[s]}}", "config", "Cmd", "/bin/sh", "Env", "FROM_IMAGE=1");
     return fd < 0 ? -errno : image_add(drive->images, arg(drive, 0), &layer, 1, config, NULL, NULL, digest, err);
 }
 
