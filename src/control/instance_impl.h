@@ -198,5 +198,8 @@ must_check int instance_pid_write(struct instances *instances, const char *id, p
 /* The pidfd of the process that the file names, if it is that process still; -ESRCH. */
 must_check int instance_pid_read(struct instances *instances, const char *id, pid_t *ret_pid, int *ret_pidfd,
                                  struct err *err);
-/* Kills processes of this controller's machines whose pid file was not written, and removes folders without a document. */
+/* Kills processes of this controller's machines that are not noted; those of the instance `only`, or before anything is worked
+ * on, of all (NULL). */
+void instance_end_strays(struct instances *instances, const char *only);
+/* The same, and lets folders without a document be removed. */
 void instance_adopt_all(struct instances *instances);
