@@ -254,7 +254,8 @@ static const struct {
     const char *name;
     int (*run)(struct drive *drive, struct err *err);
 } commands[] = {
-    {"image", do_image},   {"create", do_create}, {"run", do_run},       {"exec", do_exec},   {"start", do_start}, {"start-all", do_start_all},
+    {"image", do_image},   {"create", do_create}, {"run", do_run},       {"exec", do_exec},   {"start", do_start},
+    {"start-all", do_start_all},
     {"stop", do_stop},     {"kill", do_kill},     {"pause", do_pause},   {"resume", do_resume}, {"wait", do_wait},
     {"get", do_get},       {"list", do_list},     {"rm", do_rm},         {"rename", do_rename}, {"clone", do_clone},
     {"logs", do_logs},     {"stats", do_stats},   {"snapshot", do_snapshot}, {"settle", do_settle},
