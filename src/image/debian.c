@@ -29,8 +29,9 @@ static int check_name(const char *what, const char *name, struct err *err)
 
 static int check_mirror(const char *mirror, struct err *err)
 {
+    static const char characters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:/%@";
     bool url = strncmp(mirror, "http://", 7) == 0 || strncmp(mirror, "https://", 8) == 0;
-    if (url && strlen(mirror) < 400 && strspn(mirror, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:/%@") == strlen(mirror))
+    if (url && strlen(mirror) < 400 && strspn(mirror, characters) == strlen(mirror))
         return 0;
     return err_say(err, EINVAL, "'%.100s' is not the http or https address of a Debian mirror", mirror);
 }

@@ -48,18 +48,28 @@ must_check int image_build_debian(struct image_store *store, const char *ref, co
                                   const struct image_progress *progress, char ret_digest[static IMAGE_DIGEST_SIZE],
                                   struct err *err);
 
-/* Configuration of an image of kind "disk": {"kernel": DIGEST, "initrd": DIGEST, "cmdline": TEXT}; its layers are a qcow2
- * image, the kernel and the initrd. */
-#define IMAGE_DISK_CONFIG_TYPE "application/vnd.polder.disk.config.v1+json"
+/* An image of kind "disk" (IMAGE_DISK_CONFIG_TYPE): configuration {"cmdline", "architecture", "os"}; its layers are known by
+ * their types. */
 #define IMAGE_DISK_LAYER_TYPE "application/vnd.polder.disk.layer.v1.qcow2"
 #define IMAGE_DISK_KERNEL_TYPE "application/vnd.polder.disk.kernel.v1"
 #define IMAGE_DISK_INITRD_TYPE "application/vnd.polder.disk.initrd.v1"
 
 struct image_disk {
-    const char *path, *format;   /* raw, qcow2, vmdk, vhd, vhdx, vdi */
-    const char *kernel, *initrd; /* paths; NULL: taken from the disk's own boot files */
-    const char *cmdline;         /* NULL: root= of the partition that they were found on */
+    int fd;             /* of the disk's image, to its end; a pipe will do */
+    const char *format; /* raw, qcow2, vmdk, vhd, vhdx, vdi; never guessed */
+    int kernel_fd;      /* -1: kernel and initrd are taken from the disk's own /boot, on ext2, ext3 or ext4 */
+    int initrd_fd;      /* -1 beside a kernel: none */
+    const char *cmdline; /* NULL: "root=" of the partition with the system, "ro console=ttyS0" */
 };
+/* What reads the foreign disk (polder-img, debugfs) runs as nobody, in a folder that holds that disk alone. */
 must_check int image_import_disk(struct image_store *store, const char *ref, const struct image_disk *disk,
                                  const struct image_progress *progress, char ret_digest[static IMAGE_DIGEST_SIZE],
                                  struct err *err);
+
+struct image_disk_parts {
+    char disk[IMAGE_DIGEST_SIZE], kernel[IMAGE_DIGEST_SIZE], initrd[IMAGE_DIGEST_SIZE]; /* digests of blobs; initrd may be "" */
+    char cmdline[2048];
+};
+/* -EINVAL when the image is not of kind "disk". */
+must_check int image_disk_parts(struct image_store *store, const char *ref, struct image_disk_parts *ret_parts,
+                                struct err *err);

@@ -73,14 +73,17 @@ static int remove_below(int dir_fd, const struct inode_set *kept)
 {
     int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    int r = dir ? 0 : -errno;
-    if (!dir && fd >= 0)
-        close(fd);
+    int r = 0;
+    if (!dir) {
+        r = -errno;
+        if (fd >= 0)
+            close(fd);
+        return r;
+    }
     for (const struct dirent *entry; r == 0 && (entry = readdir(dir)) != NULL;)
         if (!is_dots(entry->d_name))
             r = remove_tree(dir_fd, entry->d_name, kept);
-    if (dir)
-        closedir(dir);
+    closedir(dir);
     return r;
 }
 

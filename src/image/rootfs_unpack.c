@@ -46,7 +46,7 @@ static int unpack_path(struct unpack *unpack, struct archive *archive, struct ar
 static void show_name(const char *raw, char ret_shown[static 101])
 {
     size_t len = 0;
-    for (; raw[len] && len < 100; len++)
+    for (; len < 100 && raw[len]; len++)
         ret_shown[len] = (char)((unsigned char)raw[len] < ' ' || raw[len] == 127 ? '?' : raw[len]);
     ret_shown[len] = '\0';
 }
