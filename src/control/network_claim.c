@@ -81,15 +81,29 @@ static void drop(struct claim *claim, const char *lease)
     }
 }
 
-static int take(struct claim *claim, const struct network_port *port, const char *lease, struct err *err)
+/* The name of the instance that has lease `lease`. */
+static void holder_name(struct store *store, const char *lease, char ret_name[static NETWORK_NAME_MAX + 1])
 {
-    char address[IPV4_TEXT_SIZE];
+    char key[80];
+    struct store_doc doc;
+    snprintf(ret_name, NETWORK_NAME_MAX + 1, "another");
+    snprintf(key, sizeof key, "leases/%s", lease);
+    if (store_get(store, key, &doc, NULL) < 0)
+        return;
+    snprintf(ret_name, NETWORK_NAME_MAX + 1, "%s", member(doc.value, "name"));
+    store_doc_clear(&doc);
+}
+
+static int take(struct claim *claim, struct store *store, const struct network_port *port, const char *lease, struct err *err)
+{
+    char address[IPV4_TEXT_SIZE], name[NETWORK_NAME_MAX + 1];
     for (size_t i = 0; i < json_array_size(claim->holders); i++) {
         const json_t *holder = json_array_get(claim->holders, i);
         struct network_port other = *port;
-        if (ipv4_parse(member(holder, "host_address"), &other.host_address) && network_ports_meet(port, &other))
-            return err_say(err, EBUSY, "port %u of the host is forwarded to interface %s already: choose another", port->host,
-                           member(holder, "lease"));
+        if (!ipv4_parse(member(holder, "host_address"), &other.host_address) || !network_ports_meet(port, &other))
+            continue;
+        holder_name(store, member(holder, "lease"), name);
+        return err_say(err, EBUSY, "port %u of the host is forwarded to instance '%s' already: choose another", port->host, name);
     }
     ipv4_format(port->host_address, address);
     json_t *holder = json_pack("{ss ss}", "host_address", address, "lease", lease);
@@ -108,7 +122,7 @@ static int change(struct claims *claims, struct store *store, const char *lease,
     }
     for (unsigned i = 0; i < after->count; i++) {
         int r = find(claims, store, &after->port[i], &claim, err);
-        if (r < 0 || (r = take(claim, &after->port[i], lease, err)) < 0)
+        if (r < 0 || (r = take(claim, store, &after->port[i], lease, err)) < 0)
             return r;
     }
     return 0;

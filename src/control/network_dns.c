@@ -8,7 +8,6 @@
 #include <fcntl.h>
 #include <pwd.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -32,28 +31,49 @@ static void bridge_argument(const char *bridge, char ret_argument[static 40])
 
 /* ---- files ---- */
 
-static bool is_same(const char *path, const char *text, size_t len)
+enum change { SAME, MORE, LESS };
+
+/* MORE: every line of the old text is in the new one. */
+static enum change compare(char *old, const char *text)
+{
+    if (!strcmp(old, text))
+        return SAME;
+    char *save = NULL;
+    for (char *line = strtok_r(old, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        size_t len = strlen(line);
+        const char *at = text;
+        while (strncmp(at, line, len) != 0 || at[len] != '\n') {
+            at = strchr(at, '\n');
+            if (!at || !*++at)
+                return LESS;
+        }
+    }
+    return MORE;
+}
+
+static enum change compare_file(const char *path, const char *text)
 {
     own_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat status;
-    if (fd < 0 || fstat(fd, &status) < 0 || (size_t)status.st_size != len)
-        return false;
-    own_free char *old = malloc(len + 1);
-    return old && read(fd, old, len + 1) == (ssize_t)len && !memcmp(old, text, len);
+    if (fd < 0 || fstat(fd, &status) < 0)
+        return LESS;
+    own_free char *old = calloc(1, (size_t)status.st_size + 1);
+    return old && read(fd, old, (size_t)status.st_size) == status.st_size ? compare(old, text) : LESS;
 }
 
-/* Whole or not at all: dnsmasq may read it at any time. 1 when it was another text before. */
+/* Whole or not at all: dnsmasq may read it at any time. Gives an enum change, or -errno. */
 static int write_if_changed(const char *dir, const char *name, const char *text, size_t len, struct err *err)
 {
     char path[512], fresh[512];
     path_of(dir, name, path);
     path_of(dir, "new", fresh);
-    if (is_same(path, text, len))
-        return 0;
+    enum change change = compare_file(path, text);
+    if (change == SAME)
+        return SAME;
     own_fd int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0 || fchmod(fd, 0644) < 0 || write(fd, text, len) != (ssize_t)len || rename(fresh, path) < 0)
         return err_set(err, errno, "write '%s'", path);
-    return 1;
+    return (int)change;
 }
 
 struct dns_job {
@@ -169,13 +189,14 @@ int dns_apply(const char *dir, const struct network_info *network, unsigned inde
     if (hosts < 0)
         return hosts;
     own_fd int pidfd = find(dir, network->bridge);
-    if (pidfd >= 0 && conf)
-        daemon_stop(TAKE_FD(pidfd));
-    if (pidfd < 0)
-        return start(dir, network->bridge, err);
-    if ((names || hosts) && syscall(SYS_pidfd_send_signal, pidfd, SIGHUP, NULL, 0) < 0)
+    bool anew = conf || names == LESS || hosts == LESS; /* it would go on to know the name of a lease that it gave */
+    if (pidfd >= 0 && !anew && (names || hosts) && syscall(SYS_pidfd_send_signal, pidfd, SIGHUP, NULL, 0) < 0)
         return err_set(err, errno, "dnsmasq of network '%s'", network->name);
-    return 0;
+    if (pidfd >= 0 && !anew)
+        return 0;
+    if (pidfd >= 0)
+        daemon_stop(TAKE_FD(pidfd));
+    return start(dir, network->bridge, err);
 }
 
 void dns_remove(const char *dir, const char *bridge)

@@ -12,5 +12,6 @@ struct netlink_request {
 
 /* Starts a message; gives its zeroed family header. */
 void *netlink_begin(struct netlink_request *request, uint16_t type, uint16_t flags, size_t header_size);
-/* Sends it on `bus` (NETLINK_ROUTE, ...) in the calling thread's network namespace; `fn` (or NULL) sees each message of the answer. 0 or -errno. */
+/* Sends it on `bus` (NETLINK_ROUTE, ...) in the calling thread's network namespace; `fn` (or NULL) sees each message of the
+ * answer. 0 or -errno. */
 int netlink_perform(int bus, const struct netlink_request *request, mnl_cb_t fn, void *arg);

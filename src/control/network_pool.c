@@ -275,8 +275,8 @@ static int try_detach(struct store *store, const char *instance, unsigned index,
 {
     struct txn txn = {.count = 0};
     struct network_lease lease;
-    struct network_info network;
-    uint64_t revision, network_revision;
+    struct network_info network = {.leases = 0};
+    uint64_t revision, network_revision = 0;
     char key[48];
     lease_key(instance, index, key);
     int r = get_lease(store, instance, index, &lease, &revision, err);
