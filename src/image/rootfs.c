@@ -127,7 +127,7 @@ static bool child_cancelled(void *context)
     return is_cancelled(context);
 }
 
-/* Not compressed: guests read it faster, and those on `jit` by much. The host's page cache is shared by all of them. */
+/* Not compressed: no guest, least of all one on `jit`, spends time on unpacking what the host's page cache could hold as it is. */
 static int pack(int work_fd, const struct image_progress *progress, struct err *err)
 {
     static const char *const argv[] = {"mkfs.erofs", "--quiet", "image", "root", NULL};
