@@ -147,7 +147,7 @@ static int fetch_token(struct registry *registry, struct http *http, const struc
     struct http_request request = {.method = "GET", .url = url, .authorization = basic};
     if (ret == 0)
         ret = http_perform(http, &request, &response, err);
-    if (ret < 0)
+    if (ret != 0)
         return ret;
     ret = response.status == 200 ? token_value(&response, ret_value, err) : registry_refused(registry, &response, "log in", err);
     http_response_clear(&response);

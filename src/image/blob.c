@@ -224,7 +224,7 @@ int blob_claim(struct image_store *store, const char *digest, struct image_meter
     struct blob_claim *claim = calloc(1, sizeof *claim);
     if (!claim)
         return err_set(err, ENOMEM, "blob %s", digest);
-    memcpy(claim->digest, digest, IMAGE_DIGEST_SIZE);
+    snprintf(claim->digest, sizeof claim->digest, "%s", digest);
     int ret = 0;
     pthread_mutex_lock(&store->claims_lock);
     while (*find_claim(store, digest) && (ret = meter_check(meter, err)) == 0)

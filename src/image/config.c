@@ -191,7 +191,7 @@ int image_config_check(struct image_store *store, const struct image *image, str
         return 0;
     struct image_config config;
     int ret = image_config_get(store, image, &config, err);
-    if (ret < 0)
+    if (ret != 0)
         return ret;
     size_t layers = 0;
     while (config.diff_ids[layers])

@@ -143,13 +143,13 @@ int image_list(struct image_store *store, json_t **ret_images, struct err *err)
     if (ret < 0)
         return ret;
     size_t count = json_array_size(tags);
-    own_free json_t **entries = calloc(count ? count : 1, sizeof *entries);
+    own_free json_t **entries = calloc(count ? count : 1, sizeof(json_t *));
     own_json json_t *images = json_array();
     if (!entries || !images)
         return err_set(err, ENOMEM, "list of images");
     for (size_t i = 0; i < count; i++)
         entries[i] = list_entry(store, json_array_get(tags, i));
-    qsort(entries, count, sizeof *entries, by_ref);
+    qsort(entries, count, sizeof(json_t *), by_ref);
     for (size_t i = 0; i < count; i++)
         json_array_append_new(images, entries[i]);
     *ret_images = TAKE(images);

@@ -1,5 +1,6 @@
 /* References of images. Grammar: distribution's "reference" package and distribution-spec v1.1 "Pulling manifests"; docker's
  * defaults for what a short one leaves out. */
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
@@ -43,25 +44,6 @@ static bool tag_valid(const char *text)
     return *text && strchr(first, *text) && text[strspn(text, rest)] == '\0';
 }
 
-/* "name", "name:port", "1.2.3.4:port", "[::1]:port". */
-static bool registry_valid(const char *text)
-{
-    size_t host = *text == '[' ? strcspn(text, "]") : strcspn(text, ":");
-    if (*text == '[') {
-        if (text[host] != ']' || strspn(text + 1, "0123456789abcdefABCDEF:.") != host - 1)
-            return false;
-        host++;
-    } else {
-        for (size_t i = 0; i < host; i++)
-            if (!isalnum((unsigned char)text[i]) && !(strchr(".-", text[i]) && i && i + 1 < host))
-                return false;
-    }
-    if (!host || !text[host])
-        return host;
-    size_t digits = strspn(text + host + 1, "0123456789");
-    return text[host] == ':' && digits >= 1 && digits <= 5 && !text[host + 1 + digits];
-}
-
 /* Moves `length` bytes of a part out; false when it does not fit. */
 static bool take(char *ret, size_t size, const char *from, size_t length)
 {
@@ -70,6 +52,40 @@ static bool take(char *ret, size_t size, const char *from, size_t length)
     memcpy(ret, from, length);
     ret[length] = '\0';
     return true;
+}
+
+/* Labels of letters and digits, with dashes inside, with a dot between them. */
+static bool host_valid(const char *text, size_t length)
+{
+    char before = '.';
+    for (size_t i = 0; i < length; before = text[i++])
+        if (!isalnum((unsigned char)text[i]) && (before == '.' || (text[i] == '.' && before == '-') || !strchr(".-", text[i])))
+            return false;
+    return isalnum((unsigned char)before);
+}
+
+/* An IPv6 address between brackets. */
+static bool address_valid(const char *text, size_t length)
+{
+    char address[INET6_ADDRSTRLEN];
+    struct in6_addr binary;
+    return length > 2 && text[length - 1] == ']' && take(address, sizeof address, text + 1, length - 2) &&
+           inet_pton(AF_INET6, address, &binary) == 1;
+}
+
+/* "name", "name:port", "1.2.3.4:port", "[::1]:port". */
+static bool registry_valid(const char *text)
+{
+    bool bracket = *text == '[';
+    size_t host = bracket ? strcspn(text, "]") : strcspn(text, ":");
+    if (bracket && text[host])
+        host++;
+    if (bracket ? !address_valid(text, host) : !host_valid(text, host))
+        return false;
+    if (!text[host])
+        return true;
+    size_t digits = strspn(text + host + 1, "0123456789");
+    return text[host] == ':' && digits >= 1 && digits <= 5 && !text[host + 1 + digits];
 }
 
 /* What stands before the first slash is a registry if it could not be a part of a docker.io repository. */

@@ -17,7 +17,7 @@ static void get_part(CURLU *url, CURLUPart part, char *ret_text, size_t size)
 {
     char *text = NULL;
     *ret_text = '\0';
-    if (curl_url_get(url, part, &text, CURLU_DEFAULT_PORT) == CURLUE_OK && strlen(text) < size)
+    if (curl_url_get(url, part, &text, part == CURLUPART_PORT ? CURLU_DEFAULT_PORT : 0) == CURLUE_OK && strlen(text) < size)
         snprintf(ret_text, size, "%s", text);
     curl_free(text);
 }

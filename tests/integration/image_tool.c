@@ -2,6 +2,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,7 +14,7 @@ struct tool {
     struct image_store *store;
     struct image_remote remote;
     uint64_t cancel_at; /* bytes done; 0: never */
-    uint64_t done;
+    _Atomic uint64_t done;
     bool show_progress;
 };
 
@@ -52,13 +54,52 @@ static int add(struct tool *tool, char **args, const struct image_progress *prog
     return ret;
 }
 
+struct pulling {
+    struct tool *tool;
+    const struct image_progress *progress;
+    const char *ref;
+    int ret;
+    char digest[IMAGE_DIGEST_SIZE];
+    struct err err;
+};
+
+static void *pull_one(void *context)
+{
+    struct pulling *pull = context;
+    pull->ret = image_pull(pull->tool->store, pull->ref, &pull->tool->remote, pull->progress, pull->digest, &pull->err);
+    return NULL;
+}
+
+/* "pull REF...": all at once */
+static int pull(struct tool *tool, char **args, const struct image_progress *progress, struct err *err)
+{
+    struct pulling pulls[8];
+    pthread_t threads[8];
+    size_t count = 0;
+    int ret = 0;
+    for (; args[count] && count < 8; count++) {
+        pulls[count] = (struct pulling){.tool = tool, .progress = progress, .ref = args[count]};
+        pthread_create(&threads[count], NULL, pull_one, &pulls[count]);
+    }
+    for (size_t i = 0; i < count; i++) {
+        pthread_join(threads[i], NULL);
+        if (pulls[i].ret < 0) {
+            ret = pulls[i].ret;
+            *err = pulls[i].err;
+        } else {
+            printf("%s\n", pulls[i].digest);
+        }
+    }
+    return ret;
+}
+
 static int transfer(struct tool *tool, const char *verb, char **args, struct err *err)
 {
     struct image_progress progress = {report, cancelled, tool};
     char digest[IMAGE_DIGEST_SIZE] = "", ref[IMAGE_REF_SIZE] = "";
     int ret;
     if (!strcmp(verb, "pull"))
-        ret = image_pull(tool->store, args[0], &tool->remote, &progress, digest, err);
+        ret = pull(tool, args, &progress, err);
     else if (!strcmp(verb, "push"))
         ret = image_push(tool->store, args[0], args[1], &tool->remote, &progress, err);
     else if (!strcmp(verb, "import"))

@@ -244,6 +244,13 @@ def test_a_pull_can_be_cancelled(registry, tool):
 
 
 def test_pulls_of_one_image_at_once(registry, tool):
+    with Server(behind=registry.name) as front:
+        digests = tool.run("pull", *[f"{front.name}/big:1"] * 4).split()
+        assert len(digests) == 4 and len(set(digests)) == 1
+        assert len([r for r in front.requests if "/blobs/" in r[1]]) == 2  # each fetched once
+
+
+def test_processes_pull_one_image_at_once(registry, tool):
     pulls = [tool.start("pull", f"{registry.name}/big:1") for _ in range(4)]
     digests = {p.communicate(timeout=60)[0] for p in pulls}
     assert [p.returncode for p in pulls] == [0] * 4 and len(digests) == 1

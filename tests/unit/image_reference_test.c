@@ -51,7 +51,7 @@ static void others_are_refused(void **state)
     static const char *const bad[] = {"", ":", "/", "@", "a/", "/a", "a//b", "Debian", "me/App", "a:", "a:b:c", "-a", "a-", "a..b",
         "a.-b", "a___b", "a._b", "_a", "a_", "a:.b", "a:b/c", "a b", "a\nb", "a?x", "a@", "a@sha256:12", "a@md5:" HEX,
         "a@sha256:" HEX "0", "a@sha256:" HEX "@sha256:" HEX, "r.io:/x", "r.io:123456/x", "r.io:x/y", ".r.io/x", "r.io./x", "r..io",
-        "[::1/x", "[:/x:5]/x", "http://r.io/x", "user@r.io/x", "r.io/../x", "r.io/x#y", "r.io/%2e%2e/x"};
+        "r..io/x", "a.-b.io/x", "a-.io/x", "[a..b]:5/x", "[]:5/x", "[::1/x", "[:/x:5]/x", "http://r.io/x", "user@r.io/x", "r.io/../x", "r.io/x#y", "r.io/%2e%2e/x"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct image_ref ref;
         struct err err = {0};

@@ -290,6 +290,42 @@ static void threads_and_handles_share_a_folder(void **state)
     image_store_close(other);
 }
 
+static unsigned claimed; /* guarded by the claim alone */
+
+static void *claim_many(void *context)
+{
+    struct image_meter *meter = context;
+    for (unsigned i = 0; i < 200; i++) {
+        if (blob_claim(store, "sha256:x", meter, NULL) < 0)
+            return "claim";
+        claimed++;
+        blob_unclaim(store, "sha256:x");
+    }
+    return NULL;
+}
+
+static void a_claim_is_one_thread_s(void **state)
+{
+    (void)state;
+    pthread_t threads[4];
+    struct image_meter meter;
+    meter_init(&meter, NULL, "", 0);
+    claimed = 0;
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, claim_many, &meter), 0);
+    for (unsigned i = 0; i < 4; i++) {
+        void *result;
+        pthread_join(threads[i], &result);
+        assert_null(result);
+    }
+    assert_int_equal(claimed, 800);
+    assert_int_equal(blob_claim(store, "sha256:x", &meter, NULL), 0);
+    atomic_store(&meter.stopped, true); /* who waits can be cancelled */
+    assert_int_equal(blob_claim(store, "sha256:x", &meter, NULL), -ECANCELED);
+    blob_unclaim(store, "sha256:x");
+    meter_end(&meter);
+}
+
 static bool always(void *context)
 {
     (void)context;
@@ -320,6 +356,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(damage_is_seen_and_can_be_removed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_dead_writers_left_goes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(threads_and_handles_share_a_folder, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_claim_is_one_thread_s, set_up, tear_down),
         cmocka_unit_test_setup_teardown(cancelled_work_leaves_nothing, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -127,6 +127,48 @@ static void test_letters_and_operands(void **state)
     used = &program;
 }
 
+static const struct option_spec shared_options[] = {
+    {"", NULL, "Shared", NULL, NULL}, {"q,quiet", NULL, "less", NULL, set_flag}, {NULL, NULL, NULL, NULL, NULL}};
+static const struct option_spec *const shared[] = {shared_options, NULL};
+static const struct option_spec lettered[] = {
+    {"p,path", "PATH", "a path", NULL, set_path}, {"x,flag", NULL, "a flag", NULL, set_flag}, {NULL, NULL, NULL, NULL, NULL}};
+
+static const struct option_program with_rest = {
+    .name = "prog run", .version = "1", .summary = "runs", .description = "It.", .usage = "NAME",
+    .options = lettered, .shared = shared, .operand = take_operand, .rest_after = 1};
+
+static void test_rest_and_shared(void **state)
+{
+    (void)state;
+    struct values v;
+    struct err err;
+    used = &with_rest;
+    assert_int_equal(parse(&v, &err, 5, "-xqp", "/a", "name", "-x", "--nope"), 0);
+    assert_int_equal(v.flags, 2);
+    assert_string_equal(v.path, "/a");
+    assert_int_equal(v.operands, 3);
+    assert_string_equal(v.operand, "--nope");
+    assert_int_equal(parse(&v, &err, 4, "--quiet", "name", "--", "--"), 0); /* one -- may part the rest off */
+    assert_int_equal(v.flags, 1);
+    assert_int_equal(v.operands, 2);
+    assert_string_equal(v.operand, "--");
+    assert_int_equal(parse(&v, &err, 1, "-xz"), -EINVAL);
+    assert_string_equal(err.message, "unknown option '-xz', see prog run --help");
+    used = &program;
+
+    char *text = NULL;
+    size_t len;
+    FILE *out = open_memstream(&text, &len);
+    option_print_help(&with_rest, out);
+    option_print_man(&with_rest, out);
+    fclose(out);
+    assert_non_null(strstr(text, "\nUsage: prog run NAME\n"));
+    assert_non_null(strstr(text, "  -p, --path PATH"));
+    assert_non_null(strstr(text, "\nShared:\n  -q, --quiet"));
+    assert_non_null(strstr(text, ".TH PROG-RUN 1"));
+    free(text);
+}
+
 static void test_texts(void **state)
 {
     (void)state;
@@ -147,6 +189,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forms), cmocka_unit_test(test_mistakes), cmocka_unit_test(test_letters_and_operands),
-        cmocka_unit_test(test_texts)};
+        cmocka_unit_test(test_rest_and_shared), cmocka_unit_test(test_texts)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
