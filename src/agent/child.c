@@ -269,10 +269,8 @@ void child_free(struct child *c)
     if (!c)
         return;
     unlink_child(c);
-    if (c->pid > 0 && !c->exited) {
-        kill(-c->pid, SIGHUP); /* its session: it leads one */
+    if (c->pid > 0 && !c->exited && kill(-c->pid, SIGHUP) < 0) /* its group: it leads one, unless it was just forked */
         kill(c->pid, SIGHUP);
-    }
     loop_remove(c->report_source);
     loop_remove(c->drain_timer);
     if (c->report_fd >= 0)

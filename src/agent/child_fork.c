@@ -119,9 +119,10 @@ static void take_streams(const struct child_spec *spec, const struct pairs *p)
 static void enter_cwd(const char *cwd, int report_fd)
 {
     char path[PATH_MAX];
-    if (cwd[0] != '/' || strlen(cwd) >= sizeof path)
+    size_t len = strlen(cwd);
+    if (cwd[0] != '/' || len >= sizeof path)
         fail(report_fd, 125, "working directory '%.100s': not an absolute path", cwd);
-    strcpy(path, cwd);
+    memcpy(path, cwd, len + 1);
     for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
         *slash = 0;
         mkdir(path, 0755);

@@ -56,9 +56,10 @@ static int listen_vsock(int *ret_fd, struct err *err)
 static int listen_unix(const char *path, int *ret_fd, struct err *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path)
+    size_t len = strlen(path);
+    if (len >= sizeof address.sun_path)
         return err_say(err, ENAMETOOLONG, "the path '%s' is too long for a socket", path);
-    strcpy(address.sun_path, path);
+    memcpy(address.sun_path, path, len + 1);
     return listen_on(AF_UNIX, &address, sizeof address, ret_fd, err);
 }
 

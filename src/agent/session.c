@@ -229,21 +229,21 @@ void session_resume(struct session *s)
 }
 
 /* Only the host may speak to the agent: a guest's program could connect too, over the loopback of virtio-vsock. */
-static bool is_from_host(int fd)
+static int accept_host(int listen_fd)
 {
     struct sockaddr_vm peer = {0};
     socklen_t len = sizeof peer;
-    if (getpeername(fd, (struct sockaddr *)&peer, &len) < 0)
-        return false;
-    return peer.svm_family != AF_VSOCK || peer.svm_cid == VMADDR_CID_HOST;
+    own_fd int fd = accept4(listen_fd, (struct sockaddr *)&peer, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    bool is_host = peer.svm_family != AF_VSOCK || peer.svm_cid == VMADDR_CID_HOST;
+    return is_host ? TAKE_FD(fd) : -1;
 }
 
 static void on_connection(void *arg, int listen_fd, uint32_t events)
 {
     (void)events;
     struct agent *agent = arg;
-    own_fd int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0 || !is_from_host(fd))
+    own_fd int fd = accept_host(listen_fd);
+    if (fd < 0)
         return;
     struct session *s = calloc(1, sizeof *s);
     if (!s)

@@ -61,9 +61,9 @@ static int write_hosts(const json_t *request, const char *name, struct err *err)
         fprintf(f, "%.*s\t%s\n", (int)strcspn(address, "/"), address, name);
     else if (name)
         fprintf(f, "127.0.1.1\t%s\n", name);
-    size_t i;
-    json_t *entry;
-    json_array_foreach(json_object_get(request, "hosts"), i, entry) {
+    const json_t *hosts = json_object_get(request, "hosts");
+    for (size_t i = 0; i < json_array_size(hosts); i++) {
+        const json_t *entry = json_array_get(hosts, i);
         if (is_word(string_of(entry, "address")) && is_word(string_of(entry, "name")))
             fprintf(f, "%s\t%s\n", string_of(entry, "address"), string_of(entry, "name"));
     }
@@ -75,12 +75,12 @@ static int write_resolver(const json_t *networks, struct err *err)
     FILE *f = replace("/etc/resolv.conf");
     if (!f)
         return err_set(err, errno, "write /etc/resolv.conf");
-    size_t i, k;
-    json_t *network, *server;
-    json_array_foreach(networks, i, network) {
-        json_array_foreach(json_object_get(network, "dns"), k, server) {
-            if (is_word(json_string_value(server)))
-                fprintf(f, "nameserver %s\n", json_string_value(server));
+    for (size_t i = 0; i < json_array_size(networks); i++) {
+        const json_t *servers = json_object_get(json_array_get(networks, i), "dns");
+        for (size_t k = 0; k < json_array_size(servers); k++) {
+            const char *server = json_string_value(json_array_get(servers, k));
+            if (is_word(server))
+                fprintf(f, "nameserver %s\n", server);
         }
     }
     return fclose(f) < 0 ? err_set(err, errno, "write /etc/resolv.conf") : 0;
@@ -89,14 +89,11 @@ static int write_resolver(const json_t *networks, struct err *err)
 static int set_networks(const json_t *networks, struct err *err)
 {
     int r = netlink_loopback(err);
-    size_t i;
-    json_t *network;
-    json_array_foreach(networks, i, network) {
-        if (r == 0)
-            r = netlink_configure(string_of(network, "mac"), string_of(network, "address"),
-                                  string_of(network, "gateway"), err);
+    for (size_t i = 0; r == 0 && i < json_array_size(networks); i++) {
+        const json_t *network = json_array_get(networks, i);
+        r = netlink_configure(string_of(network, "mac"), string_of(network, "address"), string_of(network, "gateway"), err);
     }
-    for (i = 0; i < sizeof sysctls / sizeof sysctls[0]; i++) {
+    for (size_t i = 0; i < sizeof sysctls / sizeof sysctls[0]; i++) {
         FILE *f = fopen(sysctls[i].path, "we");
         if (f) {
             fputs(sysctls[i].value, f);
@@ -124,11 +121,8 @@ int setup_apply(const json_t *request, struct err *err)
         r = write_hosts(request, name, err);
     if (r == 0)
         r = set_networks(networks, err);
-    size_t i;
-    json_t *m;
-    json_array_foreach(json_object_get(request, "mounts"), i, m) {
-        if (r == 0)
-            r = mount_volume(m, err);
-    }
+    const json_t *mounts = json_object_get(request, "mounts");
+    for (size_t i = 0; r == 0 && i < json_array_size(mounts); i++)
+        r = mount_volume(json_array_get(mounts, i), err);
     return r;
 }

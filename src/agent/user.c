@@ -88,20 +88,21 @@ static bool find_group(const char *name, const char *member, struct user *user)
 int user_find(const char *text, struct user *ret_user, struct err *err)
 {
     char name[NAME_SIZE];
-    if (strlen(text) >= sizeof name)
+    size_t len = strlen(text);
+    if (len >= sizeof name)
         return err_say(err, EINVAL, "the user's name is too long");
-    strcpy(name, text);
+    memcpy(name, text, len + 1);
     char *group = strchr(text, ':') ? strdupa(strchr(text, ':') + 1) : NULL;
     name[strcspn(name, ":")] = 0;
     struct user user = {.home = "/"};
     unsigned id;
     if (!name[0])
-        strcpy(name, "0");
+        memcpy(name, "0", 2);
     bool is_known = find_passwd(name, &user);
     if (!is_known && !is_id(name, &user.uid))
         return err_say(err, ENOENT, "user '%.80s' is not in the image's /etc/passwd; give a number or another name", name);
     if (!is_known && user.uid == 0)
-        strcpy(user.home, "/root");
+        memcpy(user.home, "/root", 6);
     if (group && is_id(group, &id))
         user.gid = id;
     else if (group && !find_group(group, NULL, &user))

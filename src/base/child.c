@@ -222,6 +222,12 @@ static int make_pipe(int *ret_read, int *ret_write, struct err *err)
     return fcntl(fds[0], F_SETFL, O_NONBLOCK) < 0 ? err_set(err, errno, "pipe") : 0;
 }
 
+static void close_end(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
 int child_run(const struct child *child, char **ret_output, struct err *err)
 {
     own_fd int out_read = -1, out_write = -1, err_read = -1, err_write = -1, pidfd = -1;
@@ -248,7 +254,8 @@ int child_run(const struct child *child, char **ret_output, struct err *err)
                           .out_fd = TAKE_FD(out_read),
                           .err_fd = TAKE_FD(err_read)};
     int status = wait_end(&run);
-    own_fd int out_end = run.out_fd, err_end = run.err_fd;
+    close_end(run.out_fd);
+    close_end(run.err_fd);
     own_free char *output = run.output;
     r = judge(&run, status, err);
     if (r == 0 && ret_output) {

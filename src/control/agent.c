@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -259,13 +260,10 @@ static int check_reply(const json_t *reply, struct err *err)
     if (!text)
         return err_say(err, EPROTO, "the guest's agent: a reply without \"ok\" or \"error\"");
     char shown[161];
-    size_t len = 0;
-    for (; text[len] && len < sizeof shown - 1; len++)
-        shown[len] = text[len];
-    for (size_t i = 0; i < len; i++)
-        if ((unsigned char)shown[i] < ' ' || shown[i] == 0x7f)
-            shown[i] = '?';
-    shown[len] = 0;
+    snprintf(shown, sizeof shown, "%s", text);
+    for (char *at = shown; *at; at++)
+        if ((unsigned char)*at < ' ' || *at == 0x7f)
+            *at = '?';
     return err_say(err, EREMOTEIO, "%s", shown);
 }
 

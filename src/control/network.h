@@ -7,7 +7,7 @@
  * An instance's interface has a lease (MAC, address) from its first attachment to its release, so that it comes back with
  * the same address; host ports are held only while it is attached. What is held is told by documents that exist once:
  *     networks/NAME             {"name","kind","subnet","gateway","bridge","mac","isolated","created_at","leases":N}
- *     leases/INSTANCE-ID/INDEX  {"network","instance","name","index","mac","address","tap","attached","ports":[…]}
+ *     leases/INSTANCE-ID/INDEX  {"network","instance","name","index","mac","address","attached","ports":[…]}
  *     addresses/NETWORK/ADDRESS {"lease"} · macs/HEX {"lease"} · host-ports/PROTOCOL/PORT {"holders":[{"host_address","lease"}]}
  * Each is made with "must not exist" or the revision it was read at, with the network's own revision in the same commit.
  *

@@ -163,8 +163,7 @@ int volume_refresh(struct volumes *volumes, const char *name, json_t *value, str
     json_t *info = NULL, *snapshots = json_array(), *item;
     int r = volume_info(volumes, volume_file(name, "qcow2").name, &info, err);
     size_t i;
-    json_array_foreach(json_object_get(info, "snapshots"), i, item)
-    {
+    json_array_foreach(json_object_get(info, "snapshots"), i, item) {
         char when[24];
         volume_time(json_integer_value(json_object_get(item, "date-sec")), when);
         json_array_append_new(snapshots, json_pack("{s:s, s:s}", "name", text_of(item, "name"), "created_at", when));

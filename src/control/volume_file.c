@@ -23,7 +23,7 @@ int volume_img(const struct volumes *volumes, int dir_fd, const struct image_pro
                char **ret_output, struct err *err)
 {
     const char *argv[ARGS_MAX + 2] = {volumes->img};
-    for (unsigned i = 0; args[i] && i < ARGS_MAX; i++)
+    for (unsigned i = 0; i < ARGS_MAX && args[i]; i++)
         argv[i + 1] = args[i];
     struct child child = {CHILD_INIT, .argv = argv, .confined = true};
     child.nobody = dir_fd >= 0;

@@ -26,8 +26,7 @@ static int check_free(const char *name, const json_t *users, bool read_only, str
 {
     size_t i;
     const json_t *user;
-    json_array_foreach(users, i, user)
-    {
+    json_array_foreach(users, i, user) {
         bool reads = json_is_true(json_object_get(user, "read_only"));
         if (!reads)
             return err_say(err, EBUSY, "volume '%s' is in use by instance %s, which may write: stop it first", name, user_id(user));

@@ -38,7 +38,7 @@ int parallel_run(parallel_fn fn, void *context, size_t count, struct image_meter
 {
     struct parallel shared = {.fn = fn, .context = context, .count = count, .meter = meter};
     pthread_mutex_init(&shared.lock, NULL);
-    pthread_t threads[THREADS_MAX - 1];
+    pthread_t threads[THREADS_MAX - 1] = {0};
     size_t started = 0, wanted = count < THREADS_MAX ? count : THREADS_MAX;
     while (started + 1 < wanted && pthread_create(&threads[started], NULL, work, &shared) == 0)
         started++;

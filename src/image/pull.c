@@ -15,26 +15,31 @@ struct pull {
     struct image_meter meter;
     struct image image;
     char *manifest; /* its text */
-    struct http *http; /* of the thread that looks for it */
 };
 
 /* ---- manifests ---- */
 
+struct search {
+    struct pull *pull;
+    struct http http;
+};
+
 static int fetch_manifest(void *context, const char *version, char **ret_text, size_t *ret_len,
                           char digest[static IMAGE_DIGEST_SIZE], struct err *err)
 {
-    struct pull *pull = context;
+    struct search *search = context;
+    struct registry *registry = &search->pull->registry;
     char path[256];
     struct http_response response;
     snprintf(path, sizeof path, "manifests/%s", version);
     struct http_request request = {.method = "GET", .url = path, .accept = ACCEPT};
-    int ret = registry_call(&pull->registry, pull->http, &request, &response, err);
+    int ret = registry_call(registry, &search->http, &request, &response, err);
     if (ret < 0)
         return ret;
     blob_digest(response.body ? response.body : "", response.body_len, digest);
     const char *expected = image_digest_valid(version) ? version : response.digest;
     if (response.status != 200)
-        ret = registry_refused(&pull->registry, &response, "pull", err);
+        ret = registry_refused(registry, &response, "pull", err);
     else if (*expected && strcmp(digest, expected) != 0)
         ret = err_say(err, EBADMSG, "the registry sends a manifest that is not %s", expected);
     if (ret == 0) {
@@ -135,14 +140,13 @@ static int fetch_blob(void *context, size_t index, struct err *err)
 
 static int fetch_all(struct pull *pull, struct err *err)
 {
-    struct http http;
-    int ret = http_open(&http, pull->registry.remote, &pull->meter, err);
+    struct search search = {.pull = pull};
+    int ret = http_open(&search.http, pull->registry.remote, &pull->meter, err);
     if (ret < 0)
         return ret;
     const struct image_ref *ref = pull->registry.ref;
-    pull->http = &http;
-    ret = manifest_find(fetch_manifest, pull, ref->digest[0] ? ref->digest : ref->tag, &pull->image, &pull->manifest, err);
-    http_close(&http);
+    ret = manifest_find(fetch_manifest, &search, ref->digest[0] ? ref->digest : ref->tag, &pull->image, &pull->manifest, err);
+    http_close(&search.http);
     if (ret < 0)
         return ret;
     uint64_t total = pull->image.config.size_bytes;

@@ -65,11 +65,12 @@ static int upload(struct push *push, struct http *http, const struct image_blob 
     if (ret != 0)
         return ret < 0 ? ret : 0;
     ret = url_add_query(location, "digest", blob->digest, err);
+    if (ret < 0)
+        return ret;
     struct http_request request = {.method = "PUT", .url = location, .content_type = "application/octet-stream",
                                    .file_fd = fd, .file_len = blob->size_bytes};
-    if (ret == 0)
-        ret = registry_call(&push->registry, http, &request, &response, err);
-    if (ret < 0)
+    ret = registry_call(&push->registry, http, &request, &response, err);
+    if (ret != 0)
         return ret;
     if (response.status != 201)
         ret = registry_refused(&push->registry, &response, "push", err);

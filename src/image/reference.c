@@ -155,6 +155,7 @@ void image_ref_short(const struct image_ref *ref, char ret_text[static IMAGE_REF
     bool hub = !strcmp(ref->registry, DEFAULT_REGISTRY);
     if (hub && !strncmp(name, DEFAULT_NAMESPACE, official) && !strchr(name + official, '/'))
         name += official;
-    snprintf(ret_text, IMAGE_REF_SIZE, "%s%s%s", hub ? "" : ref->registry, hub ? "" : "/", name);
+    bool bare = hub && !registry_length(name, strlen(name)); /* else it would be taken for a registry */
+    snprintf(ret_text, IMAGE_REF_SIZE, "%s%s%s", bare ? "" : ref->registry, bare ? "" : "/", name);
     append_version(ref, ret_text);
 }

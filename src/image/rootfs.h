@@ -1,9 +1,11 @@
 /* Root file systems of images: what layers hold becomes one read-only erofs image, shared by all instances of the image
  * (DIR/roots/HEX.erofs, HEX of the manifest's digest), made once and used by any number of processes.
  *
- * Layers are foreign. They are unpacked in order into a folder of their own, and nothing in them leads out of it: each part
- * of each name is resolved below that folder (openat2, RESOLVE_BENEATH), symbolic links are never followed on the way, and
- * device nodes and ids are only noted. Bounds are below; whoever exceeds one is told which.
+ * Layers are foreign. They are unpacked in order by a child that has nothing but a new folder as its root, the layers'
+ * descriptors and the capabilities to set owners; each name is moreover resolved below that folder by the kernel (openat2,
+ * RESOLVE_IN_ROOT): symbolic links, absolute or not, lead within it, and ".." is refused. Whiteouts take away what lower layers
+ * have (OCI image-spec, "Representing Changes"). Device nodes are left out: the guest's kernel makes its own. Of
+ * extended attributes user.* and security.capability are kept. Whoever exceeds the bounds below is told which.
  *
  * Any thread may call anything. */
 #pragma once
@@ -13,26 +15,28 @@
 #include "image/image.h"
 
 #define ROOTFS_ENTRIES_MAX 2000000u            /* of all layers of an image */
-#define ROOTFS_BYTES_MAX (UINT64_C(256) << 30) /* of file contents, holes not counted */
-#define ROOTFS_FILE_MAX (UINT64_C(8) << 40)    /* of one file, with its holes */
-#define ROOTFS_PATH_MAX 4095u                  /* bytes of a name, of a link's target */
-#define ROOTFS_DEPTH_MAX 256u                  /* folders below one another */
-#define ROOTFS_XATTRS_MAX 64u                  /* of one entry */
-#define ROOTFS_XATTR_BYTES_MAX 65536u          /* of one attribute */
+#define ROOTFS_BYTES_MAX (UINT64_C(64) << 30)    /* of files, their holes included: they are not holes in the erofs image */
+#define ROOTFS_PATH_MAX 4095u                    /* bytes of a name, of a link's target */
+#define ROOTFS_DEPTH_MAX 256u                    /* folders below one another */
+#define ROOTFS_XATTRS_MAX 64u                    /* of one entry */
+#define ROOTFS_XATTR_BYTES_MAX 65536u            /* of one attribute */
 
-/* The erofs image of `ref`, made now if it is not there. `ret_path` (the caller frees it) is in the store's folder.
- * Needs root, or a host that lets users make user namespaces: ids of files need one. */
+/* The erofs image of `ref`, made now if it is not there. `ret_path` (the caller frees it) is in the store's folder. Needs
+ * root: files get the owners that the layers say. */
 must_check int image_root(struct image_store *store, const char *ref, const struct image_progress *progress,
                           char **ret_path, char ret_digest[static IMAGE_DIGEST_SIZE], struct err *err);
-/* Removes root file systems of images that are not in the store any more, and what work that broke off left behind. */
+/* Removes root file systems of images that are not in the store any more, and what work that broke off left behind. Machines
+ * that run on one keep it until they end. */
 must_check int image_roots_prune(struct image_store *store, uint64_t *ret_bytes, struct err *err);
 
-/* Unpacks one layer (a tar, compressed or not, from `fd`) over what is below `root_fd`. Counts go up to the bounds above
- * over all layers. An error names the entry. */
 struct rootfs_counts {
     uint64_t entries, bytes;
 };
+/* Unpacks one layer (a tar, not compressed or by gzip or zstd, from `fd`) over what is below `root_fd`. Counts go up to the
+ * bounds above over all layers. -EINVAL names the entry that was refused; what was unpacked before it stays. */
 must_check int rootfs_unpack(int root_fd, int fd, struct rootfs_counts *counts, struct err *err);
+/* Removes what `name` in `dir_fd` is, with all that is in it. 0 also when there is nothing. */
+must_check int rootfs_remove(int dir_fd, const char *name);
 
 struct image_debian {
     const char *suite;           /* "bookworm" */
@@ -44,18 +48,28 @@ must_check int image_build_debian(struct image_store *store, const char *ref, co
                                   const struct image_progress *progress, char ret_digest[static IMAGE_DIGEST_SIZE],
                                   struct err *err);
 
-/* Configuration of an image of kind "disk": {"kernel": DIGEST, "initrd": DIGEST, "cmdline": TEXT}; its layers are a qcow2
- * image, the kernel and the initrd. */
-#define IMAGE_DISK_CONFIG_TYPE "application/vnd.polder.disk.config.v1+json"
+/* An image of kind "disk" (IMAGE_DISK_CONFIG_TYPE): configuration {"cmdline", "architecture", "os"}; its layers are known by
+ * their types. */
 #define IMAGE_DISK_LAYER_TYPE "application/vnd.polder.disk.layer.v1.qcow2"
 #define IMAGE_DISK_KERNEL_TYPE "application/vnd.polder.disk.kernel.v1"
 #define IMAGE_DISK_INITRD_TYPE "application/vnd.polder.disk.initrd.v1"
 
 struct image_disk {
-    const char *path, *format;   /* raw, qcow2, vmdk, vhd, vhdx, vdi */
-    const char *kernel, *initrd; /* paths; NULL: taken from the disk's own boot files */
-    const char *cmdline;         /* NULL: root= of the partition that they were found on */
+    int fd;             /* of the disk's image, to its end; a pipe will do */
+    const char *format; /* raw, qcow2, vmdk, vhd, vhdx, vdi; never guessed */
+    int kernel_fd;      /* -1: kernel and initrd are taken from the disk's own /boot, on ext2, ext3 or ext4 */
+    int initrd_fd;      /* -1 beside a kernel: none */
+    const char *cmdline; /* NULL: "root=" of the partition with the system, "ro console=ttyS0" */
 };
+/* What reads the foreign disk (polder-img, debugfs) runs as nobody, in a folder that holds that disk alone. */
 must_check int image_import_disk(struct image_store *store, const char *ref, const struct image_disk *disk,
                                  const struct image_progress *progress, char ret_digest[static IMAGE_DIGEST_SIZE],
                                  struct err *err);
+
+struct image_disk_parts {
+    char disk[IMAGE_DIGEST_SIZE], kernel[IMAGE_DIGEST_SIZE], initrd[IMAGE_DIGEST_SIZE]; /* digests of blobs; initrd may be "" */
+    char cmdline[2048];
+};
+/* -EINVAL when the image is not of kind "disk". */
+must_check int image_disk_parts(struct image_store *store, const char *ref, struct image_disk_parts *ret_parts,
+                                struct err *err);

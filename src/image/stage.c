@@ -136,7 +136,7 @@ static int stage_entry(struct stage *stage, struct archive *archive, struct arch
 static int read_entries(struct stage *stage, struct archive *archive, struct image_meter *meter, struct err *err)
 {
     struct archive_entry *entry;
-    int status, ret = 0;
+    int status = ARCHIVE_OK, ret = 0;
     while (ret == 0 && ((status = archive_read_next_header(archive, &entry)) == ARCHIVE_OK || status == ARCHIVE_WARN))
         ret = stage_entry(stage, archive, entry, meter, err);
     if (ret < 0 || status == ARCHIVE_EOF)

@@ -10,7 +10,9 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include "base/log.h"
 #include "image/image_impl.h"
+#include "image/rootfs.h"
 
 static int make_dir(int at_fd, const char *name, struct err *err)
 {
@@ -58,22 +60,12 @@ int image_store_use_alone(struct image_store *store, struct err *err)
     return fd;
 }
 
-/* Removes tmp/NAME and the files in it, unless a living handle has it. */
+/* Removes tmp/NAME and what is in it, unless a living handle has it. */
 static void remove_tmp(int parent_fd, const char *name)
 {
-    int fd = openat(parent_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir) {
-        if (fd >= 0)
-            close(fd);
-        return;
-    }
-    bool free_to_go = flock(fd, LOCK_EX | LOCK_NB) == 0;
-    for (struct dirent *entry; free_to_go && (entry = readdir(dir));)
-        unlinkat(fd, entry->d_name, 0);
-    if (free_to_go)
-        unlinkat(parent_fd, name, AT_REMOVEDIR);
-    closedir(dir);
+    own_fd int fd = openat(parent_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0 && rootfs_remove(parent_fd, name) < 0)
+        log_debug("'%s' of the image store could not be removed", name);
 }
 
 static int clean_tmp(int parent_fd, struct err *err)

@@ -92,6 +92,8 @@ static int transfer_with_registry(struct cli *cli, const char *verb, struct err 
     if (r < 0)
         return r;
     json_t *body = json_pack("{s:s}", "ref", ref);
+    if (cli_operand(cli, 1))
+        json_object_set_new(body, "target", json_string(cli_operand(cli, 1)));
     if (cli_has(cli, "insecure"))
         json_object_set_new(body, "insecure", json_true());
     if (user) {
@@ -178,7 +180,8 @@ static const struct option_spec build_options[] = {
 const struct command image_commands[] = {
     {.name = "ls", .operands = "", .summary = "list images", .run = run_ls},
     {.name = "pull", .operands = "IMAGE", .summary = "fetch an image from a registry", .options = registry_options, .run = run_pull},
-    {.name = "push", .operands = "IMAGE", .summary = "send an image to a registry", .options = registry_options, .run = run_push},
+    {.name = "push", .operands = "IMAGE [NEW-NAME]", .summary = "send an image to a registry, as itself or as another",
+     .options = registry_options, .run = run_push},
     {.name = "build", .operands = "IMAGE", .summary = "make an image", .options = build_options, .run = run_build,
      .examples = "polder image build --debian bookworm debian\npolder image build --debian bookworm,nginx-light web\n"},
     {.name = "import", .operands = "FILE [IMAGE]", .summary = "take an image from an archive or a disk image", .run = run_import,

@@ -29,7 +29,7 @@ static int act(struct cli *cli, const char *name, const char *verb, struct err *
 {
     json_t *answer = NULL, *body = json_object();
     long timeout_s = -1;
-    int r = cli_number(cli, "time", 0, 86400, &timeout_s, err);
+    int r = cli_number(cli, "time", 0, 3600, &timeout_s, err);
     if (timeout_s >= 0)
         json_object_set_new(body, "timeout_s", json_integer(timeout_s));
     if (cli_value(cli, "signal"))

@@ -185,7 +185,7 @@ static int run_logs(struct cli *cli, struct err *err)
     char path[CLIENT_URL_MAX];
     const char *name = cli_operand(cli, 0), *source = cli_value(cli, "source");
     long tail = -1;
-    int r = cli_number(cli, "tail", 0, 10000000, &tail, err);
+    int r = cli_number(cli, "tail", 0, 1000000, &tail, err);
     if (r == 0)
         r = client_path(path, err, "/v1/instances/%s/logs?follow=%d&source=%s", name, cli_has(cli, "follow"), source ? source : "main");
     if (r == 0 && tail >= 0)

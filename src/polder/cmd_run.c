@@ -131,7 +131,7 @@ static int attach_to(struct cli *cli, const char *name, struct err *err)
     char path[CLIENT_URL_MAX];
     int status = 0;
     struct session session = {.path = path, .leave = "\x10\x11", .use_stdin = cli_has(cli, "interactive"), .tty = cli_has(cli, "tty")};
-    int r = client_path(path, err, "/v1/instances/%s/attach?stdin=%d&tty=%d", name, session.use_stdin, session.tty);
+    int r = client_path(path, err, "/v1/instances/%s/attach?history=1&stdin=%d&tty=%d", name, session.use_stdin, session.tty);
     if (r == 0)
         r = session_run(cli, &session, &status, err);
     if (r < 0)

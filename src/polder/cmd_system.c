@@ -55,10 +55,11 @@ static int get_and_show(struct cli *cli, const char *path, struct err *err)
 static int run_info(struct cli *cli, struct err *err) { return get_and_show(cli, "/v1/system", err); }
 static int run_df(struct cli *cli, struct err *err) { return get_and_show(cli, "/v1/system/df", err); }
 
-/* ---- doctor: {"checks": [{"name", "state": "ok|warning|failed", "message"}]} ---- */
+/* ---- doctor: [{"name", "ok", "detail", "cure"}] ---- */
 
 static const struct cli_column doctor_columns[] = {
-    {"CHECK", "name", NULL, false}, {"STATE", "state", NULL, false}, {"WHAT", "message", NULL, false}, {NULL, NULL, NULL, false},
+    {"CHECK", "name", NULL, false}, {"OK", "ok", NULL, false}, {"FOUND", "detail", NULL, false}, {"CURE", "cure", NULL, false},
+    {NULL, NULL, NULL, false},
 };
 
 static int run_doctor(struct cli *cli, struct err *err)
@@ -69,7 +70,7 @@ static int run_doctor(struct cli *cli, struct err *err)
     if (r < 0)
         return r;
     json_array_foreach(cli_array(answer), at, check)
-        if (strcmp(cli_text(check, "state"), "failed") == 0)
+        if (json_is_false(json_object_get(check, "ok")))
             status = CLI_STATUS_FAILED;
     r = cli_print_list(cli, cli_array(answer), doctor_columns);
     json_decref(answer);
@@ -95,6 +96,6 @@ const struct command system_commands[] = {
     {.name = "df", .operands = "", .summary = "show what takes room", .run = run_df},
     {.name = "prune", .operands = "", .summary = "remove stopped instances' leftovers and what no image needs", .run = run_prune},
     {.name = "doctor", .operands = "", .summary = "check what this host lacks, and say how to get it", .run = run_doctor,
-     .description = "Ends with 1 when something failed."},
+     .description = "Ends with 1 when something is not as it should be. -o wide shows long lines whole."},
     {.name = NULL},
 };

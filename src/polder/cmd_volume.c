@@ -42,11 +42,16 @@ static int to_new_name(struct cli *cli, const char *verb, struct err *err)
 static int run_snapshot(struct cli *cli, struct err *err) { return to_new_name(cli, "snapshot", err); }
 static int run_clone(struct cli *cli, struct err *err) { return to_new_name(cli, "clone", err); }
 
+static const char *format_of(const struct cli *cli)
+{
+    return cli_value(cli, "format") ? cli_value(cli, "format") : "qcow2";
+}
+
 static int run_export(struct cli *cli, struct err *err)
 {
     char request[CLIENT_URL_MAX];
     const char *name = cli_operand(cli, 0);
-    int r = client_path(request, err, "/v1/volumes/%s/export", name);
+    int r = client_path(request, err, "/v1/volumes/%s/export?format=%s", name, format_of(cli));
     if (r == 0)
         r = transfer_get(cli, request, cli_operand(cli, 1) ? cli_operand(cli, 1) : "-", err);
     return cli_suggest(cli, volumes.path, name, r, err);
@@ -55,7 +60,7 @@ static int run_export(struct cli *cli, struct err *err)
 static int run_import(struct cli *cli, struct err *err)
 {
     char request[CLIENT_URL_MAX];
-    int r = client_path(request, err, "/v1/volumes/%s/import", cli_operand(cli, 1));
+    int r = client_path(request, err, "/v1/volumes/%s/import?format=%s", cli_operand(cli, 1), format_of(cli));
     return r < 0 ? r : transfer_put(cli, request, cli_operand(cli, 0), cli_operand(cli, 1), err);
 }
 
@@ -69,6 +74,15 @@ static const struct option_spec create_options[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static const struct option_spec export_options[] = {
+    {"f,format", "qcow2|raw", "of the image (default: qcow2)", NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static const struct option_spec import_options[] = {
+    {"f,format", "qcow2|raw|vmdk|vhd|vhdx|vdi", "of the image (default: qcow2); it is never guessed", NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 const struct command volume_commands[] = {
     {.name = "create", .operands = "NAME", .summary = "make a volume", .options = create_options, .run = run_create,
      .examples = "polder volume create --size 20G data\npolder run -it -v data:/srv debian\n"},
@@ -76,8 +90,10 @@ const struct command volume_commands[] = {
     {.name = "snapshot", .operands = "VOLUME SNAPSHOT", .summary = "keep the state of a volume", .run = run_snapshot},
     {.name = "clone", .operands = "VOLUME NEW-NAME", .summary = "make a copy of a volume", .run = run_clone},
     {.name = "resize", .operands = "VOLUME SIZE", .summary = "make a volume larger", .run = run_resize},
-    {.name = "export", .operands = "VOLUME [FILE]", .summary = "write a volume as a disk image (qcow2)", .run = run_export},
-    {.name = "import", .operands = "FILE VOLUME", .summary = "make a volume from a disk image", .run = run_import},
+    {.name = "export", .operands = "VOLUME [FILE]", .summary = "write a volume as a disk image",
+     .options = export_options, .run = run_export},
+    {.name = "import", .operands = "FILE VOLUME", .summary = "make a volume from a disk image",
+     .options = import_options, .run = run_import},
     {.name = "inspect", .operands = "VOLUME", .summary = "show all about a volume, as JSON", .run = run_inspect},
     {.name = "rm", .operands = "VOLUME...", .summary = "remove volumes and what they hold", .run = run_rm},
     {.name = NULL},

@@ -10,7 +10,6 @@
 #include "base/own.h"
 #include "polder/cli.h"
 #include "polder/terminal.h"
-#include "polder/text.h"
 #include "polder/websocket.h"
 
 #define QUEUE_MAX (1u << 20) /* bytes on their way, above which no more input is taken */
@@ -23,6 +22,8 @@ struct running {
     bool raw, input_open, ended, left;
     int status;
     int killed_by; /* a signal that ends polder itself */
+    int refused;   /* -errno, with `refusal`: polderd or the instance would not */
+    struct err refusal;
 };
 
 /* ---- from the server ---- */
@@ -46,12 +47,8 @@ static void take_control(struct running *running, const char *data, size_t len)
 {
     json_t *message = json_loadb(data, len, 0, NULL);
     const json_t *status = json_object_get(message, "exit");
-    const char *error = json_string_value(json_object_get(message, "error"));
-    if (error) {
-        fputs("polder: ", stderr);
-        text_print(stderr, error, "");
-        fputs(running->raw ? "\r\n" : "\n", stderr);
-    }
+    if (json_object_get(message, "error"))
+        running->refused = client_refused(0, data, len, &running->refusal);
     if (json_is_integer(status)) {
         running->status = (int)(json_integer_value(status) & 0xff);
         running->ended = true;
@@ -145,10 +142,12 @@ static int loop(struct running *running, int signals, struct err *err)
         r = websocket_send(running->websocket, STREAM_IN, NULL, 0, err);
     if (r == 0)
         r = websocket_step(running->websocket, err); /* what came with the handshake */
-    while (r == 0 && !running->ended && !running->left && !running->killed_by && websocket_events(running->websocket))
+    while (r == 0 && !running->ended && !running->refused && !running->left && !running->killed_by && websocket_events(running->websocket))
         r = turn(running, signals, err);
-    if (running->ended || running->left || running->killed_by)
-        return 0;
+    if (running->refused)
+        *err = running->refusal;
+    if (running->refused || running->ended || running->left || running->killed_by)
+        return running->refused;
     if (running->session->console)
         return 0; /* the machine went off */
     return r < 0 ? r : err_say(err, EPIPE, "polderd ended the session without saying how the command ended");

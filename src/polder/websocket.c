@@ -283,7 +283,9 @@ int websocket_send(struct websocket *w, enum websocket_stream stream, const void
 
 int websocket_step(struct websocket *w, struct err *err)
 {
-    if (wslay_event_send(w->events) == 0 && wslay_event_recv(w->events) == 0 && wslay_event_send(w->events) == 0 && !w->lost)
+    /* what it said before it went counts, also when it did not listen any more */
+    bool sent = wslay_event_send(w->events) == 0, received = wslay_event_recv(w->events) == 0;
+    if (sent && received && wslay_event_send(w->events) == 0 && !w->lost)
         return 0;
     return err_say(err, EPIPE, "the connection to polderd is lost");
 }

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import tarfile
+import threading
 import time
 
 REQUEST, REPLY, DATA_IN, DATA_OUT, DATA_ERR, CLOSE_IN, RESIZE, SIGNAL, EXIT = range(1, 10)
@@ -36,7 +37,8 @@ class Session:
             self.socket.close()
             assert time.monotonic() < deadline, "the agent does not listen"
             time.sleep(0.01)
-        self.out, self.err, self.code = b"", b"", None
+        self.stream = self.socket.makefile("rb", 1 << 17)
+        self.out, self.err, self.code = bytearray(), bytearray(), None
 
     def _handshake(self):
         self.socket.sendall(b"CONNECT 1024\n")
@@ -53,13 +55,17 @@ class Session:
             payload = json.dumps(payload).encode()
         self.socket.sendall(struct.pack("<IB", len(payload), kind) + payload)
 
+    def feed(self, data):
+        """Sends all of it and the end; None: nothing."""
+        for at in range(0, len(data or b""), 65536):
+            self.send(DATA_IN, data[at:at + 65536])
+        if data is not None:
+            self.send(CLOSE_IN)
+
     def _exactly(self, length):
-        data = b""
-        while len(data) < length:
-            part = self.socket.recv(length - len(data))
-            if not part:
-                raise EOFError
-            data += part
+        data = self.stream.read(length)
+        if len(data) < length:
+            raise EOFError
         return data
 
     def receive(self):
@@ -99,6 +105,7 @@ class Session:
             assert self.step(), f"ended with {self.code} before {text!r}: {self.out!r} {self.err!r}"
 
     def close(self):
+        self.stream.close()
         self.socket.close()
 
     def __enter__(self):
@@ -133,24 +140,22 @@ class Agent:
     def run(self, *args, data=None, **params):
         """An exec to its end: exit code, output, errors."""
         with self.open("exec", args=args, stdin=data is not None, **params) as s:
-            if data is not None:
-                s.send(DATA_IN, data)
-                s.send(CLOSE_IN)
+            feeder = threading.Thread(target=s.feed, args=(data,))
+            feeder.start()  # beside: whoever sends without reading may wait for ever
             s.wait()
-            return s.code, s.out, s.err
+            feeder.join()
+            return s.code, bytes(s.out), bytes(s.err)
 
     def put(self, path, archive):
         with self.open("put", path=path) as s:
-            for at in range(0, len(archive), 65536):
-                s.send(DATA_IN, archive[at:at + 65536])
-            s.send(CLOSE_IN)
+            s.feed(archive)
             s.wait()
             return s.code, s.err.decode()
 
     def get(self, path):
         with self.open("get", path=path) as s:
             s.wait()
-            return s.code, s.out, s.err.decode()
+            return s.code, bytes(s.out), s.err.decode()
 
 
 def tar_of(*members):

@@ -18,6 +18,7 @@ static const struct {
     {"docker.io/debian", "docker.io/library/debian:latest", "debian:latest"},
     {"index.docker.io/debian:1", "docker.io/library/debian:1", "debian:1"},
     {"docker.io/library/a/b", "docker.io/library/a/b:latest", "library/a/b:latest"},
+    {"docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"},
     {"localhost/x", "localhost/x:latest", "localhost/x:latest"},
     {"localhost:5000/x", "localhost:5000/x:latest", "localhost:5000/x:latest"},
     {"localhost:5000", "docker.io/library/localhost:5000", "localhost:5000"},
@@ -51,7 +52,8 @@ static void others_are_refused(void **state)
     static const char *const bad[] = {"", ":", "/", "@", "a/", "/a", "a//b", "Debian", "me/App", "a:", "a:b:c", "-a", "a-", "a..b",
         "a.-b", "a___b", "a._b", "_a", "a_", "a:.b", "a:b/c", "a b", "a\nb", "a?x", "a@", "a@sha256:12", "a@md5:" HEX,
         "a@sha256:" HEX "0", "a@sha256:" HEX "@sha256:" HEX, "r.io:/x", "r.io:123456/x", "r.io:x/y", ".r.io/x", "r.io./x", "r..io",
-        "r..io/x", "a.-b.io/x", "a-.io/x", "[a..b]:5/x", "[]:5/x", "[::1/x", "[:/x:5]/x", "http://r.io/x", "user@r.io/x", "r.io/../x", "r.io/x#y", "r.io/%2e%2e/x"};
+        "r..io/x", "a.-b.io/x", "a-.io/x", "[a..b]:5/x", "[]:5/x", "[::1/x", "[:/x:5]/x", "http://r.io/x", "user@r.io/x",
+        "r.io/../x", "r.io/x#y", "r.io/%2e%2e/x"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct image_ref ref;
         struct err err = {0};

@@ -97,7 +97,8 @@ static void an_added_image_can_be_read(void **state)
 static void a_gzip_layer_is_known_by_what_is_in_it(void **state)
 {
     (void)state;
-    static const char gzip_of_layer[] = "\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xcb\x49\xac\x4c\x2d\x02\x00\x1a\x21\xdb\xe4\x05\x00\x00\x00";
+    static const char gzip_of_layer[] = "\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03"
+                                        "\xcb\x49\xac\x4c\x2d\x02\x00\x1a\x21\xdb\xe4\x05\x00\x00\x00";
     char digest[IMAGE_DIGEST_SIZE], diff_id[IMAGE_DIGEST_SIZE];
     own_fd int fd = pipe_with(gzip_of_layer, sizeof gzip_of_layer - 1);
     struct image_layer_source source = {.fd = fd};

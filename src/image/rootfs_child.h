@@ -1,0 +1,16 @@
+/* Unpacks layers in a child that can do no harm. */
+#pragma once
+
+#include "image/rootfs.h"
+
+struct rootfs_work {
+    int root_fd;       /* an empty folder */
+    const int *layers; /* descriptors, from the bottom up */
+    size_t layer_count;
+    uint64_t total_bytes; /* of the layers as they are stored */
+    const struct image_progress *progress;
+    const char *what; /* for progress */
+};
+
+/* Needs root. Any thread; the child ends with it. */
+must_check int rootfs_work_run(const struct rootfs_work *work, struct err *err);
