@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -42,22 +43,39 @@ static int make_namespaces(struct err *err)
     return r == 0 ? write_self("/proc/self/uid_map", uids, err) : r;
 }
 
+/* Of the process itself; nothing else of proc is below the new root. */
+static int bind_fd_names(const char *root)
+{
+    const char *const folders[] = {"proc", "proc/self", "proc/self/fd"};
+    char path[64];
+    for (unsigned i = 0; i < sizeof folders / sizeof folders[0]; i++) {
+        snprintf(path, sizeof path, "%s/%s", root, folders[i]);
+        if (mkdir(path, 0555) < 0)
+            return -errno;
+    }
+    return mount("/proc/self/fd", path, NULL, MS_BIND, NULL) < 0 ? -errno : 0;
+}
+
 /* Any folder will do to mount on: it is gone in the next step. */
-static int change_root(struct err *err)
+static int change_root(bool keep_fd_names, struct err *err)
 {
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-        mount("polder", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,nr_inodes=1,mode=0555") < 0 ||
-        chdir("/proc") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0 ||
+        mount("polder", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,nr_inodes=5,mode=0755") < 0)
+        return err_set(err, errno, "sandbox: empty root");
+    int r = keep_fd_names ? bind_fd_names("/tmp") : 0;
+    if (r < 0)
+        return err_set(err, -r, "sandbox: names of descriptors");
+    if (chdir("/tmp") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0 ||
         mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
         return err_set(err, errno, "sandbox: empty root");
     return 0;
 }
 
-int sandbox_empty_root(struct err *err)
+int sandbox_empty_root(bool keep_fd_names, struct err *err)
 {
     int r = has_capability(CAP_SYS_ADMIN) && getpid() == 1 ? 0 : make_namespaces(err);
     if (r == 0)
-        r = change_root(err);
+        r = change_root(keep_fd_names, err);
     if (r == 0 && (r = sandbox_keep_capabilities(0)) < 0)
         return err_set(err, -r, "sandbox: capabilities");
     if (r == 0 && (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0))

@@ -42,8 +42,9 @@ struct sandbox_spec {
 must_check int sandbox_spawn(const struct sandbox_spec *spec, pid_t *ret_pid, int *ret_pidfd, struct err *err);
 
 /* In the child, single-threaded: replaces the root by an empty read-only one and gives up every capability. Where the
- * program was started otherwise, it first makes a user and mount namespace of its own. */
-must_check int sandbox_empty_root(struct err *err);
+ * program was started otherwise, it first makes a user and mount namespace of its own. With `keep_fd_names` the root
+ * holds /proc/self/fd, for libraries that know files only by name. */
+must_check int sandbox_empty_root(bool keep_fd_names, struct err *err);
 
 /* What this host can do, for `polder system doctor`; `message` has one line about what is missing, or is empty. */
 struct sandbox_host {

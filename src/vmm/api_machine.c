@@ -4,6 +4,7 @@
  * program ends. Jobs live on the waiter's stack: the loop runs a job before it is closed, or never. `machine`
  * is set once, in the loop's thread, and freed after the API is gone. */
 #include "vmm/api_machine.h"
+#include "vmm/jail.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -102,6 +103,11 @@ int api_machine_start(struct api_machine *binding, const struct vm_config *confi
         return ret;
     if (machine_console_path(machine))
         fprintf(stderr, "polder-vmm: console on %s\n", machine_console_path(machine));
+    ret = jail_close(config, err);
+    if (ret < 0) {
+        machine_free(machine);
+        return ret;
+    }
     binding->config = config;
     atomic_store(&binding->machine, machine);
     machine_resume(machine);

@@ -116,6 +116,7 @@ struct vm_config {
     struct vm_console console;  /* COM1 */
     bool has_hvc;
     struct vm_console hvc;      /* a virtio console, hvc0 */
+    bool sandbox;   /* confine the program: jail.h */
     bool no_reboot; /* a guest reboot ends the program instead */
     /* The program rather than the machine */
     char *api_sock, *config_file, *metrics_path, *log_path, *pid_path;

@@ -10,6 +10,7 @@
 
 #include "base/fdname.h"
 #include "virtio/device.h"
+#include "vmm/jail.h"
 
 /* ---- what the engine calls, on vCPU threads ---- */
 
@@ -66,6 +67,12 @@ static void power_happened(void *arg, enum power_event event)
         log_guest("pvpanic", "the guest panicked and starts its crash kernel");
         break;
     }
+}
+
+static void vcpu_begins(void *arg)
+{
+    const struct machine *machine = arg;
+    jail_close_vcpu(machine->config);
 }
 
 static void vcpu_ended(void *arg, unsigned index, enum vcpu_exit why)
@@ -170,7 +177,7 @@ static int build(struct machine *machine, struct err *err)
     if (r == 0)
         r = machine_add_devices(machine, err);
     if (r == 0)
-        r = vcpus_create(machine->engine, config->cpus, vcpu_ended, machine, &machine->vcpus, err);
+        r = vcpus_create(machine->engine, config->cpus, vcpu_begins, vcpu_ended, machine, &machine->vcpus, err);
     if (r == 0)
         r = machine_boot(machine, err);
     /* The console comes last, so that errors before find the terminal as it was. */

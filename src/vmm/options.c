@@ -369,6 +369,15 @@ static int set_id(void *target, const char *value, struct err *err)
     return vm_config_set(&config_of(target)->id, value, err);
 }
 
+static int set_sandbox(void *target, const char *value, struct err *err)
+{
+    bool on = !strcmp(value, "on");
+    if (!on && strcmp(value, "off") != 0)
+        return err_say(err, EINVAL, "'%s' is neither on nor off", value);
+    config_of(target)->sandbox = on;
+    return 0;
+}
+
 static int set_api_sock(void *target, const char *value, struct err *err)
 {
     return vm_config_set(&config_of(target)->api_sock, value, err);
@@ -474,6 +483,10 @@ static const struct option_spec options[] = {
     {"api-sock", "PATH", "serve the REST API on a unix socket",
      "Without --kernel or --config-file the machine starts by an API request.", set_api_sock},
     {"config-file", "PATH", "JSON description of the machine", NULL, set_config_file},
+    {"sandbox", "on|off", "confine the program itself (default: off)",
+     "Before it reads any file it has an empty root and no capability, network or path left, so that all files have to be given as "
+     "descriptors (fd:N); before the guest runs, system calls that it does not need are forbidden, and one kills it. "
+     "Engine jit.", set_sandbox},
     {"id", "NAME", "name of the machine, for the API and the log", NULL, set_id},
     {"metrics", "PATH", "write metrics to a file or pipe, one JSON object a line", NULL, set_metrics},
     {"log-file", "PATH", "log to a file instead of standard error", NULL, set_log_file},

@@ -12,6 +12,7 @@
 
 #include "base/fdname.h"
 #include "base/log.h"
+#include "vmm/jail.h"
 #include "vmm/terminal.h"
 
 /* Ending takes milliseconds and, with disks to flush, perhaps seconds. A vCPU that an engine's bug keeps from stopping, or a
@@ -161,6 +162,8 @@ static int create_binding(struct program *program, struct err *err)
 int program_run(struct program *program, struct err *err)
 {
     int r = open_log(program->options.config, err);
+    if (r == 0)
+        r = jail_enter(program->options.config, err);
     if (r == 0)
         r = loop_create(&program->loop, err);
     if (r == 0)

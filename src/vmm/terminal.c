@@ -22,6 +22,7 @@ static void on_fatal(int signal_number)
     if (saved_fd >= 0)
         tcsetattr((int)saved_fd, TCSANOW, &saved);
     raise(signal_number);
+    _exit(128 + signal_number); /* the first process of a pid namespace survives its own signals */
 }
 
 /* On the alternate stack where a thread has one: the stack pointer of a vCPU thread may be the guest's. */

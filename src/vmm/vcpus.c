@@ -21,6 +21,7 @@ struct vcpu_thread {
 struct vcpus {
     const struct engine_class *class;
     struct engine *engine;
+    vcpus_begin_fn *begin;
     vcpus_ended_fn *ended;
     void *arg;
     pthread_mutex_t lock;
@@ -51,7 +52,9 @@ static void *run(void *arg)
     char name[16];
     snprintf(name, sizeof name, "vcpu%u", t->index % 1000);
     pthread_setname_np(pthread_self(), name);
-    while (wait_for_go(t)) {
+    for (bool begun = false; wait_for_go(t); begun = true) {
+        if (!begun)
+            t->owner->begin(t->owner->arg);
         enum vcpu_exit why = t->owner->class->vcpu_run(t->vcpu);
         if (why == VCPU_EXIT_KICKED)
             continue;
@@ -76,13 +79,13 @@ static int start_thread(struct vcpu_thread *t, struct err *err)
     return 0;
 }
 
-int vcpus_create(struct engine *engine, unsigned count, vcpus_ended_fn *ended, void *arg, struct vcpus **ret_vcpus,
+int vcpus_create(struct engine *engine, unsigned count, vcpus_begin_fn *begin, vcpus_ended_fn *ended, void *arg, struct vcpus **ret_vcpus,
                  struct err *err)
 {
     struct vcpus *vcpus = calloc(1, sizeof *vcpus + count * sizeof vcpus->threads[0]);
     if (!vcpus)
         return err_set(err, ENOMEM, "vCPUs");
-    *vcpus = (struct vcpus){.class = engine->class, .engine = engine, .ended = ended, .arg = arg, .pause = true};
+    *vcpus = (struct vcpus){.class = engine->class, .engine = engine, .begin = begin, .ended = ended, .arg = arg, .pause = true};
     pthread_mutex_init(&vcpus->lock, NULL);
     pthread_cond_init(&vcpus->changed, NULL);
     int r = 0;

@@ -11,8 +11,10 @@ struct vcpus;
 /* Called in a vCPU's thread when it ended other than by a kick; that vCPU is then parked until the next resume. */
 typedef void vcpus_ended_fn(void *arg, unsigned index, enum vcpu_exit why);
 
+/* Called once in each vCPU's thread before it first runs guest code. */
+typedef void vcpus_begin_fn(void *arg);
 /* Creates vCPUs and their threads, parked. */
-must_check int vcpus_create(struct engine *engine, unsigned count, vcpus_ended_fn *ended, void *arg,
+must_check int vcpus_create(struct engine *engine, unsigned count, vcpus_begin_fn *begin, vcpus_ended_fn *ended, void *arg,
                             struct vcpus **ret_vcpus, struct err *err);
 /* Stops and joins the threads, frees the vCPUs. NULL is fine. */
 void vcpus_free(struct vcpus *vcpus);

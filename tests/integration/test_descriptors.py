@@ -60,7 +60,8 @@ def boot(given, tmp, *options, script, files=None):
                "--cmdline", f"{CMDLINE} polder.test=run", "--console", "stdio", *options, fds=given.fds)
 
 
-def test_everything_by_descriptor(tmp, given):
+@pytest.mark.parametrize("sandbox", ["off", "on"])
+def test_everything_by_descriptor(tmp, given, sandbox):
     top, middle, base = chain(tmp)
     program = static_program(tmp, "vsock-echo")
     disk = (f"{given.file(top, os.O_RDWR)},format=qcow2,backing={given.file(middle)},backing={given.file(base)}")
@@ -72,7 +73,7 @@ def test_everything_by_descriptor(tmp, given):
         echo written | dd of=/dev/vda bs=512 seek=8 conv=fsync 2>/dev/null
         vsock-echo listen 5000
     """
-    with boot(given, tmp, "--disk", disk, "--log-file", log, "--log-level", "info", "--metrics", metrics, "--api-sock", api,
+    with boot(given, tmp, "--sandbox", sandbox, "--disk", disk, "--log-file", log, "--log-level", "info", "--metrics", metrics, "--api-sock", api,
               "--vsock", f"cid=3,path={vsock}", script=script, files={"bin/vsock-echo": program}) as vmm:
         vmm.wait_for("^vsock-echo: listening$", 120)
         assert Client(tmp / "api.sock").get("/")["state"] == "Running"
@@ -86,6 +87,7 @@ def test_everything_by_descriptor(tmp, given):
         assert vmm.wait(60) == 0, vmm.describe()
     assert "from the base" in vmm.text
     assert "jit" in (tmp / "log").read_text()
+    assert ("root is empty" in (tmp / "log").read_text()) == (sandbox == "on")
     assert json.loads((tmp / "metrics").read_text().splitlines()[0])
     assert (tmp / "api.sock").exists() and (tmp / "vsock.sock").exists()  # whoever made them removes them
     assert b"written" in top.read_bytes()

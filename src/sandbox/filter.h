@@ -1,0 +1,17 @@
+/* What a confined program may ask of the kernel: Landlock, which leaves it no path and no network, and seccomp filters made
+ * at build time (filter_gen.c). A system call that is not on the list kills the process with SIGSYS.
+ * Sources: seccomp(2), Documentation/userspace-api/landlock.rst. */
+#pragma once
+
+#include "base/err.h"
+
+enum sandbox_filter {
+    SANDBOX_FILTER_PROGRAM, /* all threads of polder-vmm while a guest runs */
+    SANDBOX_FILTER_VCPU,    /* besides, those that run guest code */
+    SANDBOX_FILTERS
+};
+
+/* For the calling thread and those that it starts. A kernel without Landlock is fine: *ret_abi is 0 then. */
+must_check int sandbox_landlock(int *ret_abi, struct err *err);
+/* For all threads of the process when `all`, else for the calling one; only ever adds to what is forbidden. Needs no_new_privs. */
+must_check int sandbox_filter(enum sandbox_filter which, bool all, struct err *err);

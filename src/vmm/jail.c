@@ -1,0 +1,70 @@
+#include "vmm/jail.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fdname.h"
+#include "base/log.h"
+#include "block/crypt/key.h"
+#include "sandbox/filter.h"
+#include "sandbox/sandbox.h"
+
+static bool has_keys(const struct vm_config *config)
+{
+    bool found = false;
+    for (unsigned i = 0; i < config->disk_count; i++)
+        found = found || config->disks[i].key_path;
+    return found;
+}
+
+/* What would fail later without saying why. */
+static int check(const struct vm_config *config, struct err *err)
+{
+    const char *const names[] = {config->kernel, config->initrd, config->api_sock, config->log_path, config->metrics_path,
+                                 config->config_file, config->vsock.uds_path, config->console.path, config->hvc.path};
+    for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (names[i] && fdname_parse(names[i]) < 0)
+            return err_say(err, EINVAL, "in a sandbox files are given as descriptors, fd:N, not as '%s'", names[i]);
+    for (unsigned i = 0; i < config->disk_count; i++)
+        if (fdname_parse(config->disks[i].path) < 0)
+            return err_say(err, EINVAL, "in a sandbox disks are given as descriptors, fd:N, not as '%s'", config->disks[i].path);
+    for (unsigned i = 0; i < config->net_count; i++)
+        if (config->nets[i].backend == VM_NET_USER && !config->nets[i].socket)
+            return err_say(err, EINVAL, "in a sandbox no passt can be started: start it outside and give its socket, user=fd:N");
+    if (strcmp(config->engine, "kvm") == 0)
+        return err_say(err, ENOTSUP, "there is no sandbox for the engine kvm yet: give --engine jit or --sandbox off");
+    return 0;
+}
+
+/* Libraries for encryption are loaded while there are files. */
+int jail_enter(const struct vm_config *config, struct err *err)
+{
+    int abi = 0;
+    if (!config->sandbox)
+        return 0;
+    int r = check(config, err);
+    if (r == 0 && has_keys(config))
+        r = crypt_library_load(err);
+    if (r == 0)
+        r = sandbox_empty_root(has_keys(config), err);
+    if (r == 0)
+        r = sandbox_landlock(&abi, err);
+    if (r == 0)
+        log_info("sandbox: root is empty, Landlock ABI %d", abi);
+    return r;
+}
+
+int jail_close(const struct vm_config *config, struct err *err)
+{
+    return config->sandbox ? sandbox_filter(SANDBOX_FILTER_PROGRAM, true, err) : 0;
+}
+
+void jail_close_vcpu(const struct vm_config *config)
+{
+    struct err err = {0};
+    if (!config->sandbox || sandbox_filter(SANDBOX_FILTER_VCPU, false, &err) == 0)
+        return;
+    log_error("%s", err.message);
+    exit(EXIT_FAILURE);
+}

@@ -1,0 +1,135 @@
+/* Stands in for polder-vmm: enters the jail as it does and then tries one thing that must be refused. Prints "refused" when it was, with
+ * an error; most are not even answered: the process is killed with SIGSYS. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "sandbox/filter.h"
+#include "sandbox/sandbox.h"
+
+#define CALL(name, ...)                                                                                                \
+    {                                                                                                                  \
+#name, SYS_##name,                                                                                             \
+        {                                                                                                              \
+            __VA_ARGS__                                                                                                \
+        }                                                                                                              \
+    }
+static const struct {
+    const char *name;
+    long number;
+    long args[6];
+} probes[] = {
+    CALL(open, (long)"/", O_RDONLY),
+    CALL(openat, AT_FDCWD, (long)"/proc/self/mem", O_RDWR),
+    CALL(openat2, AT_FDCWD, (long)"/dev"),
+    CALL(creat, (long)"/x", 0600),
+    CALL(mkdir, (long)"/x", 0700),
+    CALL(rename, (long)"/a", (long)"/b"),
+    CALL(chdir, (long)"/"),
+    CALL(chroot, (long)"/"),
+    CALL(socket, AF_UNIX, SOCK_STREAM),
+    CALL(socket, AF_INET, SOCK_STREAM),
+    CALL(socket, AF_NETLINK, SOCK_RAW),
+    CALL(connect, 0),
+    CALL(bind, 0),
+    CALL(ptrace, PTRACE_ATTACH, 1),
+    CALL(kill, -1, SIGTERM),
+    CALL(process_vm_readv, 1),
+    CALL(pidfd_open, 1),
+    CALL(mount, 0, (long)"/", (long)"tmpfs"),
+    CALL(umount2, (long)"/", MNT_DETACH),
+    CALL(pivot_root, (long)"/", (long)"/"),
+    CALL(unshare, CLONE_NEWUSER),
+    CALL(setns, 0),
+    CALL(clone, SIGCHLD),
+    CALL(clone, CLONE_NEWUSER | SIGCHLD),
+    CALL(fork),
+    CALL(vfork),
+    CALL(setuid, 0),
+    CALL(setresuid, 0, 0, 0),
+    CALL(setgroups, 0),
+    CALL(capset, 0),
+    CALL(execve, (long)"/bin/sh"),
+    CALL(execveat, 0, (long)"", 0, 0, AT_EMPTY_PATH),
+    CALL(bpf, 0),
+    CALL(keyctl, 0),
+    CALL(add_key, 0),
+    CALL(perf_event_open, 0),
+    CALL(userfaultfd, 0),
+    CALL(io_uring_setup, 1),
+    CALL(init_module, 0),
+    CALL(kexec_load, 0),
+    CALL(reboot, 0),
+    CALL(swapon, 0),
+    CALL(syslog, 3),
+    CALL(personality, 0),
+    CALL(modify_ldt, 0),
+    CALL(iopl, 3),
+    CALL(ioctl, 0, 0x5412 /* TIOCSTI */),
+    CALL(prctl, PR_SET_DUMPABLE, 1),
+    CALL(prctl, PR_SET_SECCOMP, 0),
+    CALL(mmap, 0, 4096, PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1),
+    CALL(mprotect, 0, 4096, PROT_WRITE | PROT_EXEC),
+    CALL(fcntl, 0, F_SETOWN, 1),
+    CALL(setrlimit, 0),
+    CALL(prlimit64, 1),
+    CALL(sched_setscheduler, 0),
+    CALL(name_to_handle_at, 0),
+    CALL(open_by_handle_at, 0),
+};
+
+/* What the empty root and the namespaces refuse by themselves, before the system call filter is there. */
+static int try_without_filter(void)
+{
+    const char *const paths[] = {"/proc", "/dev/null", "/etc/passwd", "/tmp", "/usr", "/sys"};
+    for (unsigned i = 0; i < sizeof paths / sizeof paths[0]; i++)
+        if (open(paths[i], O_RDONLY) >= 0 || errno != ENOENT)
+            return 1;
+    if (open("/", O_RDONLY | O_DIRECTORY) >= 0 || open("/x", O_WRONLY | O_CREAT, 0600) >= 0 || mkdir("/x", 0700) == 0)
+        return 2;
+    if (mount("x", "/", "tmpfs", 0, NULL) == 0 || setuid(0) == 0 || chroot("/") == 0 || sethostname("x", 1) == 0)
+        return 3;
+    if (getpid() != 1 || getppid() != 0 || (kill(-1, 0) == 0) || socket(AF_PACKET, SOCK_RAW, 0) >= 0)
+        return 4;
+    for (int fd = 3; fd < 1024; fd++)
+        if (fcntl(fd, F_GETFD) >= 0)
+            return 5;
+    return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 ? 0 : 6;
+}
+
+int main(int argc, char **argv)
+{
+    struct err err = {0};
+    int abi;
+    if (argc < 2) {
+        printf("%zu\n", sizeof probes / sizeof probes[0]);
+        return 0;
+    }
+    if (sandbox_empty_root(false, &err) < 0 || sandbox_landlock(&abi, &err) < 0) {
+        fprintf(stderr, "%s\n", err.message);
+        return 100;
+    }
+    if (strcmp(argv[1], "paths") == 0)
+        return try_without_filter();
+    if (sandbox_filter(SANDBOX_FILTER_PROGRAM, true, &err) < 0)
+        return 101;
+    if (strcmp(argv[1], "vcpu") == 0)
+        return sandbox_filter(SANDBOX_FILTER_VCPU, false, &err) < 0 ? 102 : (int)syscall(SYS_pread64, 0, &err, 1, 0);
+    unsigned i = (unsigned)atoi(argv[1]);
+    const long *a = probes[i].args;
+    syscall(probes[i].number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    return 103; /* answered */
+}

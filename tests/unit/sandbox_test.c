@@ -1,0 +1,122 @@
+/* The jail from outside: a stand-in for polder-vmm (jail_probe.c) is started in it once for each thing that it must not do. */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cmocka_all.h"
+#include "sandbox/cgroup.h"
+#include "sandbox/sandbox.h"
+
+static const char *probe;
+
+static int run(const char *word, bool *ret_refused)
+{
+    char *argv[] = {(char *)(uintptr_t)probe, (char *)(uintptr_t)word, NULL};
+    struct sandbox_spec spec = {
+        .program = probe, .argv = argv, .log_fd = STDERR_FILENO, .own_ids = geteuid() == 0, .uid = 1234567, .gid = 1234567};
+    struct err err = {0};
+    pid_t pid;
+    int status = 0;
+    if (sandbox_spawn(&spec, &pid, NULL, &err) < 0)
+        fail_msg("%s", err.message);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    *ret_refused = WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS;
+    char text[160];
+    sandbox_describe_end(status, text, sizeof text);
+    if (*ret_refused)
+        assert_non_null(strstr(text, "system call that its jail forbids"));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void skip_without_namespaces(void)
+{
+    struct sandbox_host host;
+    sandbox_host_check(&host);
+    if (!host.namespaces || !host.seccomp) {
+        print_message("[  SKIP  ] %s\n", host.message);
+        skip();
+    }
+}
+
+static void test_the_root_is_empty_and_nothing_is_inherited(void **state)
+{
+    (void)state;
+    bool refused;
+    skip_without_namespaces();
+    assert_int_equal(run("paths", &refused), 0);
+}
+
+static void test_each_forbidden_call_kills(void **state)
+{
+    (void)state;
+    bool refused;
+    skip_without_namespaces();
+    FILE *count = popen(probe, "r");
+    unsigned probes = 0;
+    assert_non_null(count);
+    assert_int_equal(fscanf(count, "%u", &probes), 1);
+    pclose(count);
+    assert_true(probes > 50);
+    for (unsigned i = 0; i < probes; i++) {
+        char word[16];
+        snprintf(word, sizeof word, "%u", i);
+        int status = run(word, &refused);
+        if (!refused)
+            fail_msg("probe %u was answered (%d)", i, status);
+    }
+    run("vcpu", &refused); /* a vCPU may do less */
+    assert_true(refused);
+}
+
+static void test_what_cannot_start_is_said(void **state)
+{
+    (void)state;
+    char *argv[] = {"nothing", NULL};
+    struct err err = {0};
+    pid_t pid;
+    struct sandbox_spec spec = {.program = "/nonexistent", .argv = argv, .log_fd = -1};
+    assert_int_equal(sandbox_spawn(&spec, &pid, NULL, &err), -ENOENT);
+    spec.program = "/etc/passwd"; /* not executable */
+    assert_true(sandbox_spawn(&spec, &pid, NULL, &err) < 0);
+    assert_non_null(strstr(err.message, "/etc/passwd"));
+}
+
+/* As far as this host has groups; what is missing is said. */
+static void test_a_group_is_made_read_and_removed(void **state)
+{
+    (void)state;
+    struct cgroup_host host;
+    struct cgroup_limits limits = {.cpu_weight = 50, .memory_max = 64u << 20, .pids_max = 10};
+    struct cgroup_usage usage;
+    struct err err = {0};
+    char *path = NULL;
+    cgroup_host_init("polder-test", &host);
+    assert_true(host.available == CGROUP_ALL || *host.message);
+    print_message("cgroup: %s\n", *host.message ? host.message : "all controllers");
+    if (cgroup_create(&host, "one", &limits, &path, &err) < 0)
+        fail_msg("%s", err.message);
+    if (path) {
+        assert_int_equal(cgroup_read(path, &usage, &err), 0);
+        assert_int_equal(cgroup_remove(path, &err), 0);
+        assert_int_equal(cgroup_remove(path, &err), 0);
+        rmdir(host.parent);
+    }
+    free(path);
+    cgroup_host_free(&host);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_the_root_is_empty_and_nothing_is_inherited),
+        cmocka_unit_test(test_each_forbidden_call_kills),
+        cmocka_unit_test(test_what_cannot_start_is_said),
+        cmocka_unit_test(test_a_group_is_made_read_and_removed),
+    };
+    probe = argc > 1 ? argv[1] : "";
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
