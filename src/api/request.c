@@ -167,6 +167,7 @@ unsigned status_of_error(int error)
     case EMFILE:
     case ENFILE:
     case ENOMEM:
+    case EIO: /* a program of the host has failed */
         return 503;
     default:
         return 500;

@@ -13,6 +13,11 @@ const struct route *const route_tables[] = {
     routes_operations,
     routes_events,
     routes_tokens,
+    routes_instances,
+    routes_instance_state,
+    routes_instance_ways,
+    routes_images,
+    routes_networks,
     routes_volumes,
     NULL,
 };

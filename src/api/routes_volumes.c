@@ -1,4 +1,6 @@
 /* Volumes: disks that outlive instances. */
+#include <errno.h>
+
 #include "control/volume.h"
 #include "api/routes.h"
 #include "api/schemas.h"
@@ -118,6 +120,8 @@ static int import_volume(struct request *request, struct err *err)
     request_audit(request, &audit, "volume.import", "volumes/%s", request->params[0]);
     int r = volume_import(request->platform->volumes, request->params[0], format ? format : "qcow2", request->body_fd, NULL,
                           &audit.audit, err);
+    if (r == -EIO && err) /* polder-img refuses what the client sent */
+        return err->code = EINVAL, -EINVAL;
     return r < 0 ? r : reply_volume(request, request->params[0], err);
 }
 

@@ -34,27 +34,30 @@ static uint64_t now_us(void)
     return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
 }
 
-/* True when /dev/kvm is there and runs guest code at hardware speed; logs why in any case. */
-static bool kvm_is_fast(void)
+/* True when /dev/kvm is there and runs guest code at hardware speed; says why in any case. */
+static bool kvm_is_fast(char ret_reason[ENGINE_REASON_SIZE])
 {
     struct err why = {0};
     uint64_t start = now_us(), per_s = 0;
     if (engine_kvm.probe(&why) < 0 || kvm_calibrate(&per_s, &why) < 0) {
-        log_info("engine kvm cannot be used: %s", why.message);
+        snprintf(ret_reason, ENGINE_REASON_SIZE, "engine kvm cannot be used: %s", why.message);
+        log_info("%s", ret_reason);
         return false;
     }
     bool fast = per_s > HARDWARE_SPEED;
-    log_info("/dev/kvm runs %.1f million instructions a second (measured in %llu us), hardware would run at least %llu "
+    snprintf(ret_reason, ENGINE_REASON_SIZE,
+             "/dev/kvm runs %.1f million instructions a second (measured in %llu us), hardware would run at least %llu "
              "million: %s", (double)per_s / 1e6, (unsigned long long)(now_us() - start),
              (unsigned long long)(HARDWARE_SPEED / 1000000u), fast ? "real virtualization" : "it only emulates");
+    log_info("%s", ret_reason);
     return fast;
 }
 
-static int select_auto(const struct engine_class **ret_class, struct err *err)
+int engine_choose(const struct engine_class **ret_class, char ret_reason[ENGINE_REASON_SIZE], struct err *err)
 {
     const struct engine_class *jit = find_engine("jit");
     struct err why = {0};
-    bool fast = kvm_is_fast();
+    bool fast = kvm_is_fast(ret_reason);
     if (fast || !jit) {
         *ret_class = &engine_kvm;
         if (!fast && engine_kvm.probe(err) < 0)
@@ -71,8 +74,9 @@ static int select_auto(const struct engine_class **ret_class, struct err *err)
 
 int engine_select(const char *name, const struct engine_class **ret_class, struct err *err)
 {
+    char reason[ENGINE_REASON_SIZE];
     if (!strcmp(name, "auto"))
-        return select_auto(ret_class, err);
+        return engine_choose(ret_class, reason, err);
     const struct engine_class *class = find_engine(name);
     if (!class)
         return err_say(err, EINVAL, "unknown engine '%s', give auto, kvm or jit", name);

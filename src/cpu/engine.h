@@ -82,3 +82,6 @@ extern const struct engine_class *const engine_classes[];
 /* By name, or "auto": calibrates /dev/kvm with a long-mode loop for a few ms and takes it only when it runs guest code at
  * hardware speed, else jit. The choice and its figures are logged at info level. */
 must_check int engine_select(const char *name, const struct engine_class **ret_class, struct err *err);
+#define ENGINE_REASON_SIZE 320
+/* What "auto" takes, and one line that says why. */
+must_check int engine_choose(const struct engine_class **ret_class, char ret_reason[ENGINE_REASON_SIZE], struct err *err);

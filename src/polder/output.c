@@ -183,7 +183,7 @@ static int show_table(const struct cli *cli, const json_t *list, const struct cl
     for (const struct cli_column *c = columns; c->title && table.count < COLUMNS_MAX; c++)
         if (!c->wide || cli->output == OUTPUT_WIDE)
             table.columns[table.count++] = c;
-    if (!fill(&table, list))
+    if (!table.count || !fill(&table, list))
         return -ENOMEM;
     unsigned available = terminal_columns();
     if (available && cli->output != OUTPUT_WIDE)

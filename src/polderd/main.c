@@ -5,7 +5,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "base/option.h"
-#include "polderd/daemon.h"
+#include "polderd/polderd.h"
 
 enum { STATUS_OK = 0, STATUS_FAILURE = 1, STATUS_USAGE = 2 };
 
@@ -33,12 +33,12 @@ static void block_signals(sigset_t *ret_set)
     signal(SIGHUP, SIG_IGN);
 }
 
-static void serve(const struct daemon *daemon, const sigset_t *signals)
+static void serve(const struct polderd *polderd, const sigset_t *signals)
 {
     int number = 0;
-    log_info("polderd %s serves on %s, state in %s", POLDER_VERSION, daemon->socket_path, daemon->state_dir);
-    if (server_port(daemon->server))
-        log_info("and with TLS on port %u", server_port(daemon->server));
+    log_info("polderd %s serves on %s, state in %s", POLDER_VERSION, polderd->socket_path, polderd->state_dir);
+    if (server_port(polderd->server))
+        log_info("and with TLS on port %u", server_port(polderd->server));
     sd_notify(0, "READY=1");
     sigwait(signals, &number);
     log_info("ended by signal %d", number);
@@ -47,23 +47,23 @@ static void serve(const struct daemon *daemon, const sigset_t *signals)
 
 int main(int argc, char **argv)
 {
-    struct daemon daemon = {.lock_fd = -1, .options.log_level = LOG_INFO};
+    struct polderd polderd = {.lock_fd = -1, .options.log_level = LOG_INFO};
     struct err err = {0};
     sigset_t signals;
     mallopt(M_ARENA_MAX, 2); /* hundreds of threads that allocate little share two arenas */
-    if (option_parse(&polderd_program, &daemon.options, argc, argv, &err) < 0) {
+    if (option_parse(&polderd_program, &polderd.options, argc, argv, &err) < 0) {
         fprintf(stderr, "polderd: %s\n", err.message);
         return STATUS_USAGE;
     }
-    if (print_information(&daemon.options))
+    if (print_information(&polderd.options))
         return STATUS_OK;
-    log_threshold = daemon.options.log_level;
+    log_threshold = polderd.options.log_level;
     block_signals(&signals);
-    int r = daemon_start(&daemon, &err);
+    int r = polderd_start(&polderd, &err);
     if (r < 0)
         fprintf(stderr, "polderd: %s\n", err.message);
     else
-        serve(&daemon, &signals);
-    daemon_stop(&daemon);
+        serve(&polderd, &signals);
+    polderd_stop(&polderd);
     return r < 0 ? STATUS_FAILURE : STATUS_OK;
 }

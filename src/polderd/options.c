@@ -3,7 +3,7 @@
 #include <stddef.h>
 
 #include "base/option.h"
-#include "polderd/daemon.h"
+#include "polderd/polderd.h"
 
 #define TEXT_SETTER(member)                                                                                  \
     static int set_##member(void *target, const char *value, struct err *err)                                \

@@ -7,7 +7,7 @@
 #include <sys/stat.h>
 
 #include "base/own.h"
-#include "polderd/daemon.h"
+#include "polderd/polderd.h"
 
 #define SYSTEM_STATE "/var/lib/polder"
 
@@ -22,36 +22,36 @@ static int own_copy(char **ret, const char *text, struct err *err)
     return *ret ? 0 : err_set(err, ENOMEM, "path");
 }
 
-static int find_state_dir(struct daemon *daemon, struct err *err)
+static int find_state_dir(struct polderd *polderd, struct err *err)
 {
     const char *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME"); /* NOLINT(concurrency-mt-unsafe): before threads */
-    if (daemon->options.state_dir)
-        return own_copy(&daemon->state_dir, daemon->options.state_dir, err);
+    if (polderd->options.state_dir)
+        return own_copy(&polderd->state_dir, polderd->options.state_dir, err);
     if (geteuid() == 0)
-        return own_copy(&daemon->state_dir, SYSTEM_STATE, err);
+        return own_copy(&polderd->state_dir, SYSTEM_STATE, err);
     if (data && data[0] == '/')
-        return join(&daemon->state_dir, data, "polder", err);
+        return join(&polderd->state_dir, data, "polder", err);
     if (home && home[0] == '/')
-        return join(&daemon->state_dir, home, ".local/share/polder", err);
+        return join(&polderd->state_dir, home, ".local/share/polder", err);
     return err_say(err, EINVAL, "HOME is not set: give --state-dir");
 }
 
-static int find_run_dir(struct daemon *daemon, struct err *err)
+static int find_run_dir(struct polderd *polderd, struct err *err)
 {
-    if (daemon->options.run_dir)
-        return own_copy(&daemon->run_dir, daemon->options.run_dir, err);
-    if (geteuid() == 0 && !strcmp(daemon->state_dir, SYSTEM_STATE))
-        return own_copy(&daemon->run_dir, "/run/polder", err);
-    return join(&daemon->run_dir, daemon->state_dir, "run", err);
+    if (polderd->options.run_dir)
+        return own_copy(&polderd->run_dir, polderd->options.run_dir, err);
+    if (geteuid() == 0 && !strcmp(polderd->state_dir, SYSTEM_STATE))
+        return own_copy(&polderd->run_dir, "/run/polder", err);
+    return join(&polderd->run_dir, polderd->state_dir, "run", err);
 }
 
 /* NULL when there are none: microVMs cannot start then, and say so. */
-static int find_guest_dir(struct daemon *daemon, struct err *err)
+static int find_guest_dir(struct polderd *polderd, struct err *err)
 {
-    const char *given = daemon->options.guest_dir ? daemon->options.guest_dir : getenv("POLDER_GUEST_DIR");
+    const char *given = polderd->options.guest_dir ? polderd->options.guest_dir : getenv("POLDER_GUEST_DIR");
     char program[4096];
     if (given)
-        return own_copy(&daemon->guest_dir, given, err);
+        return own_copy(&polderd->guest_dir, given, err);
     ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     char *slash = n > 0 ? memrchr(program, '/', (size_t)n) : NULL;
     if (!slash)
@@ -60,7 +60,7 @@ static int find_guest_dir(struct daemon *daemon, struct err *err)
     own_free char *guest = NULL;
     int r = join(&guest, program, "../lib/polder/guest", err);
     if (r == 0 && access(guest, R_OK) == 0)
-        daemon->guest_dir = TAKE(guest);
+        polderd->guest_dir = TAKE(guest);
     return r;
 }
 
@@ -80,18 +80,18 @@ static int make_folder(const char *path, mode_t mode, struct err *err)
     return 0;
 }
 
-static int take_lock(struct daemon *daemon, struct err *err)
+static int take_lock(struct polderd *polderd, struct err *err)
 {
     own_free char *path = NULL;
-    int r = join(&path, daemon->state_dir, "lock", err);
+    int r = join(&path, polderd->state_dir, "lock", err);
     if (r < 0)
         return r;
     own_fd int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return err_set(err, errno, "lock '%s'", path);
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-        return err_say(err, EBUSY, "another polderd uses '%s': end it, or give another --state-dir", daemon->state_dir);
-    daemon->lock_fd = TAKE_FD(fd);
+        return err_say(err, EBUSY, "another polderd uses '%s': end it, or give another --state-dir", polderd->state_dir);
+    polderd->lock_fd = TAKE_FD(fd);
     return 0;
 }
 
@@ -107,25 +107,25 @@ static int make_absolute(char **path, struct err *err)
     return here ? join(path, here, relative, err) : err_set(err, errno, "current folder");
 }
 
-int daemon_find_paths(struct daemon *daemon, struct err *err)
+int polderd_find_paths(struct polderd *polderd, struct err *err)
 {
-    int r = find_state_dir(daemon, err);
+    int r = find_state_dir(polderd, err);
     if (r == 0)
-        r = make_absolute(&daemon->state_dir, err);
+        r = make_absolute(&polderd->state_dir, err);
     if (r == 0)
-        r = find_run_dir(daemon, err);
+        r = find_run_dir(polderd, err);
     if (r == 0)
-        r = make_absolute(&daemon->run_dir, err);
+        r = make_absolute(&polderd->run_dir, err);
     if (r == 0)
-        r = find_guest_dir(daemon, err);
+        r = find_guest_dir(polderd, err);
     if (r == 0)
-        r = make_absolute(&daemon->guest_dir, err);
+        r = make_absolute(&polderd->guest_dir, err);
     if (r == 0)
-        r = daemon->options.socket_path ? own_copy(&daemon->socket_path, daemon->options.socket_path, err)
-                                        : join(&daemon->socket_path, daemon->run_dir, "polderd.sock", err);
+        r = polderd->options.socket_path ? own_copy(&polderd->socket_path, polderd->options.socket_path, err)
+                                        : join(&polderd->socket_path, polderd->run_dir, "polderd.sock", err);
     if (r == 0)
-        r = make_folder(daemon->state_dir, 0711, err); /* jailed machines reach their own files below */
+        r = make_folder(polderd->state_dir, 0711, err); /* jailed machines reach their own files below */
     if (r == 0)
-        r = make_folder(daemon->run_dir, 0755, err);
-    return r < 0 ? r : take_lock(daemon, err);
+        r = make_folder(polderd->run_dir, 0755, err);
+    return r < 0 ? r : take_lock(polderd, err);
 }

@@ -2,7 +2,24 @@
 #include <malloc.h>
 #include <stdio.h>
 
+#include <jansson.h>
+
+#include "cpu/engine.h"
 #include "vmm/program.h"
+
+/* {"engine", "reason"}, or {"error"} where none can run. */
+static void print_probe(void)
+{
+    const struct engine_class *engine;
+    char reason[ENGINE_REASON_SIZE] = "";
+    struct err err = {0};
+    json_t *out = engine_choose(&engine, reason, &err) < 0
+                      ? json_pack("{s:s}", "error", err.message)
+                      : json_pack("{s:s, s:s}", "engine", engine->name, "reason", reason);
+    json_dumpf(out, stdout, JSON_COMPACT);
+    putchar('\n');
+    json_decref(out);
+}
 
 /* True when the options only asked for a text. */
 static bool print_information(const struct vmm_options *options)
@@ -13,6 +30,8 @@ static bool print_information(const struct vmm_options *options)
         printf("polder-vmm %s\n", POLDER_VERSION);
     else if (options->man)
         option_print_man(&vmm_program, stdout);
+    else if (options->probe)
+        print_probe();
     else if (options->openapi)
         api_write_openapi(stdout);
     else

@@ -394,6 +394,7 @@ FLAG_SETTER(help)
 FLAG_SETTER(version)
 FLAG_SETTER(man)
 FLAG_SETTER(openapi)
+FLAG_SETTER(probe)
 FLAG_SETTER(print_stats)
 
 static const struct option_spec options[] = {
@@ -461,6 +462,7 @@ static const struct option_spec options[] = {
     {"help", NULL, "show this help", NULL, set_help},
     {"version", NULL, "show the version", NULL, set_version},
     {"man", NULL, "print the man page (roff)", NULL, set_man},
+    {"probe", NULL, "print which engine --engine auto takes here, and why, as JSON", NULL, set_probe},
     {"openapi", NULL, "print the API's description (OpenAPI 3)", NULL, set_openapi},
     {NULL, NULL, NULL, NULL, NULL},
 };

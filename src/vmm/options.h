@@ -6,7 +6,7 @@
 
 struct vmm_options {
     struct vm_config *config;
-    bool help, version, man, openapi;
+    bool help, version, man, openapi, probe;
     bool print_stats; /* the engine's counters on stderr at the end */
 };
 

@@ -50,7 +50,10 @@ class Client:
         """(status, headers, bytes)"""
         connection = self.connect(timeout * SCALE)
         try:
-            connection.request(method, path, body=body, headers=headers or {})
+            try:
+                connection.request(method, path, body=body, headers=headers or {})
+            except BrokenPipeError:
+                pass  # refused before all of the body was sent: the answer says why
             answer = connection.getresponse()
             return answer.status, answer.headers, answer.read()
         finally:

@@ -18,7 +18,7 @@ struct options {
 
 extern const struct option_program polderd_program;
 
-struct daemon {
+struct polderd {
     struct options options;
     char *state_dir, *run_dir, *socket_path, *guest_dir; /* as they were worked out */
     int lock_fd;
@@ -27,7 +27,7 @@ struct daemon {
 };
 
 /* Fills in the paths that no option gave, makes the folders, takes the lock of the state folder. */
-must_check int daemon_find_paths(struct daemon *daemon, struct err *err);
-must_check int daemon_start(struct daemon *daemon, struct err *err);
+must_check int polderd_find_paths(struct polderd *polderd, struct err *err);
+must_check int polderd_start(struct polderd *polderd, struct err *err);
 /* Operations under way get some seconds. */
-void daemon_stop(struct daemon *daemon);
+void polderd_stop(struct polderd *polderd);
