@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/own.h"
@@ -56,19 +57,52 @@ int fdname_stat(const char *name, bool writable, struct stat *ret_stat)
     return fstat(number, ret_stat) < 0 || check_mode(number, writable ? O_RDWR : O_RDONLY) < 0 ? -1 : 0;
 }
 
-int fdname_listener(const char *name, int *ret_fd, struct err *err)
+static int adopt(const char *name, const char *what, int *ret_fd, struct err *err)
 {
-    int listens = 0, domain = 0, number = fdname_parse(name);
+    int listens = 0, domain = 0;
     socklen_t len = sizeof listens;
-    *ret_fd = -1;
-    if (number < 0)
-        return 0;
     own_fd int fd = fdname_open(name, O_RDWR | O_NONBLOCK, 0);
     if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) < 0 ||
         getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0)
-        return err_set(err, errno, "socket '%s'", name);
+        return err_set(err, errno, "%s socket '%s'", what, name);
     if (!listens || domain != AF_UNIX)
-        return err_say(err, EINVAL, "'%s' is not a listening unix socket", name);
+        return err_say(err, EINVAL, "%s socket '%s' is not a listening unix socket", what, name);
+    *ret_fd = TAKE_FD(fd);
+    return 0;
+}
+
+/* The mode comes from the umask, so that there is no moment without it; should another thread make a file right then, that
+ * file is private too. */
+static int bind_privately(int fd, const struct sockaddr_un *address)
+{
+    mode_t before = umask(0177);
+    int r = bind(fd, (const struct sockaddr *)address, sizeof *address) < 0 ? -errno : 0;
+    umask(before);
+    return r;
+}
+
+int fdname_listen(const char *name, const char *what, int backlog, int *ret_fd, struct err *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (fdname_parse(name) >= 0)
+        return adopt(name, what, ret_fd, err);
+    if (strlen(name) >= sizeof address.sun_path)
+        return err_say(err, ENAMETOOLONG, "%s socket '%.120s': a socket's path has at most %zu bytes", what, name,
+                       sizeof address.sun_path - 1);
+    memcpy(address.sun_path, name, strlen(name) + 1);
+    own_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return err_set(err, errno, "%s socket", what);
+    int r = bind_privately(fd, &address);
+    if (r == -EADDRINUSE)
+        return err_say(err, EADDRINUSE, "%s socket '%s' exists already: remove it if nothing uses it", what, name);
+    if (r < 0)
+        return err_set(err, -r, "%s socket '%s'", what, name);
+    if (listen(fd, backlog) < 0) {
+        r = err_set(err, errno, "%s socket '%s'", what, name);
+        unlink(name);
+        return r;
+    }
     *ret_fd = TAKE_FD(fd);
     return 0;
 }

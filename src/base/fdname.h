@@ -15,6 +15,6 @@ int fdname_parse(const char *name);
 must_check int fdname_open(const char *name, int flags, mode_t mode);
 /* stat(2) or fstat(2), and a check that it may be read, or also written. -1 and errno. */
 must_check int fdname_stat(const char *name, bool writable, struct stat *ret_stat);
-/* A duplicate of N of "fd:N", which has to be a listening unix socket, made non-blocking; for other names
- * *ret_fd is -1. */
-must_check int fdname_listener(const char *name, int *ret_fd, struct err *err);
+/* A listening unix socket, non-blocking: made at the path `name`, for this user only, or a duplicate of N of "fd:N". `what`
+ * stands in front of messages. */
+must_check int fdname_listen(const char *name, const char *what, int backlog, int *ret_fd, struct err *err);

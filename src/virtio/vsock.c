@@ -249,28 +249,11 @@ const struct virtio_class virtio_vsock = {
 
 static int listen_at(struct vsock *v, struct err *err)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int r = fdname_listener(v->path, &v->listen_fd, err);
-    if (r < 0 || v->listen_fd >= 0) {
-        v->given = true;
-        return r < 0 ? err_ctx(err, "vsock") : 0;
-    }
-    if (strlen(v->path) >= sizeof address.sun_path - 11) /* "_4294967295" comes behind it */
-        return err_say(err, ENAMETOOLONG, "vsock: socket path '%s' is longer than %zu bytes", v->path,
-                       sizeof address.sun_path - 12);
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", v->path);
-    own_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return err_set(err, errno, "vsock");
-    if (bind(fd, (const struct sockaddr *)&address, sizeof address) < 0) {
-        if (errno == EADDRINUSE)
-            return err_say(err, EADDRINUSE, "vsock: '%s' exists already; remove it or choose another path", v->path);
-        return err_set(err, errno, "vsock: socket '%s'", v->path);
-    }
-    v->listen_fd = TAKE_FD(fd); /* from here on ours to remove */
-    if (listen(v->listen_fd, 128) < 0)
-        return err_set(err, errno, "vsock: socket '%s'", v->path);
-    return 0;
+    const size_t longest = sizeof ((struct sockaddr_un *)0)->sun_path - sizeof "_4294967295"; /* comes behind it */
+    if (strlen(v->path) > longest)
+        return err_say(err, ENAMETOOLONG, "vsock: socket path '%s' is longer than %zu bytes", v->path, longest);
+    v->given = fdname_parse(v->path) >= 0;
+    return fdname_listen(v->path, "vsock", 128, &v->listen_fd, err);
 }
 
 static int build(struct vsock *v, const struct virtio_vsock_config *config, struct err *err)

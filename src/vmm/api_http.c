@@ -113,38 +113,6 @@ static void on_completed(void *arg, struct MHD_Connection *connection, void **re
     *request = NULL;
 }
 
-/* A listening socket that only this user can reach. The mode comes from the umask, so that there is no moment
- * without it; should another thread make a file right then, that file is private too. */
-static int listen_on(const char *path, int *ret_fd, struct err *err)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int given = fdname_listener(path, ret_fd, err);
-    if (given < 0 || *ret_fd >= 0)
-        return given;
-    if (strlen(path) >= sizeof address.sun_path)
-        return err_say(err, ENAMETOOLONG, "API socket '%.120s': a socket's path has at most %zu bytes", path,
-                       sizeof address.sun_path - 1);
-    memcpy(address.sun_path, path, strlen(path) + 1);
-    own_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return err_set(err, errno, "API socket");
-    mode_t before = umask(0177);
-    int ret = bind(fd, (const struct sockaddr *)&address, sizeof address);
-    int code = errno;
-    umask(before);
-    if (ret < 0 && code == EADDRINUSE)
-        return err_say(err, code, "API socket '%s' is there already: remove it if nothing uses it", path);
-    if (ret < 0)
-        return err_set(err, code, "API socket '%s'", path);
-    if (listen(fd, (int)API_CONNECTIONS) < 0) {
-        code = errno;
-        unlink(path);
-        return err_set(err, code, "API socket '%s'", path);
-    }
-    *ret_fd = TAKE_FD(fd);
-    return 0;
-}
-
 /* Starts the HTTP thread with all signals blocked: they are for the program's own threads. */
 static struct MHD_Daemon *daemon_start(struct api *api, int listen_fd)
 {
@@ -167,7 +135,7 @@ int api_listen(struct api *api, const char *path, struct err *err)
     int fd = -1;
     if (!server || !copy)
         return err_set(err, ENOMEM, "API");
-    int ret = listen_on(path, &fd, err);
+    int ret = fdname_listen(path, "API", (int)API_CONNECTIONS, &fd, err);
     if (ret < 0)
         return ret;
     /* From here on the socket is libmicrohttpd's, which closes it. */

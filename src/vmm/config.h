@@ -86,11 +86,12 @@ struct vm_entropy {
     struct vm_rate_limit limit;
 };
 
-enum vm_console_mode { VM_CONSOLE_STDIO, VM_CONSOLE_PTY, VM_CONSOLE_FILE, VM_CONSOLE_NONE };
+enum vm_console_mode { VM_CONSOLE_STDIO, VM_CONSOLE_PTY, VM_CONSOLE_FILE, VM_CONSOLE_SOCKET, VM_CONSOLE_NONE };
 
 struct vm_console {
     enum vm_console_mode mode;
-    char *path; /* VM_CONSOLE_FILE only */
+    char *path;     /* of the file or the listening socket; NULL: none */
+    char *log_path; /* VM_CONSOLE_SOCKET: file that keeps what the guest wrote last; NULL: none */
 };
 
 struct vm_config {

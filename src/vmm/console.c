@@ -211,7 +211,7 @@ int console_create(const struct vm_console *config, struct loop *loop, void (*qu
     *console = (struct console){
         .loop = loop, .quit = quit, .quit_arg = quit_arg, .ends = {.in_fd = -1, .out_fd = -1, .pty_slave = -1}};
     console->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int r = console->wake_fd < 0 ? err_set(err, errno, "console") : console_ends_open(config, &console->ends, err);
+    int r = console->wake_fd < 0 ? err_set(err, errno, "console") : console_ends_open(config, loop, &console->ends, err);
     if (r == 0) {
         console->wake_source = loop_add_fd(loop, console->wake_fd, EPOLLIN, console_on_wake, console);
         console->flush_timer = loop_add_timer(loop, console_on_flush_timer, console);

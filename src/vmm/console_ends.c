@@ -10,6 +10,14 @@
 #include "base/own.h"
 #include "vmm/terminal.h"
 
+/* A descriptor of its own for each way, as a loop watches each only once. */
+static int open_other_way(struct console_ends *ends, struct err *err)
+{
+    ends->out_fd = fcntl(ends->in_fd, F_DUPFD_CLOEXEC, 0);
+    ends->own = true;
+    return ends->out_fd < 0 ? err_set(err, errno, "console") : 0;
+}
+
 static int open_pty(struct console_ends *ends, struct err *err)
 {
     own_fd int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
@@ -21,9 +29,8 @@ static int open_pty(struct console_ends *ends, struct err *err)
     if (ends->pty_slave < 0)
         return err_set(err, errno, "console pty '%s'", ends->pty_path);
     terminal_make_raw(ends->pty_slave);
-    ends->in_fd = ends->out_fd = TAKE_FD(master);
-    ends->own = true;
-    return 0;
+    ends->in_fd = TAKE_FD(master);
+    return open_other_way(ends, err);
 }
 
 /* Opening a named pipe does not wait for its reader, in which no signal could end us. */
@@ -39,7 +46,7 @@ static int open_file(struct console_ends *ends, const char *path, struct err *er
     return 0;
 }
 
-int console_ends_open(const struct vm_console *config, struct console_ends *ends, struct err *err)
+int console_ends_open(const struct vm_console *config, struct loop *loop, struct console_ends *ends, struct err *err)
 {
     *ends = (struct console_ends){.in_fd = -1, .out_fd = -1, .pty_slave = -1};
     switch (config->mode) {
@@ -47,6 +54,10 @@ int console_ends_open(const struct vm_console *config, struct console_ends *ends
         return open_pty(ends, err);
     case VM_CONSOLE_FILE:
         return open_file(ends, config->path, err);
+    case VM_CONSOLE_SOCKET: {
+        int r = console_hub_create(config->path, config->log_path, loop, &ends->hub, &ends->in_fd, err);
+        return r == 0 ? open_other_way(ends, err) : r;
+    }
     case VM_CONSOLE_STDIO:
         ends->in_fd = STDIN_FILENO;
         ends->out_fd = STDOUT_FILENO;
@@ -64,7 +75,10 @@ void console_ends_close(struct console_ends *ends)
         terminal_restore();
     if (ends->pty_slave >= 0)
         close(ends->pty_slave);
-    if (ends->own)
+    if (ends->own && ends->out_fd >= 0)
         close(ends->out_fd);
+    if (ends->own && ends->in_fd >= 0)
+        close(ends->in_fd);
+    console_hub_free(ends->hub);
     *ends = (struct console_ends){.in_fd = -1, .out_fd = -1, .pty_slave = -1};
 }

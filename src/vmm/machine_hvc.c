@@ -32,7 +32,7 @@ int machine_add_hvc(struct machine *machine, struct err *err)
 {
     if (!machine->config->has_hvc)
         return 0;
-    int r = console_ends_open(&machine->config->hvc, &machine->hvc_ends, err);
+    int r = console_ends_open(&machine->config->hvc, machine->host.loop, &machine->hvc_ends, err);
     if (r < 0)
         return r;
     struct winsize size = terminal_size(machine);

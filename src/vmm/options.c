@@ -316,12 +316,32 @@ static int set_rng(void *target, const char *value, struct err *err)
     return 0;
 }
 
+/* "socket=PATH", "log=PATH" or both. */
+static int parse_shared_console(struct vm_console *console, const char *value, struct err *err)
+{
+    own_free char *text = strdup(value);
+    char *rest = text, *word;
+    int r = text ? 0 : err_set(err, ENOMEM, "console");
+    console->mode = VM_CONSOLE_SOCKET;
+    while (r == 0 && rest && (word = next_word(&rest))) {
+        if (!strncmp(word, "socket=", 7) && word[7])
+            r = vm_config_set(&console->path, word + 7, err);
+        else if (!strncmp(word, "log=", 4) && word[4])
+            r = vm_config_set(&console->log_path, word + 4, err);
+        else
+            r = err_say(err, EINVAL, "unknown word '%s', give socket=PATH or log=PATH", word);
+    }
+    return r;
+}
+
 static int parse_console(struct vm_console *console, const char *value, struct err *err)
 {
     if (!strncmp(value, "file=", 5) && value[5]) {
         console->mode = VM_CONSOLE_FILE;
         return vm_config_set(&console->path, value + 5, err);
     }
+    if (!strncmp(value, "socket=", 7) || !strncmp(value, "log=", 4))
+        return parse_shared_console(console, value, err);
     if (!strcmp(value, "stdio"))
         console->mode = VM_CONSOLE_STDIO;
     else if (!strcmp(value, "pty"))
@@ -329,7 +349,7 @@ static int parse_console(struct vm_console *console, const char *value, struct e
     else if (!strcmp(value, "none"))
         console->mode = VM_CONSOLE_NONE;
     else
-        return err_say(err, EINVAL, "unknown console '%s', give stdio, pty, file=PATH or none", value);
+        return err_say(err, EINVAL, "unknown console '%s', give stdio, pty, file=PATH, socket=PATH, log=PATH or none", value);
     return 0;
 }
 
@@ -442,9 +462,11 @@ static const struct option_spec options[] = {
     {"vsock", "cid=N,path=PATH", "add a socket device, served at the unix socket PATH", NULL, set_vsock},
     {"balloon", "MIB", "add a memory balloon that takes MIB from the guest", NULL, set_balloon},
     {"rng", NULL, "add a random number device", NULL, set_rng},
-    {"console", "stdio|pty|file=PATH|none", "where the serial port goes (default: stdio)",
-     "On a terminal Ctrl-] leaves and ends the machine.", set_console},
-    {"virtio-console", "stdio|pty|file=PATH|none", "add a virtio console (hvc0)",
+    {"console", "stdio|pty|file=PATH|socket=PATH[,log=PATH]|none", "where the serial port goes (default: stdio)",
+     "On a terminal Ctrl-] leaves and ends the machine. Up to 8 clients of the socket see what the guest writes from then on and "
+     "may type; one that does not read is dropped. log keeps the output in a file of at most 8 MiB, whose older half goes when it is "
+     "full.", set_console},
+    {"virtio-console", "stdio|pty|file=PATH|socket=PATH[,log=PATH]|none", "add a virtio console (hvc0)",
      "It is faster than the serial port and follows the terminal's size. On stdio it needs --console elsewhere and "
      "console=hvc0 on the kernel command line.", set_hvc},
 

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import socket
 import struct
 import subprocess
 import termios
@@ -114,3 +115,56 @@ def test_two_consoles_on_stdio_are_refused(tmp):
     with Vmm("--kernel", image("busybox") / "vmlinuz", "--virtio-console", "stdio") as vmm:
         assert vmm.wait(20) == 1
         assert "stdio" in vmm.errors and len(vmm.errors.strip().splitlines()) == 1
+
+
+def connect(path):
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(20 * SCALE)
+    deadline = time.monotonic() + 20 * SCALE
+    while True:
+        try:
+            client.connect(str(path))
+            return client
+        except (FileNotFoundError, ConnectionRefusedError):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def receive_until(client, pattern):
+    text = bytearray()
+    while not re.search(pattern, text[-70000:]):
+        piece = client.recv(65536)
+        assert piece, f"{pattern!r}: dropped after {text[-200:]!r}"
+        text += piece
+    return text
+
+
+def test_several_clients_of_a_socket(tmp):
+    path, log = tmp / "console.sock", tmp / "console.log"
+    log.write_text("of the boot before\n")
+    with busybox("jit", tmp, "--console", f"socket={path},log={log}", mode="shell") as vmm:
+        with connect(path) as typist, connect(path) as watcher:
+            receive_until(typist, rb"# ")
+            typist.sendall(b"echo $((6 * 7)) answers\n")
+            for client in (typist, watcher):
+                receive_until(client, rb"\n42 answers")
+            with connect(path) as late:
+                watcher.shutdown(socket.SHUT_WR)
+                late.sendall(b"echo again; poweroff -f\n")
+                assert b"42 answers" not in receive_until(watcher, rb"\nagain")
+        assert vmm.wait(60) == 0, vmm.describe()
+    assert not path.exists()
+    text = log.read_text()
+    assert text.startswith("of the boot before\n") and "42 answers" in text and "\nagain" in text
+
+
+def test_virtio_console_on_a_socket(tmp):
+    path, log = tmp / "hvc.sock", tmp / "hvc.log"
+    script = "exec 3<>/dev/hvc0; echo ready >&3; read go <&3; echo $go, last words >&3"
+    with busybox("jit", tmp, "--virtio-console", f"socket={path},log={log}", script=script) as vmm:
+        with connect(path) as client:
+            receive_until(client, rb"ready")
+            client.sendall(b"gone\n")
+            receive_until(client, rb"gone, last words")
+        assert vmm.wait(60) == 0, vmm.describe()
+    assert log.read_text().endswith("gone, last words\n")

@@ -96,7 +96,7 @@ def test_everything_by_descriptor(tmp, given):
     (["--disk", "fd:{ro}"], "disk 'fd:{ro}' was not opened for reading and writing"),
     (["--disk", "fd:{top},format=qcow2"], "cannot name the file"),
     (["--disk", "fd:{top},format=qcow2,backing=fd:{ro}"], "its chain has more images"),
-    (["--disk", "fd:{ro},ro", "--vsock", "cid=3,path=fd:{ro}"], "vsock: socket 'fd:{ro}'"),
+    (["--disk", "fd:{ro},ro", "--vsock", "cid=3,path=fd:{ro}"], "vsock socket 'fd:{ro}'"),
     (["--net", "tap=fd:{ro}"], "network 'fd:{ro}': Permission denied"),
     (["--net", "tap=fd:{top}"], "no queue of a tap interface"),
 ])

@@ -2,13 +2,13 @@
 #include "block/crypt/cipher.h"
 
 #include <errno.h>
-#include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "base/iov.h"
 #include "block/crypt/key.h"
+#include "block/crypt/library.h"
 
 struct crypt_cipher {
     EVP_CIPHER_CTX *encrypt, *decrypt;
@@ -39,9 +39,10 @@ static const char *find(const char *spec, size_t key_len)
 static EVP_CIPHER_CTX *new_context(const EVP_CIPHER *type, const uint8_t *key, int encrypt)
 {
     secret_begin();
-    EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
-    if (ctx && !(EVP_CipherInit_ex2(ctx, type, key, NULL, encrypt, NULL) && EVP_CIPHER_CTX_set_padding(ctx, 0))) {
-        EVP_CIPHER_CTX_free(ctx);
+    EVP_CIPHER_CTX *ctx = crypt_lib.EVP_CIPHER_CTX_new();
+    if (ctx && !(crypt_lib.EVP_CipherInit_ex2(ctx, type, key, NULL, encrypt, NULL) &&
+                 crypt_lib.EVP_CIPHER_CTX_set_padding(ctx, 0))) {
+        crypt_lib.EVP_CIPHER_CTX_free(ctx);
         ctx = NULL;
     }
     secret_end();
@@ -55,12 +56,14 @@ int crypt_cipher_new(const char *spec, const uint8_t *key, size_t key_len, uint3
     if (!name)
         return err_say(err, ENOTSUP, "cipher %s with a key of %zu bits is not supported, aes-xts-plain64 with 256 or 512 is", spec,
                        key_len * 8);
-    secret_prepare();
+    int r = crypt_library_load(err);
+    if (r < 0)
+        return r;
     struct crypt_cipher *cipher = calloc(1, sizeof *cipher);
-    EVP_CIPHER *type = cipher ? EVP_CIPHER_fetch(NULL, name, NULL) : NULL;
+    EVP_CIPHER *type = cipher ? crypt_lib.EVP_CIPHER_fetch(NULL, name, NULL) : NULL;
     if (type)
         *cipher = (struct crypt_cipher){new_context(type, key, 1), new_context(type, key, 0), sector_size, iv_offset};
-    EVP_CIPHER_free(type);
+    crypt_lib.EVP_CIPHER_free(type);
     if (!cipher || !cipher->encrypt || !cipher->decrypt) {
         crypt_cipher_free(cipher);
         return err_say(err, ENOMEM, "OpenSSL cannot set up %s; an XTS key whose halves are equal is refused, else locked memory may "
@@ -74,8 +77,8 @@ void crypt_cipher_free(struct crypt_cipher *cipher)
 {
     if (!cipher)
         return;
-    EVP_CIPHER_CTX_free(cipher->encrypt);
-    EVP_CIPHER_CTX_free(cipher->decrypt);
+    crypt_lib.EVP_CIPHER_CTX_free(cipher->encrypt);
+    crypt_lib.EVP_CIPHER_CTX_free(cipher->decrypt);
     free(cipher);
 }
 
@@ -90,7 +93,8 @@ static bool run(const struct crypt_cipher *cipher, EVP_CIPHER_CTX *ctx, uint64_t
     uint8_t iv[16] = {0};
     for (size_t at = 0; at < len; at += cipher->sector_size) {
         store_le64(iv, (offset + at) / 512 + cipher->iv_offset);
-        if (!EVP_CipherInit_ex2(ctx, NULL, NULL, iv, -1, NULL) || !EVP_CipherUpdate(ctx, data + at, &out, data + at, size))
+        if (!crypt_lib.EVP_CipherInit_ex2(ctx, NULL, NULL, iv, -1, NULL) ||
+            !crypt_lib.EVP_CipherUpdate(ctx, data + at, &out, data + at, size))
             return false;
     }
     return true;

@@ -20,23 +20,26 @@ static void take_message(int level, const char *message, void *arg)
 int luks_copy_open(struct luks_copy *copy, uint64_t size, struct err *err)
 {
     char path[32];
-    secret_prepare();
+    *copy = (struct luks_copy){.fd = -1};
+    int r = crypt_library_load(err);
+    if (r < 0)
+        return r;
     *copy = (struct luks_copy){.fd = memfd_create("luks", MFD_CLOEXEC)};
     if (copy->fd < 0 || size > INT64_MAX || ftruncate(copy->fd, (off_t)size) < 0)
         return err_set(err, errno ? errno : EFBIG, "LUKS header in memory");
     snprintf(path, sizeof path, "/proc/self/fd/%d", copy->fd);
-    int r = crypt_init(&copy->device, path);
+    r = crypt_lib.crypt_init(&copy->device, path);
     if (r < 0)
         return err_set(err, -r, "libcryptsetup (it needs /proc)");
-    crypt_set_log_callback(copy->device, take_message, copy);
-    crypt_metadata_locking(copy->device, 0); /* nobody else has this file */
+    crypt_lib.crypt_set_log_callback(copy->device, take_message, copy);
+    crypt_lib.crypt_metadata_locking(copy->device, 0); /* nobody else has this file */
     return 0;
 }
 
 void luks_copy_close(struct luks_copy *copy)
 {
     if (copy->device)
-        crypt_free(copy->device);
+        crypt_lib.crypt_free(copy->device);
     if (copy->fd >= 0)
         close(copy->fd);
     *copy = (struct luks_copy){.fd = -1};

@@ -19,12 +19,12 @@ static uint64_t memory_limit(void)
 int luks_check_cost(struct luks_copy *copy, struct luks_info *info, struct err *err)
 {
     for (int slot = 0; slot < SLOTS_MAX; slot++) {
-        crypt_keyslot_info state = crypt_keyslot_status(copy->device, slot);
+        crypt_keyslot_info state = crypt_lib.crypt_keyslot_status(copy->device, slot);
         struct crypt_pbkdf_type kdf;
         if (state != CRYPT_SLOT_ACTIVE && state != CRYPT_SLOT_ACTIVE_LAST)
             continue;
         info->slots++;
-        if (crypt_keyslot_get_pbkdf(copy->device, slot, &kdf) < 0)
+        if (crypt_lib.crypt_keyslot_get_pbkdf(copy->device, slot, &kdf) < 0)
             continue; /* of a kind that no key opens */
         uint64_t memory = (uint64_t)kdf.max_memory_kb << 10;
         if (memory)
@@ -78,7 +78,7 @@ static int read_segment(const json_t *root, struct luks_info *info, struct err *
 int luks_read_json(struct luks_copy *copy, struct luks_info *info, struct err *err)
 {
     const char *text;
-    if (crypt_dump_json(copy->device, &text, 0) < 0)
+    if (crypt_lib.crypt_dump_json(copy->device, &text, 0) < 0)
         return err_say(err, EINVAL, "its header cannot be read");
     json_t *root = json_loads(text, 0, NULL);
     int r = root ? check_digests(root, err) : err_say(err, EINVAL, "its header's JSON cannot be read");

@@ -46,12 +46,12 @@ static int format(struct luks_copy *copy, const struct luks_create *c, const str
     if (c->iterations)
         kdf.iterations = c->iterations;
     luks2.pbkdf = &kdf;
-    int r = crypt_set_pbkdf_type(copy->device, &kdf);
+    int r = crypt_lib.crypt_set_pbkdf_type(copy->device, &kdf);
     if (r == 0)
-        r = crypt_format(copy->device, old ? CRYPT_LUKS1 : CRYPT_LUKS2, "aes", "xts-plain64", NULL, NULL, c->key_bits / 8,
+        r = crypt_lib.crypt_format(copy->device, old ? CRYPT_LUKS1 : CRYPT_LUKS2, "aes", "xts-plain64", NULL, NULL, c->key_bits / 8,
                          old ? (void *)&luks1 : (void *)&luks2);
     if (r == 0)
-        r = crypt_keyslot_add_by_volume_key(copy->device, CRYPT_ANY_SLOT, NULL, 0, (const char *)key->bytes, key->len);
+        r = crypt_lib.crypt_keyslot_add_by_volume_key(copy->device, CRYPT_ANY_SLOT, NULL, 0, (const char *)key->bytes, key->len);
     return r;
 }
 
@@ -70,7 +70,7 @@ int luks_format(const struct luks_create *create, const struct block_key *key, i
             r = err_say(err, -r, "LUKS header: %s", *copy.message ? copy.message : strerror(-r));
     }
     if (r >= 0) {
-        *ret_len = crypt_get_data_offset(copy.device) * 512;
+        *ret_len = crypt_lib.crypt_get_data_offset(copy.device) * 512;
         *ret_fd = TAKE_FD(copy.fd);
         r = 0;
     }

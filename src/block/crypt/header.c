@@ -75,7 +75,7 @@ static int copy_header(const struct reading *in, struct luks_copy *copy, unsigne
 static int copy_slots(const struct reading *in, struct luks_copy *copy, struct err *err)
 {
     uint64_t metadata, slots;
-    if (crypt_get_metadata_size(copy->device, &metadata, &slots) < 0 || metadata > LUKS2_METADATA_MAX / 2 ||
+    if (crypt_lib.crypt_get_metadata_size(copy->device, &metadata, &slots) < 0 || metadata > LUKS2_METADATA_MAX / 2 ||
         slots > LUKS2_HEADER_MAX - LUKS2_METADATA_MAX)
         return err_say(err, EINVAL, "its header has impossible sizes");
     uint64_t end = 2 * metadata + slots;
@@ -85,7 +85,7 @@ static int copy_slots(const struct reading *in, struct luks_copy *copy, struct e
 static int check_requirements(struct luks_copy *copy, struct err *err)
 {
     uint32_t flags = 0;
-    if (crypt_persistent_flags_get(copy->device, CRYPT_FLAGS_REQUIREMENTS, &flags) == 0 && flags)
+    if (crypt_lib.crypt_persistent_flags_get(copy->device, CRYPT_FLAGS_REQUIREMENTS, &flags) == 0 && flags)
         return err_say(err, ENOTSUP, "it is being re-encrypted or needs a feature that is not known; finish with cryptsetup reencrypt");
     return 0;
 }
@@ -93,11 +93,12 @@ static int check_requirements(struct luks_copy *copy, struct err *err)
 static int read_info(struct luks_copy *copy, struct luks_info *info, struct err *err)
 {
     struct crypt_device *device = copy->device;
-    const char *uuid = crypt_get_uuid(device), *cipher = crypt_get_cipher(device), *mode = crypt_get_cipher_mode(device);
-    info->version = strcmp(crypt_get_type(device), CRYPT_LUKS1) == 0 ? 1 : 2;
-    info->payload_offset = crypt_get_data_offset(device) * 512;
-    info->sector_size = (uint32_t)crypt_get_sector_size(device);
-    info->key_bits = (unsigned)crypt_get_volume_key_size(device) * 8;
+    const char *uuid = crypt_lib.crypt_get_uuid(device), *cipher = crypt_lib.crypt_get_cipher(device);
+    const char *mode = crypt_lib.crypt_get_cipher_mode(device);
+    info->version = strcmp(crypt_lib.crypt_get_type(device), CRYPT_LUKS1) == 0 ? 1 : 2;
+    info->payload_offset = crypt_lib.crypt_get_data_offset(device) * 512;
+    info->sector_size = (uint32_t)crypt_lib.crypt_get_sector_size(device);
+    info->key_bits = (unsigned)crypt_lib.crypt_get_volume_key_size(device) * 8;
     snprintf(info->uuid, sizeof info->uuid, "%s", uuid ? uuid : "");
     snprintf(info->cipher, sizeof info->cipher, "%s-%s", cipher ? cipher : "?", mode ? mode : "?");
     if (info->sector_size < 512 || info->sector_size > CRYPT_SECTOR_MAX || info->sector_size & (info->sector_size - 1))
@@ -115,7 +116,8 @@ static int open_key(struct luks_copy *copy, const struct luks_info *info, const 
     uint8_t *volume_key = len && len <= 1024 ? secret_alloc(len) : NULL;
     if (!volume_key)
         return err_say(err, ENOMEM, "a key of %zu bytes cannot be locked in memory (ulimit -l)", len);
-    int r = crypt_volume_key_get(copy->device, CRYPT_ANY_SLOT, (char *)volume_key, &len, (const char *)key->bytes, key->len);
+    int r = crypt_lib.crypt_volume_key_get(copy->device, CRYPT_ANY_SLOT, (char *)volume_key, &len, (const char *)key->bytes,
+                                           key->len);
     if (r >= 0)
         r = crypt_cipher_new(info->cipher, volume_key, len, info->sector_size, info->iv_offset, ret_cipher, err);
     else if (r == -EPERM)
@@ -136,7 +138,7 @@ static int load(const struct reading *in, struct luks_copy *copy, const struct b
     int r = copy_header(in, copy, &version, err);
     if (r < 0)
         return r;
-    r = crypt_load(copy->device, CRYPT_LUKS, NULL);
+    r = crypt_lib.crypt_load(copy->device, CRYPT_LUKS, NULL);
     if (r < 0)
         return err_say(err, EINVAL, "its LUKS header is damaged or cut off%s%s", *copy->message ? ": " : "", copy->message);
     r = read_info(copy, info, err);

@@ -24,8 +24,11 @@ void block_key_free(struct block_key *key);
 void *secret_alloc(size_t len);
 /* NULL is fine. */
 void secret_free(void *secret);
-/* Before the first use of OpenSSL in the process; else its contexts stay on the heap, wiped but perhaps swapped. */
+/* For crypt_library_load, before the first use of OpenSSL in the process; else its contexts stay on the heap, wiped but perhaps swapped. */
 void secret_prepare(void);
 /* What OpenSSL allocates in this thread between the two, such as a cipher's expanded key, comes from secret_alloc. */
 void secret_begin(void);
 void secret_end(void);
+/* Loads what encryption needs (library.h), once; later it is there even where no file can be opened any more. -ENOENT when it is not
+ * installed. */
+must_check int crypt_library_load(struct err *err);

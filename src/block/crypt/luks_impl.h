@@ -1,7 +1,7 @@
 /* What reading and making headers share. */
 #pragma once
 
-#include <libcryptsetup.h>
+#include "block/crypt/library.h"
 #include "block/crypt/luks.h"
 
 /* A header in memory, and libcryptsetup's view of it. */

@@ -1,5 +1,4 @@
 /* Pages for secrets, and OpenSSL's way to them: it takes other allocation functions as long as it has allocated nothing. */
-#include <openssl/crypto.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -8,6 +7,7 @@
 
 #include "base/log.h"
 #include "block/crypt/key.h"
+#include "block/crypt/library.h"
 
 struct secret {
     size_t mapped, len;
@@ -16,7 +16,6 @@ struct secret {
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct secret *secrets;
 static _Thread_local bool for_openssl;
 
@@ -100,20 +99,14 @@ static void *openssl_realloc(void *data, size_t len, const char *file, int line)
     return fresh;
 }
 
-static void hook(void)
-{
-    if (!CRYPTO_set_mem_functions(openssl_malloc, openssl_realloc, openssl_free))
-        log_debug("OpenSSL is in use already; expanded keys stay on its heap");
-}
-
 void secret_prepare(void)
 {
-    pthread_once(&once, hook);
+    if (!crypt_lib.CRYPTO_set_mem_functions(openssl_malloc, openssl_realloc, openssl_free))
+        log_debug("OpenSSL is in use already; expanded keys stay on its heap");
 }
 
 void *secret_alloc(size_t len)
 {
-    secret_prepare();
     return map_secret(len);
 }
 
@@ -125,7 +118,6 @@ void secret_free(void *secret)
 
 void secret_begin(void)
 {
-    secret_prepare();
     for_openssl = true;
 }
 
