@@ -8,7 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "filters.h" /* made by filter_gen.c */
+#include <filters.h> /* made by filter_gen.c, while building */
 
 int sandbox_filter(enum sandbox_filter which, bool all, struct err *err)
 {

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/if_tun.h>
-#include <linux/kvm.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <stdbool.h>
