@@ -146,6 +146,7 @@ unsigned status_of_error(int error)
     case ERANGE:
     case ENAMETOOLONG:
     case E2BIG:
+    case EFBIG:
     case EBADMSG:
     case EILSEQ:
         return 400;

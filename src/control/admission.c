@@ -12,7 +12,7 @@
 
 #define MIB (UINT64_C(1) << 20)
 /* Measured, see docs/algorithms/allocation.md. */
-#define OVERHEAD_BYTES (48 * MIB)
+#define OVERHEAD_BYTES (64 * MIB)
 #define OVERHEAD_VCPU_BYTES (8 * MIB)
 #define OVERHEAD_SHARE 64 /* of guest memory: page tables, dirty logs, translations */
 

@@ -202,7 +202,7 @@ static int add_named(struct instances *instances, json_t *spec, const struct ins
         int ret = instance_new_doc(spec, name, &doc, err);
         if (!ret)
             ret = instance_doc_add(instances, name, doc, "instance.create", call, err);
-        if (ret == -EEXIST && !*given && tries < 8)
+        if ((ret == -EAGAIN || (ret == -EEXIST && !*given)) && tries < 8)
             continue;
         if (ret < 0)
             return ret;

@@ -109,7 +109,8 @@ must_check int instance_snapshot_remove(struct instances *instances, const char 
  * "cwd", "tty", "rows", "cols", "stdin"}; what is left out is as for the main process. */
 must_check int instance_exec(struct instances *instances, const char *name, const json_t *request,
                              struct agent_session **ret_session, struct err *err);
-/* The main process. With `from_start`, first what it has printed so far. */
+/* The main process. With `from_start`, first what it has printed so far. May come before the start, and then waits for it up to a
+ * minute: nothing of a main process that ends at once is missed. */
 must_check int instance_attach(struct instances *instances, const char *name, bool use_stdin, bool from_start,
                                struct agent_session **ret_session, struct err *err);
 /* A tar archive of `path`: DATA_OUT frames, then EXIT. */

@@ -65,6 +65,12 @@ static void key_of(const char *name, char key[STORE_KEY_MAX + 1])
     snprintf(key, STORE_KEY_MAX + 1, "instances/%s", name);
 }
 
+/* Holds the uid of the instance's machine for it alone. */
+static void uid_key_of(const char *id, char key[STORE_KEY_MAX + 1])
+{
+    snprintf(key, STORE_KEY_MAX + 1, "uids/%u", instance_uid(id));
+}
+
 static int get_named(struct instances *instances, const char *name, struct store_doc *ret_doc, struct err *err)
 {
     char key[STORE_KEY_MAX + 1];
@@ -91,7 +97,7 @@ int instance_doc_get(struct instances *instances, const char *name, json_t **ret
 struct commit {
     struct store_op ops[4];
     size_t count;
-    char key[STORE_KEY_MAX + 1], new_key[STORE_KEY_MAX + 1];
+    char key[STORE_KEY_MAX + 1], new_key[STORE_KEY_MAX + 1], uid_key[STORE_KEY_MAX + 1];
     json_t *promises;
 };
 
@@ -126,7 +132,9 @@ static int add_promise(struct instances *instances, const struct instance_change
 static void add_doc(const struct instance_change *change, uint64_t revision, struct commit *commit)
 {
     if (change->remove) {
+        uid_key_of(json_text(change->doc, "id"), commit->uid_key);
         add_op(commit, (struct store_op){.kind = STORE_DELETE, .key = commit->key, .expected = revision});
+        add_op(commit, (struct store_op){.kind = STORE_DELETE, .key = commit->uid_key, .expected = STORE_ANY});
         return;
     }
     if (*change->new_name) {
@@ -200,13 +208,17 @@ int instance_change(struct instances *instances, const char *name, instance_chan
 int instance_doc_add(struct instances *instances, const char *name, const json_t *doc, const char *action,
                      const struct instance_call *call, struct err *err)
 {
-    char key[STORE_KEY_MAX + 1];
+    char key[STORE_KEY_MAX + 1], uid_key[STORE_KEY_MAX + 1];
+    own_json json_t *there = NULL;
+    own_json json_t *holder = json_pack("{s:s}", "instance", json_text(doc, "id"));
     key_of(name, key);
-    struct store_op op = {.kind = STORE_PUT, .key = key, .value = doc, .expected = 0};
+    uid_key_of(json_text(doc, "id"), uid_key);
+    struct store_op ops[] = {{.kind = STORE_PUT, .key = key, .value = doc, .expected = 0},
+                             {.kind = STORE_PUT, .key = uid_key, .value = holder, .expected = 0}};
     struct store_audit audit = {.actor = call && call->actor ? call->actor : "controller",
                                 .origin = call ? call->origin : NULL, .action = action, .target = key};
-    int ret = store_commit(instances->config.store, &op, 1, &audit, NULL, err);
-    if (ret == -EAGAIN)
+    int ret = store_commit(instances->config.store, ops, 2, &audit, NULL, err);
+    if (ret == -EAGAIN && !instance_doc_get(instances, name, &there, NULL))
         return err_say(err, EEXIST, "there is an instance '%s' already: choose another name or remove it", name);
     return ret;
 }

@@ -63,7 +63,7 @@ static bool has_begun(const char *vsock)
     return !agent_call(vsock, "ping", NULL, CALL_MS, &reply, NULL) && strcmp(json_text(reply, "state"), "waiting") != 0;
 }
 
-static int send_start(const char *vsock, const json_t *start, struct err *err)
+static int send_start(struct instance *instance, const char *vsock, const json_t *start, struct err *err)
 {
     struct agent_session *session = NULL;
     own_json json_t *reply = NULL;
@@ -74,6 +74,11 @@ static int send_start(const char *vsock, const json_t *start, struct err *err)
     agent_close(session);
     if (ret == -EREMOTEIO && has_begun(vsock))
         return 0;
+    /* as shells say it: 127 not found, 126 cannot be run */
+    if (ret == -EREMOTEIO && json_number(reply, "code") > 0) {
+        instance->has_exit = true;
+        instance->exit_code_now = (int)json_number(reply, "code") & 0xff;
+    }
     /* the guest restarts, or did not get that far */
     return ret == -EREMOTEIO || ret == -ETIMEDOUT ? ret : ret < 0 ? -EAGAIN : 0;
 }
@@ -90,7 +95,7 @@ static int host_greet(struct instance *instance, const json_t *doc, json_t **ret
     }
     int ret = read_start(instance, &start, err);
     if (!ret)
-        ret = send_start(vsock, start, err);
+        ret = send_start(instance, vsock, start, err);
     if (ret < 0)
         return ret;
     *ret_status = json_pack("{s:o}", "addresses", addresses_of(start));

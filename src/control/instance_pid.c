@@ -100,12 +100,12 @@ static bool machine_id(const char *pid, char id[static INSTANCE_ID_SIZE])
 }
 
 /* A machine was started, but not yet noted, when the daemon died. Its folder shows that it is this daemon's. */
-static void end_stray(struct instances *instances, const char *pid_text)
+static void end_stray(struct instances *instances, const char *only, const char *pid_text)
 {
     char id[INSTANCE_ID_SIZE];
     pid_t pid = atoi(pid_text);
     own_fd int pidfd = pidfd_open(pid, 0);
-    if (pidfd < 0 || !machine_id(pid_text, id))
+    if (pidfd < 0 || !machine_id(pid_text, id) || (only && strcmp(id, only) != 0))
         return;
     own_free char *folder = instance_path(instances->config.run_dir, id, NULL);
     if (!folder || access(folder, F_OK) < 0)
@@ -141,16 +141,21 @@ static void find_leftovers(struct instances *instances, const char *root)
         closedir(folder);
 }
 
-void instance_adopt_all(struct instances *instances)
+void instance_end_strays(struct instances *instances, const char *only)
 {
     DIR *proc = opendir("/proc");
     const struct dirent *entry;
     while (proc && (entry = readdir(proc))) {
         if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9')
-            end_stray(instances, entry->d_name);
+            end_stray(instances, only, entry->d_name);
     }
     if (proc)
         closedir(proc);
+}
+
+void instance_adopt_all(struct instances *instances)
+{
+    instance_end_strays(instances, NULL);
     find_leftovers(instances, instances->config.state_dir);
     find_leftovers(instances, instances->config.run_dir);
 }

@@ -292,6 +292,8 @@ int instance_clone(struct instances *instances, const char *name, const char *ne
         ret = copy_disk(&work, json_text(doc, "id"), err);
     if (!ret)
         ret = instance_doc_add(instances, new_name, doc, "instance.clone", call, err);
+    if (ret == -EAGAIN) /* one in 16 million for each instance */
+        ret = err_say(err, EAGAIN, "the clone's id is taken: try again");
     if (ret < 0 && doc) {
         instance_remove_folders(instances, json_text(doc, "id"));
         return ret;

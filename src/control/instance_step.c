@@ -28,6 +28,7 @@
 #define POWER_OFF_MS 10000  /* from the main process's end to the machine's */
 #define STOP_MS 10000
 #define KILL_RETRY_MS 1000
+#define STRAY_RETRY_MS 100
 #define BACKOFF_MS 500      /* before the first restart, doubled up to ... */
 #define BACKOFF_MAX_MS 60000
 #define BACKOFF_RESET_S 60  /* who ran as long begins anew */
@@ -222,7 +223,7 @@ static void note_end(struct instance *instance, const json_t *doc)
         text[0] = '\0';
     if (commit(instance, now_ended, &end, "instance.end", &after) < 0)
         return;
-    log_info("instance %s: ended with code %d%s%s", instance->name, end.code, *text ? ": " : "", text);
+    log_info("instance %s: ended with code %d%s%s", instance->name, end.code < 0 ? 255 : end.code, *text ? ": " : "", text);
     reset_run(instance);
     if (instance_doc_desired(after) != INSTANCE_WANT_STOPPED)
         plan_restart(instance, after);
@@ -260,6 +261,10 @@ static void launch(struct instance *instance)
     reset_run(instance);
     instance->phase_ms[0] = now;
     int ret = instance->owner->ops->launch(instance, doc, &instance->pid, &instance->pidfd, &err);
+    if (ret == -EAGAIN) {
+        instance_enqueue_in(instance, STRAY_RETRY_MS);
+        return;
+    }
     if (ret < 0) {
         note_failure(instance, &err);
         return;

@@ -174,7 +174,9 @@ class Polderd:
             try:
                 name = (folder / "comm").read_text().strip()
                 line = (folder / "cmdline").read_bytes()
-                links = [os.readlink(f).encode() for f in (folder / "fd").iterdir()] if name in PROGRAMS else []
+                links = []
+                if name in PROGRAMS:  # dnsmasq sees its folder as /mnt only, in a mount namespace of its own
+                    links = [(folder / "mountinfo").read_bytes(), *(os.readlink(f).encode() for f in (folder / "fd").iterdir())]
             except OSError:
                 continue
             if name in PROGRAMS and any(m in text for m in mine for text in [line, *links]):

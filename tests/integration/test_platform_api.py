@@ -348,7 +348,7 @@ def test_ten_thousand_requests_from_the_reference(daemon, document):
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(worker, range(8)))
-    assert not failures, failures[:5]
+    assert not failures, "\n".join(str(f) for f in failures[:5])
     assert sum(statuses.values()) == 10000 and statuses.get(400, 0) > 1000, statuses
     assert daemon.process.poll() is None and daemon.client.get("/v1/system")
 
