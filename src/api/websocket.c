@@ -26,6 +26,13 @@ struct websocket {
     void *arg;
 };
 
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
 static ssize_t receive(wslay_event_context_ptr context, uint8_t *buffer, size_t len, int flags, void *arg)
 {
     struct websocket *ws = arg;
@@ -158,18 +165,27 @@ static void ignore_message(void *arg, uint8_t stream, const uint8_t *data, size_
     (void)len;
 }
 
+/* Until all is sent, or also the other side has closed; false when the time is over or the connection gone. */
+static bool pump_until(struct websocket *ws, bool closed, int64_t end_ms)
+{
+    while (websocket_pump(ws, true, ignore_message, NULL)) {
+        int64_t left_ms = end_ms - now_ms();
+        struct pollfd fd = {.fd = ws->fd, .events = websocket_events(ws, true)};
+        if (!closed && !wslay_event_want_write(ws->context))
+            return true;
+        if (left_ms <= 0 || poll(&fd, 1, (int)left_ms) <= 0)
+            return false;
+    }
+    return false;
+}
+
 void websocket_close(struct websocket *ws, unsigned timeout_ms)
 {
-    struct timespec start, now;
-    clock_gettime(CLOCK_MONOTONIC, &start);
+    int64_t end_ms = now_ms() + timeout_ms;
+    if (!pump_until(ws, false, end_ms)) /* a close overtakes messages that wait */
+        return;
     wslay_event_queue_close(ws->context, WSLAY_CODE_NORMAL_CLOSURE, NULL, 0);
-    while (websocket_pump(ws, true, ignore_message, NULL)) {
-        struct pollfd fd = {.fd = ws->fd, .events = websocket_events(ws, true)};
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        int64_t gone_ms = (int64_t)(now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000;
-        if (gone_ms >= timeout_ms || poll(&fd, 1, (int)(timeout_ms - gone_ms)) <= 0)
-            break;
-    }
+    (void)pump_until(ws, true, end_ms);
 }
 
 bool websocket_accept(const char *key, char ret_accept[static 32])
