@@ -57,8 +57,7 @@ static int add_routes(struct subnets *subnets, struct err *err)
         return err_set(err, ENOMEM, SUBNETS_KEY);
     const char *name;
     json_t *value;
-    json_object_foreach(subnets->names, name, value)
-    {
+    json_object_foreach(subnets->names, name, value) {
         if (subnet_parse(json_string_value(value), &subnets->taken[subnets->count], NULL) == 0)
             subnets->count++;
     }

@@ -25,8 +25,7 @@ static int only_members(const json_t *object, const char *what, const char *cons
         return err_say(err, EINVAL, "%s must be a JSON object", what);
     const char *key;
     const json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)object, key, value)
-    {
+    json_object_foreach((json_t *)(uintptr_t)object, key, value) {
         unsigned i = 0;
         while (names[i] && strcmp(names[i], key) != 0)
             i++;

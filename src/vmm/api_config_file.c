@@ -65,8 +65,7 @@ static int apply_section(struct api *api, const struct section *section, json_t 
         return err_say(err, EINVAL, "%s: invalid type: expected a sequence", section->name);
     size_t index;
     json_t *body;
-    json_array_foreach(value, index, body)
-    {
+    json_array_foreach(value, index, body) {
         int ret = apply_body(api, section, body, err);
         if (ret < 0)
             return ret;
@@ -80,8 +79,7 @@ int api_apply_config(struct api *api, json_t *root, struct err *err)
     json_t *value;
     if (!json_is_object(root))
         return err_say(err, EINVAL, "invalid type: expected a map");
-    json_object_foreach(root, name, value)
-    {
+    json_object_foreach(root, name, value) {
         if (!section_find(name))
             return err_say(err, EINVAL, "unknown member `%.48s`", name);
     }

@@ -202,8 +202,7 @@ static int check_list(const struct api_field *field, json_t *value, bool *deprec
         return wrong_type(field, value, "a sequence", err);
     size_t index;
     json_t *item;
-    json_array_foreach(value, index, item)
-    {
+    json_array_foreach(value, index, item) {
         if (field->object ? !json_is_object(item) : !json_is_string(item))
             return wrong_type(field, item, field->object ? "maps" : "strings", err);
         int ret = field->object ? api_check(field->object, item, false, deprecated, err) : 0;
@@ -250,8 +249,7 @@ int api_check(const struct api_object *object, json_t *body, bool partial, bool 
         return err_say(err, EINVAL, "invalid type: %s, expected a map (%s)", type_name(body), object->name);
     if (object->open)
         return 0;
-    json_object_foreach(body, name, value)
-    {
+    json_object_foreach(body, name, value) {
         const struct api_field *field = field_find(object, name);
         if (!field)
             return unknown_field(object, name, err);
