@@ -77,6 +77,7 @@ int images_prune(struct platform *platform, const struct store_audit *audit, jso
         r = store_commit(platform->store, NULL, 0, audit, NULL, err);
     if (r < 0)
         return r;
-    *ret_result = json_pack("{s:I, s:I}", "blobs", (json_int_t)result.blobs, "bytes", (json_int_t)(result.bytes + roots));
+    *ret_result = json_pack("{s:I, s:I}", "blobs", (json_int_t)result.blobs, "bytes",
+                            (json_int_t)result.bytes + (json_int_t)roots);
     return 0;
 }

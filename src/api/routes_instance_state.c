@@ -144,7 +144,7 @@ static const struct schema nothing_schema = {"Nothing", "No options.", nothing, 
 
 #define VERB_ROUTE(name, options, sentence)                                                                  \
     {.method = "POST", .path = "/v1/instances/{name}/" #name, .role = ROLE_OPERATOR, .handler = name##_instance, \
-     .body = BODY_OPTIONAL, .schema = &(options), .answer = ANSWER_OPERATION, .text = sentence}
+     .body = BODY_OPTIONAL, .schema = &(options), .answer = ANSWER_OPERATION, .text = (sentence)}
 
 const struct route routes_instance_state[] = {
     VERB_ROUTE(start, nothing_schema, "Starts it."),

@@ -184,7 +184,7 @@ static int get_logs(struct request *request, struct err *err)
 
 static int send_files(const struct transfer *transfer, int fd, struct err *err)
 {
-    struct agent_session *session;
+    struct agent_session *session = NULL;
     int r = instance_files_get(transfer->platform->instances, transfer->name, transfer->detail, &session, err);
     if (r < 0)
         return r;
@@ -201,7 +201,7 @@ static int get_files(struct request *request, struct err *err)
 
 static int put_files(struct request *request, struct err *err)
 {
-    struct agent_session *session;
+    struct agent_session *session = NULL;
     int r = note(request, "instance.files-put", err);
     if (r == 0)
         r = instance_files_put(request->platform->instances, request->params[0], request_text(request, "path"), &session, err);

@@ -186,7 +186,7 @@ static void note_failure(struct exchange *exchange, int r)
     if (r >= 0)
         return;
     if (!exchange->err.code)
-        err_set(&exchange->err, -r, "%s", exchange->request.route->path);
+        err_set(&exchange->err, -r, "request");
     exchange->status = status_of_error(r);
 }
 

@@ -30,8 +30,8 @@ int system_df(struct platform *platform, json_t **ret_df, struct err *err)
     if (statvfs(platform->state_dir, &st) < 0)
         return err_set(err, errno, "'%s'", platform->state_dir);
     static const char *const parts[] = {"images", "volumes", "instances"};
-    json_t *out = json_pack("{s:{s:I, s:I}}", "file_system", "total_bytes", (json_int_t)(st.f_blocks * st.f_frsize),
-                            "free_bytes", (json_int_t)(st.f_bavail * st.f_frsize));
+    json_t *out = json_pack("{s:{s:I, s:I}}", "file_system", "total_bytes", (json_int_t)st.f_blocks * (json_int_t)st.f_frsize,
+                            "free_bytes", (json_int_t)st.f_bavail * (json_int_t)st.f_frsize);
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         json_object_set_new(out, parts[i],
                             json_pack("{s:I}", "used_bytes", (json_int_t)used_below(platform->state_dir, parts[i])));

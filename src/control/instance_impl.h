@@ -30,12 +30,18 @@ enum instance_state {
 
 enum instance_desired { INSTANCE_WANT_STOPPED, INSTANCE_WANT_RUNNING, INSTANCE_WANT_PAUSED };
 
+struct instance_name {
+    struct instance_name *next;
+    char text[INSTANCE_NAME_SIZE];
+};
+
 struct instance {
     struct instance *next; /* in its bucket */
     struct instances *owner;
     unsigned references;   /* the table's, waiters', the queue's */
     char id[INSTANCE_ID_SIZE];
-    char name[INSTANCE_NAME_SIZE];
+    const char *_Atomic name;     /* stays readable when another one takes its place */
+    struct instance_name *names;  /* all it has had; under the lock */
 
     /* Under the lock. The mirror: what the last commit said, kept for waiters beyond the document's end. */
     enum instance_state state;

@@ -344,7 +344,7 @@ static int gather(struct launch *launch, struct err *err)
 int instance_launch(struct instance *instance, const json_t *doc, pid_t *ret_pid, int *ret_pidfd, struct err *err)
 {
     struct launch launch = {.instance = instance, .doc = doc, .spec = json_object_get(doc, "spec"), .log_fd = -1};
-    pid_t pid;
+    pid_t pid = -1;
     own_fd int pidfd = -1;
     int ret = gather(&launch, err);
     if (!ret)

@@ -163,7 +163,7 @@ static void wake_by_tag(struct instances *instances, epoll_data_t tag)
 {
     for (unsigned i = 0; i < INSTANCE_BUCKETS; i++) {
         for (struct instance *instance = instances->buckets[i]; instance; instance = instance->next) {
-            if (!memcmp(instance->id, &tag, sizeof tag))
+            if (!memcmp(instance->id, &tag.u64, sizeof tag.u64))
                 make_ready(instance);
         }
     }

@@ -47,6 +47,20 @@ int instance_find_name(struct instances *instances, const char *name, struct ins
     return 0;
 }
 
+/* Without memory the old one stays. */
+static void set_name(struct instance *instance, const char *text)
+{
+    if (instance->name && !strcmp(instance->name, text))
+        return;
+    struct instance_name *name = calloc(1, sizeof *name);
+    if (!name)
+        return;
+    snprintf(name->text, sizeof name->text, "%s", text);
+    name->next = instance->names;
+    instance->names = name;
+    instance->name = name->text;
+}
+
 static struct instance *instance_new(struct instances *instances, const json_t *doc)
 {
     struct instance *instance = calloc(1, sizeof *instance);
@@ -56,7 +70,11 @@ static struct instance *instance_new(struct instances *instances, const json_t *
     instance->references = 1;
     instance->pidfd = -1;
     snprintf(instance->id, sizeof instance->id, "%s", json_text(doc, "id"));
-    snprintf(instance->name, sizeof instance->name, "%s", json_text(doc, "name"));
+    set_name(instance, json_text(doc, "name"));
+    if (!instance->name) {
+        free(instance);
+        return NULL;
+    }
     instance->state = instance_doc_state(doc);
     instance->desired = instance_doc_desired(doc);
     instance->exit_code = (int)json_number(instance_status(doc), "exit_code");
@@ -82,6 +100,11 @@ static void instance_free(struct instance *instance)
     agent_close(instance->wait);
     if (instance->pidfd >= 0)
         close(instance->pidfd);
+    while (instance->names) {
+        struct instance_name *name = instance->names;
+        instance->names = name->next;
+        free(name);
+    }
     free(instance);
 }
 
@@ -124,7 +147,7 @@ static void mirror_locked(struct instance *instance, const json_t *doc)
     instance->desired = instance_doc_desired(doc);
     instance->exit_code = (int)json_number(status, "exit_code");
     snprintf(instance->error, sizeof instance->error, "%s", json_text(status, "error"));
-    snprintf(instance->name, sizeof instance->name, "%s", json_text(doc, "name"));
+    set_name(instance, json_text(doc, "name"));
     if (old == INSTANCE_STARTING && (instance->state == INSTANCE_RUNNING || instance->state == INSTANCE_STOPPED))
         instance->runs++;
     if (old != INSTANCE_FAILED && instance->state == INSTANCE_FAILED)

@@ -58,7 +58,7 @@ static int add_disk(struct launch *launch, const struct image *image, struct err
 {
     const struct instances_config *config = &launch->instance->owner->config;
     own_free char *path = instance_path(config->state_dir, launch->instance->id, "root.qcow2");
-    unsigned disk, base;
+    unsigned disk = 0, base = 0;
     if (!path || !image->layer_count)
         return err_say(err, EINVAL, "the image has no disk");
     int ret = access(path, F_OK) < 0 ? make_overlay(launch, path, err) : 0;
@@ -127,7 +127,7 @@ static int make_seed(const struct launch *launch, const char *path, struct err *
 static int add_seed(struct launch *launch, struct err *err)
 {
     own_free char *path = instance_path(launch->instance->owner->config.state_dir, launch->instance->id, "seed.iso");
-    unsigned number;
+    unsigned number = 0;
     int ret = path ? make_seed(launch, path, err) : err_set(err, ENOMEM, "seed");
     if (!ret)
         ret = launch_open(launch, path, O_RDONLY, &number, err);

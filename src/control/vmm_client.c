@@ -113,7 +113,7 @@ int vmm_request(const char *socket_path, const char *method, const char *path, c
         ret = send_all(fd, request, (size_t)request_len, err);
     if (!ret)
         ret = receive_all(fd, end_ms, &bytes, &len, err);
-    return ret < 0 ? ret : read_answer(bytes, len, ret_answer, err);
+    return ret < 0 || !bytes ? ret : read_answer(bytes, len, ret_answer, err);
 }
 
 /* ---- requests ---- */

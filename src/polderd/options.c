@@ -70,10 +70,13 @@ static const struct option_spec specs[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static const char access_text[] =
+    "The unix socket has mode 0660 and the group polder, if there is one. Root, members of that group and the user that "
+    "polderd runs as may do everything. Over TLS a client shows a certificate or a token of \\(aqpolder token create\\(aq.";
+
 static const char *const sections[] = {
     "Access",
-    "The unix socket has mode 0660 and the group polder, if there is one. Root, members of that group and the user that "
-    "polderd runs as may do everything. Over TLS a client shows a certificate or a token of \\(aqpolder token create\\(aq.",
+    access_text,
     "Signals",
     "SIGTERM and SIGINT end polderd; instances run on, and the next polderd takes them over.",
     "Exit status",

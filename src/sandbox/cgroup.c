@@ -27,16 +27,15 @@ static const struct {
 
 /* ---- files ---- */
 
+/* `ret_text`: FILE_MAX bytes. */
 static int read_text(const char *folder, const char *name, char *ret_text)
 {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/%s", folder, name);
     own_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, ret_text, FILE_MAX - 1);
-    if (n < 0)
-        return -errno;
-    ret_text[n] = '\0';
-    return 0;
+    ret_text[n < 0 ? 0 : n] = '\0';
+    return n < 0 ? -errno : 0;
 }
 
 static int write_text(const char *folder, const char *name, const char *text)
@@ -76,7 +75,7 @@ static const char *find_mount(void)
 {
     static const char *const places[] = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"};
     for (unsigned i = 0; i < 2; i++) {
-        char text[FILE_MAX];
+        char text[FILE_MAX] = "";
         if (read_text(places[i], "cgroup.controllers", text) == 0)
             return places[i];
     }
@@ -207,7 +206,7 @@ int cgroup_create(const struct cgroup_host *host, const char *name, const struct
 
 int cgroup_read(const char *path, struct cgroup_usage *ret_usage, struct err *err)
 {
-    char text[FILE_MAX];
+    char text[FILE_MAX] = "";
     struct cgroup_usage usage = {0};
     int r = read_text(path, "cpu.stat", text);
     if (r < 0)

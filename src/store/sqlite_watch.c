@@ -2,6 +2,7 @@
 #include "store/sqlite_impl.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -33,7 +34,7 @@ int sqlite_watch_open(struct store *store, const char *prefix, uint64_t since, s
     if (!w)
         return err_set(err, ENOMEM, "watch");
     *w = (struct sqlite_watch){.watch.store = store, .seq = UINT32_MAX};
-    strcpy(w->prefix, prefix);
+    snprintf(w->prefix, sizeof w->prefix, "%s", prefix);
     pthread_mutex_lock(&s->lock);
     w->revision = since ? since : s->forgotten;
     int ret = check_since(s, w->revision, err);

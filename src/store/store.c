@@ -6,11 +6,11 @@
 #include <string.h>
 #include "base/own.h"
 
-static const struct store_class *const classes[] = {&store_sqlite};
+static const struct store_class *const classes[] = {&store_sqlite, NULL};
 
 int store_open(const char *address, struct store **ret_store, struct err *err)
 {
-    for (size_t i = 0; i < sizeof classes / sizeof *classes; i++) {
+    for (size_t i = 0; classes[i]; i++) {
         size_t len = strlen(classes[i]->name);
         if (strncmp(address, classes[i]->name, len) == 0 && address[len] == ':')
             return classes[i]->open(address + len + 1, ret_store, err);

@@ -140,13 +140,16 @@ static void on_listen(void *arg, int fd, uint32_t events)
 {
     (void)events;
     struct console_hub *hub = arg;
+    // cppcheck-suppress nullPointer ; the peer's address may be left out
     int client_fd = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     struct console_client *client = NULL;
     for (unsigned i = 0; i < CONSOLE_CLIENTS_MAX; i++)
         if (hub->clients[i].fd < 0)
             client = &hub->clients[i];
-    struct loop_source *source = client_fd >= 0 && client ? loop_add_fd(hub->loop, client_fd, EPOLLIN, on_client, client) : NULL;
-    if (!source) { /* one too many */
+    struct loop_source *source = NULL;
+    if (client_fd >= 0 && client)
+        source = loop_add_fd(hub->loop, client_fd, EPOLLIN, on_client, client);
+    if (!source || !client) { /* one too many */
         if (client_fd >= 0)
             close(client_fd);
         return;

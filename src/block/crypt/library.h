@@ -41,7 +41,7 @@
     X(crypt_set_pbkdf_type)                                                                                  \
     X(crypt_volume_key_get)
 
-#define CRYPT_LIBRARY_MEMBER(name) __typeof__(name) *name;
+#define CRYPT_LIBRARY_MEMBER(name) __typeof__(name) *(name);
 struct crypt_library {
     CRYPT_LIBCRYPTO_FUNCTIONS(CRYPT_LIBRARY_MEMBER)
     CRYPT_LIBCRYPTSETUP_FUNCTIONS(CRYPT_LIBRARY_MEMBER)
