@@ -198,3 +198,14 @@ def test_volume_outlives_its_user(platform):
     platform.polder("run", "--rm", *SMALL, "-v", "data:/srv", "busybox", "sh", "-c", "echo kept >/srv/file")
     assert platform.polder("run", "--rm", *SMALL, "-v", "data:/srv", "busybox", "cat", "/srv/file")[0] == "kept\n"
     platform.polder("volume", "rm", "data")
+
+
+def test_readme(platform):
+    """The tour's commands, as they stand there, with the busybox image under Debian's name."""
+    tour, = re.findall(r"^```sh\n(.*?)^```$", (TOP / "README.md").read_text(), re.M | re.S)
+    platform.polder("image", "tag", "busybox", "debian")
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "POLDER_SOCKET": str(platform.socket)}
+    done = subprocess.run(platform.inside("sh", "-ex"), input=tour.encode(), env=env, capture_output=True, timeout=100 * SCALE)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.decode()
+    assert out.startswith('PRETTY_NAME="busybox"\n') and out.split("\n")[-3:-1] == ["kept", "data"]
