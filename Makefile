@@ -1,8 +1,8 @@
 # A thin front for Meson. Programs land in build/bin.
-#   make          build            make check    all tests
-#   make run      boot Debian      make bench    boot times side by side with QEMU; make bench-jit: everything
+#   make          build              make check    all tests
+#   make run      Debian by polderd  make bench    boot times side by side with QEMU; make bench-jit: everything
 #   make bench-block  disks over NBD and conversions, side by side with qemu-nbd and qemu-img
-#   make deps     install packages make clean    remove build/, build-fuzz/
+#   make deps     install packages   make clean    remove build/, build-fuzz/
 BUILD := build
 # For each fuzz target of make check; CI takes 60.
 FUZZ_SECONDS := 5
@@ -19,7 +19,7 @@ deps:
 
 run: deps
 	@$(MAKE) --no-print-directory all
-	@tools/run-guest $(ARGS)
+	@tools/run-platform $(ARGS)
 
 check: all
 	@tools/check-all $(FUZZ_SECONDS)
