@@ -53,7 +53,7 @@ static int add_kernel(struct launch *launch, struct err *err)
     const char *folder = launch->instance->owner->config.guest_dir;
     own_free char *kernel = NULL;
     own_free char *initrd = NULL;
-    unsigned kernel_fd, initrd_fd;
+    unsigned kernel_fd = 0, initrd_fd = 0;
     if (!folder)
         return err_say(err, ENOENT, "there is no guest kernel: start polderd with --guest-dir, or build one with "
                                     "tools/guest-image/build microvm");
