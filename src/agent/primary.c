@@ -161,6 +161,8 @@ static void on_exit_of_main(void *arg, int code)
     struct primary *p = arg;
     p->is_running = false;
     p->code = code;
+    if (p->agent->mode == AGENT_INIT)
+        sync(); /* who hears of the end may remove the machine at once, but not what it wrote to volumes */
     for (struct session *s = p->agent->sessions; s; s = s->next)
         if (s->is_attached || s->is_waiting)
             session_exit(s, code);

@@ -1,0 +1,211 @@
+"""The platform as a user has it: the real `polder` against a real polderd, with machines on jit and a busybox image."""
+import hashlib
+import io
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import tarfile
+import termios
+import time
+
+import pytest
+
+from images import image
+from polderd import BIN, SCALE, TOP, Polderd
+
+BUSYBOX = shutil.which("busybox")
+if os.geteuid() != 0 or not BUSYBOX:
+    pytest.skip("needs root and busybox", allow_module_level=True)
+SMALL = ("-m", "128M")
+
+
+def tar(entries):
+    """{path: bytes of a file, or a string: the target of a link, or None: a folder}"""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for path, content in entries.items():
+            info = tarfile.TarInfo(path)
+            info.mode = 0o755
+            if content is None:
+                info.type = tarfile.DIRTYPE
+            elif isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+            else:
+                info.size = len(content)
+            archive.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return out.getvalue()
+
+
+def busybox_archive():
+    """A docker archive with one layer."""
+    with open(BUSYBOX, "rb") as file:
+        files = {name: None for name in ("bin", "etc", "proc", "sys", "dev", "root", "srv", "tmp")}
+        files["bin/busybox"] = file.read()
+    applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    files |= {f"bin/{name}": "busybox" for name in applets if name != "busybox"}
+    files |= {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n", "etc/group": b"root:x:0:\n",
+              "etc/os-release": b'PRETTY_NAME="busybox"\n'}
+    layer = tar(files)
+    config = {"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]},
+              "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]}}
+    manifest = [{"Config": "config.json", "RepoTags": ["busybox:latest"], "Layers": ["layer.tar"]}]
+    return tar({"config.json": json.dumps(config).encode(), "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()})
+
+
+class Platform(Polderd):
+    def polder(self, *args, stdin=b"", timeout=60, status=0):
+        """What `polder` printed: (stdout, stderr); it must end with `status`."""
+        done = subprocess.run(self.command(*args), input=stdin, capture_output=True, timeout=timeout * SCALE)
+        assert done.returncode == status, (args, done.returncode, done.stdout, done.stderr)
+        return done.stdout.decode(), done.stderr.decode()
+
+    def command(self, *args):
+        return self.inside(BIN / "polder", "--socket", self.socket, *args)
+
+    def document(self, name):
+        return self.client.get(f"/v1/instances/{name}")
+
+    def until(self, seen, timeout=30):
+        """What `seen` returns, as soon as that is true."""
+        deadline = time.monotonic() + timeout * SCALE
+        while not (result := seen()):
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.1)
+        return result
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory):
+    with Platform("--guest-dir", image("microvm"), "--engine", "jit") as daemon:
+        archive = tmp_path_factory.mktemp("tour") / "busybox.tar"
+        archive.write_bytes(busybox_archive())
+        daemon.polder("image", "import", archive, "busybox")
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def web(platform):
+    """An instance that runs on, with a port forward."""
+    script = "echo out; echo err >&2; mkdir -p /www; echo hello from the guest >/www/index.html; exec httpd -f -p 80 -h /www"
+    platform.polder("run", "-d", "--name", "web", "-p", "8080:80", *SMALL, "busybox", "sh", "-c", script)
+    return "web"
+
+
+def test_run(platform):
+    assert platform.polder("run", "--rm", *SMALL, "busybox", "echo", "hello")[0] == "hello\n"
+    platform.polder("run", "--rm", *SMALL, "busybox", "sh", "-c", "exit 9", status=9)
+    assert platform.client.get("/v1/instances") in ([], {"instances": []})
+
+
+def test_exec(platform, web):
+    out, err = platform.polder("exec", web, "--", "sh", "-c", "echo out; echo err >&2; exit 3", status=3)
+    assert (out, err) == ("out\n", "err\n")
+    assert platform.polder("exec", "-i", web, "--", "cat", stdin=b"data\n" * 1000)[0] == "data\n" * 1000
+    platform.polder("exec", web, "--", "sh", "-c", "no-such-program", status=127)
+
+
+def test_logs_and_state(platform, web):
+    platform.until(lambda: "out" in platform.polder("logs", web)[0])
+    assert re.search(r"^web\b.*running", platform.polder("ps")[0], re.M)
+    assert web in platform.polder("stats", "--no-stream")[0]
+    assert json.loads(platform.polder("inspect", web)[0])
+
+
+def test_port_forward(platform, web):
+    fetch = platform.inside("curl", "-sS", "-m", "5", "http://127.0.0.1:8080/")
+    assert platform.until(lambda: subprocess.run(fetch, capture_output=True, timeout=20).stdout) == b"hello from the guest\n"
+
+
+def test_copy(platform, web, tmp):
+    data = os.urandom(300000)
+    (tmp / "sent").write_bytes(data)
+    platform.polder("cp", tmp / "sent", f"{web}:/root/")
+    platform.polder("cp", f"{web}:/root/sent", tmp / "back")
+    assert (tmp / "back").read_bytes() == data
+
+
+class Terminal:
+    """A command on a terminal of 33 rows and 91 columns."""
+
+    def __init__(self, argv):
+        self.master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (33, 91))
+        self.process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        self.seen = b""
+
+    def type(self, text):
+        os.write(self.master, text)
+
+    def expect(self, pattern, timeout=30):
+        """Forgets what it saw up to the end of the match."""
+        deadline = time.monotonic() + timeout * SCALE
+        while not (match := re.search(pattern, self.seen)):
+            left = deadline - time.monotonic()
+            assert left > 0 and select.select([self.master], [], [], left)[0], self.seen
+            self.seen += os.read(self.master, 65536)
+        self.seen = self.seen[match.end():]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+def test_terminal(platform, web):
+    with Terminal(platform.command("exec", "-it", web, "--", "sh")) as terminal:
+        terminal.expect(rb"# ")
+        terminal.type(b"stty size\r")
+        terminal.expect(rb"\n33 91\r")
+        terminal.type(b"echo go$((1+1)); sleep 100\r")
+        terminal.expect(rb"\ngo2\r")
+        time.sleep(0.3)  # for the shell to have started it
+        terminal.type(b"\x03")
+        terminal.type(b"echo status $?\r")
+        terminal.expect(rb"\nstatus 130\r")
+        terminal.type(b"exit 5\r")
+        assert terminal.process.wait(30 * SCALE) == 5
+
+
+def test_daemon_killed(platform, web):
+    before = platform.document(web)["status"]["pid"]
+    platform.restart(signal.SIGKILL)
+    assert platform.polder("exec", web, "--", "echo", "still here")[0] == "still here\n"
+    assert platform.document(web)["status"]["pid"] == before
+
+
+def test_stop_and_start(platform, web):
+    platform.polder("exec", web, "--", "sh", "-c", "echo kept >/root/file; sync")
+    platform.polder("stop", "-t", "1", web)
+    assert not re.search(r"^web\b", platform.polder("ps")[0], re.M)
+    platform.polder("start", web)
+    assert platform.polder("exec", web, "--", "cat", "/root/file")[0] == "kept\n"
+    platform.polder("rm", web, status=1)
+    platform.polder("rm", "-f", web)
+    assert "web" not in platform.polder("ps", "-a")[0]
+
+
+def test_volume_outlives_its_user(platform):
+    platform.polder("volume", "create", "data")
+    platform.polder("run", "--rm", *SMALL, "-v", "data:/srv", "busybox", "sh", "-c", "echo kept >/srv/file")
+    assert platform.polder("run", "--rm", *SMALL, "-v", "data:/srv", "busybox", "cat", "/srv/file")[0] == "kept\n"
+    platform.polder("volume", "rm", "data")
+
+
+def test_readme(platform):
+    """The tour's commands, as they stand there, with the busybox image under Debian's name."""
+    tour, = re.findall(r"^```sh\n(.*?)^```$", (TOP / "README.md").read_text(), re.M | re.S)
+    platform.polder("image", "tag", "busybox", "debian")
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "POLDER_SOCKET": str(platform.socket)}
+    done = subprocess.run(platform.inside("sh", "-ex"), input=tour.encode(), env=env, capture_output=True, timeout=100 * SCALE)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.decode()
+    assert out.startswith('PRETTY_NAME="busybox"\n') and out.split("\n")[-3:-1] == ["kept", "data"]
