@@ -53,7 +53,7 @@ static int add_kernel(struct launch *launch, struct err *err)
     const char *folder = launch->instance->owner->config.guest_dir;
     own_free char *kernel = NULL;
     own_free char *initrd = NULL;
-    unsigned kernel_fd, initrd_fd;
+    unsigned kernel_fd = 0, initrd_fd = 0;
     if (!folder)
         return err_say(err, ENOENT, "there is no guest kernel: start polderd with --guest-dir, or build one with "
                                     "tools/guest-image/build microvm");
@@ -77,7 +77,7 @@ static int add_root(struct launch *launch, struct err *err)
     own_free char *root = NULL;
     own_free char *disk = instance_path(config->state_dir, launch->instance->id, "root.qcow2");
     char digest[IMAGE_DIGEST_SIZE];
-    unsigned root_fd, disk_fd;
+    unsigned root_fd = 0, disk_fd = 0;
     int ret = disk ? image_root(config->images, json_text(launch->spec, "image"), NULL, &root, digest, err)
                    : err_set(err, ENOMEM, "disk");
     if (!ret && access(disk, F_OK) < 0)

@@ -123,7 +123,7 @@ int main(int argc, char **argv)
         return 100;
     }
     if (strcmp(argv[1], "paths") == 0)
-        return try_without_filter();
+        _exit(try_without_filter()); /* at once: a search for leaks would want /proc */
     if (sandbox_filter(SANDBOX_FILTER_PROGRAM, true, &err) < 0)
         return 101;
     if (strcmp(argv[1], "vcpu") == 0)
