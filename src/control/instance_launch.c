@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <sys/pidfd.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include "base/log.h"
 #include "base/own.h"
 #include "base/program_find.h"
@@ -131,12 +132,20 @@ static int open_log(struct launch *launch, struct err *err)
     return launch->log_fd < 0 ? err_set(err, errno, "open '%s'", path) : 0;
 }
 
+/* The engine kvm needs its device after the root is empty: it runs as its own uid in its namespaces, with the host's files. */
+static bool confines_itself(const struct instances_config *config, const char *engine)
+{
+    bool kvm = !strcmp(engine, "kvm") || (strcmp(engine, "jit") != 0 && access("/dev/kvm", R_OK | W_OK) == 0);
+    return !config->no_sandbox && !kvm;
+}
+
 static int add_general(struct launch *launch, struct err *err)
 {
     const struct instances *instances = launch->instance->owner;
     const char *engine = json_text(launch->spec, "engine");
     if (!strcmp(engine, "auto"))
         engine = instances->config.engine;
+    launch->confines_itself = confines_itself(&instances->config, engine);
     uint64_t mib = (uint64_t)json_number(launch->spec, "memory_bytes") >> 20;
     int ret = launch_arg(launch, err, "%s", instances->runtime->vmm);
     if (!ret)
@@ -149,6 +158,8 @@ static int add_general(struct launch *launch, struct err *err)
         ret = launch_arg(launch, err, "--memory=%lluM", (unsigned long long)mib);
     if (!ret)
         ret = launch_arg(launch, err, "--engine=%s", engine);
+    if (!ret)
+        ret = launch_arg(launch, err, "--sandbox=%s", launch->confines_itself ? "on" : "off");
     if (!ret)
         ret = launch_arg(launch, err, "--balloon=0");
     if (!ret)
@@ -296,7 +307,7 @@ static int spawn(struct launch *launch, pid_t *ret_pid, int *ret_pidfd, struct e
         .uid = uid,
         .gid = uid,
         .cgroup = cgroup,
-        .host_root = true,
+        .host_root = !launch->confines_itself,
         .may_weaken = instances->config.no_sandbox || geteuid() != 0,
     };
     return sandbox_spawn(&spec, ret_pid, ret_pidfd, err);

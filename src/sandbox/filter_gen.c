@@ -44,7 +44,8 @@ static const struct rule rules[] = {
     ANY(dup, PROGRAM), ANY(fadvise64, PROGRAM),
     EQUALS(fcntl, ALL, 1, F_GETFL), EQUALS(fcntl, ALL, 1, F_SETFL), EQUALS(fcntl, ALL, 1, F_GETFD), EQUALS(fcntl, ALL, 1, F_SETFD),
     EQUALS(fcntl, ALL, 1, F_DUPFD_CLOEXEC), EQUALS(fcntl, PROGRAM, 1, F_OFD_SETLK), EQUALS(fcntl, PROGRAM, 1, F_OFD_GETLK),
-    IOCTL(PROGRAM, TUNSETOFFLOAD), IOCTL(PROGRAM, TIOCGWINSZ), IOCTL(PROGRAM, TCGETS), IOCTL(PROGRAM, TCSETS),
+    IOCTL(ALL, TUNSETOFFLOAD), /* when the driver of a network interface is ready, in the thread that wrote the status */
+    IOCTL(PROGRAM, TIOCGWINSZ), IOCTL(PROGRAM, TCGETS), IOCTL(PROGRAM, TCSETS),
     IOCTL(PROGRAM, FIONREAD), IOCTL(PROGRAM, FIONBIO),
     /* waiting, events */
     ANY(epoll_create1, PROGRAM), ANY(epoll_ctl, ALL), ANY(epoll_wait, PROGRAM), ANY(epoll_pwait, PROGRAM), ANY(eventfd2, PROGRAM),

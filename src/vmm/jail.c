@@ -1,8 +1,10 @@
 #include "vmm/jail.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/fdname.h"
 #include "base/log.h"
@@ -46,6 +48,8 @@ int jail_enter(const struct vm_config *config, struct err *err)
     int r = check(config, err);
     if (r == 0 && has_keys(config))
         r = crypt_library_load(err);
+    tzset();             /* the first use of a time zone, even of UTC, reads a file */
+    json_object_seed(0); /* the first JSON object reads /dev/urandom */
     if (r == 0)
         r = sandbox_empty_root(has_keys(config), err);
     if (r == 0)
