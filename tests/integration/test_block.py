@@ -3,6 +3,8 @@ import hashlib
 import re
 import subprocess
 
+import pytest
+
 from guests import busybox, finish
 from images import disk_copy
 
@@ -87,6 +89,7 @@ def test_parallel_writers(engine, tmp):
         assert "SAME" in finish(vmm, 180)
 
 
+@pytest.mark.not_nested("there the disk without a limit is hardly faster than those with one")
 def test_disks_share_a_limit_by_weight(engine, tmp):
     """Of 400 requests a second, three in four are the second disk's; the third is in no group."""
     disks = [tmp / f"{name}.raw" for name in "abc"]
