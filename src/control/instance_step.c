@@ -20,6 +20,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include "base/log.h"
+#include "sandbox/sandbox.h"
 
 #define GREET_MS 120000     /* how long a guest may take to boot; the jit engine on a busy host is slow */
 #define GREET_DELAY_MS 20   /* between tries, doubled up to ... */
@@ -159,10 +160,12 @@ static void drop_wait(struct instance *instance)
 
 static void drop_process(struct instance *instance)
 {
-    siginfo_t info;
+    siginfo_t info = {0};
     drop_wait(instance);
     instance_unwatch_fd(instance, instance->pidfd);
-    waitid(P_PIDFD, (id_t)instance->pidfd, &info, WEXITED | WNOHANG); /* not our child after a restart: init's */
+    int ret = waitid(P_PIDFD, (id_t)instance->pidfd, &info, WEXITED | WNOHANG); /* not our child after a restart: init's */
+    if (ret == 0 && info.si_pid && info.si_code != CLD_EXITED && info.si_status == SIGSYS)
+        sandbox_describe_end(SIGSYS, instance->failure, sizeof instance->failure);
     close(instance->pidfd);
     instance->pidfd = -1;
     instance->pid = 0;

@@ -25,6 +25,7 @@ static struct {
     atomic_int launches, greets, cleans, alive;
     atomic_int fail_launch, fail_greet, not_ready, fail_end; /* how many of the next ones */
     atomic_bool ends_at_once, ignores_stop;
+    bool violates; /* ends as the filter of system calls ends it */
     atomic_int code;
 } world;
 
@@ -62,6 +63,7 @@ static int fake_launch(struct instance *instance, const json_t *doc, pid_t *ret_
     pid_t pid = fork();
     if (!pid) {
         prctl(PR_SET_PDEATHSIG, 0);
+        signal(SIGSYS, SIG_DFL); /* cmocka has a handler */
         for (;;)
             pause();
     }
@@ -72,7 +74,7 @@ static int fake_launch(struct instance *instance, const json_t *doc, pid_t *ret_
 
 static void end_machine(const struct instance *instance)
 {
-    pidfd_send_signal(instance->pidfd, SIGKILL, NULL, 0);
+    pidfd_send_signal(instance->pidfd, world.violates ? SIGSYS : SIGKILL, NULL, 0);
 }
 
 static int fake_greet(struct instance *instance, const json_t *doc, json_t **ret_status, struct err *err)
@@ -300,6 +302,22 @@ static void failures_are_told_and_give_back(void **state)
     assert_int_equal(promised(), 0);
 }
 
+static void violations_are_told(void **state)
+{
+    struct instances *instances = *state;
+    struct err err = {0};
+    int code = 0;
+    own_json json_t *doc = NULL;
+    create(instances, "bad", "");
+    world.ends_at_once = world.violates = true;
+    world.code = -1;
+    int ret = instance_start(instances, "bad", NULL, &err); /* it may have ended again already */
+    assert_true(ret == 0 || ret == -EIO);
+    succeeds(instance_wait(instances, "bad", NULL, &code, &err), &err);
+    succeeds(instance_get(instances, "bad", &doc, &err), &err);
+    assert_non_null(strstr(json_text(instance_status(doc), "error"), "its jail forbids"));
+}
+
 static void restarts_by_policy(void **state)
 {
     struct instances *instances = *state;
@@ -411,7 +429,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(starts_and_stops),   TEST(kills_who_does_not_listen), TEST(pauses_and_resumes),
-        TEST(failures_are_told_and_give_back), TEST(restarts_by_policy), TEST(removes_itself),
+        TEST(failures_are_told_and_give_back), TEST(violations_are_told), TEST(restarts_by_policy), TEST(removes_itself),
         TEST(is_renamed_while_it_runs), TEST(is_taken_over), TEST(converges_after_crashes), TEST(leftovers_go),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
