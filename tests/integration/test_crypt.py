@@ -41,9 +41,14 @@ def img(*argv, status=0, **keywords):
     return run(POLDER_IMG, *argv, status=status, **keywords)
 
 
-def qemu(command, *argv):
-    """qemu-img, which knows the key as s."""
-    return run("qemu-img", command, "--object", "secret,id=s,file=key", *argv)
+def qemu(command, *argv, tries=5):
+    """qemu-img, which knows the key as s. On a busy host its timing of PBKDF2 for a new key may fail: it is tried again."""
+    try:
+        return run("qemu-img", command, "--object", "secret,id=s,file=key", *argv)
+    except AssertionError as failed:
+        if tries == 1 or "Unable to get accurate CPU usage" not in str(failed):
+            raise
+        return qemu(command, *argv, tries=tries - 1)
 
 
 def opened_luks(path):

@@ -35,18 +35,23 @@ def ran(tmp, node, state="passed"):
     return text
 
 
-def test_tests_without_a_result_or_failed_get_a_second_host(tmp_path, monkeypatch):
-    nodes = ["a.py::good", "a.py::bad", "a.py::flaky", "a.py::torn"]
+def test_failed_tests_have_a_second_host(tmp_path, monkeypatch):
+    nodes = ["a.py::good", "a.py::bad", "a.py::flaky", "a.py::torn", "a.py::behind"]
     first = ran(tmp_path, nodes[0]) + ran(tmp_path, nodes[1], "failed") + ran(tmp_path, nodes[2], "failed") + ran(tmp_path, nodes[3])[:20]
-    second = ran(tmp_path, nodes[1], "failed") + ran(tmp_path, nodes[2]) + ran(tmp_path, nodes[3])
+    second = ran(tmp_path, nodes[1], "failed") + "".join(ran(tmp_path, node) for node in nodes[2:])
     asked = boots(monkeypatch, (None, "died", first), (0, "", second))
     outcomes = nested.run_tests(tmp_path, nodes, [], [], 60)
     assert asked == [nodes, nodes[1:]]
-    assert [outcomes[node].state for node in nodes] == ["passed", "failed", "passed", "passed"]
-    assert outcomes[nodes[2]].detail.startswith("only the second time") and "only" not in outcomes[nodes[3]].detail
+    assert [outcomes[node].state for node in nodes] == ["passed", "failed", "passed", "passed", "passed"]
+    for node in nodes[2:4]:
+        assert outcomes[node].detail.startswith("only the second time")
+    assert "ended in it" in outcomes[nodes[3]].detail and "only" not in outcomes[nodes[4]].detail
 
 
-def test_a_second_host_that_dies_is_a_failure(tmp_path, monkeypatch):
-    boots(monkeypatch, (None, "", ""), (None, "", ""))
-    outcome = nested.run_tests(tmp_path, ["a.py::test"], [], [], 60)["a.py::test"]
-    assert outcome.state == "failed" and "second nested host: status None" in outcome.detail
+def test_a_host_that_dies_costs_the_test_it_died_in(tmp_path, monkeypatch):
+    nodes = ["a.py::deadly", "a.py::behind"]
+    asked = boots(monkeypatch, (None, "", ""), (None, "", ""), (0, "", ran(tmp_path, nodes[1])))
+    outcomes = nested.run_tests(tmp_path, nodes, [], [], 60)
+    assert asked == [nodes, nodes, nodes[1:]]
+    assert outcomes[nodes[0]].state == "failed" and "nested host ended in it: status None" in outcomes[nodes[0]].detail
+    assert outcomes[nodes[1]].state == "passed"
