@@ -1,90 +1,23 @@
 """The platform as a user has it: the real `polder` against a real polderd, with machines on jit and a busybox image."""
-import hashlib
-import io
 import json
 import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
-import tarfile
 import termios
 import time
 
 import pytest
 
-from images import image
-from polderd import BIN, SCALE, TOP, Polderd
-
-BUSYBOX = shutil.which("busybox")
-if os.geteuid() != 0 or not BUSYBOX:
-    pytest.skip("needs root and busybox", allow_module_level=True)
-SMALL = ("-m", "128M")
-
-
-def tar(entries):
-    """{path: bytes of a file, or a string: the target of a link, or None: a folder}"""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for path, content in entries.items():
-            info = tarfile.TarInfo(path)
-            info.mode = 0o755
-            if content is None:
-                info.type = tarfile.DIRTYPE
-            elif isinstance(content, str):
-                info.type, info.linkname = tarfile.SYMTYPE, content
-            else:
-                info.size = len(content)
-            archive.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
-    return out.getvalue()
-
-
-def busybox_archive():
-    """A docker archive with one layer."""
-    with open(BUSYBOX, "rb") as file:
-        files = {name: None for name in ("bin", "etc", "proc", "sys", "dev", "root", "srv", "tmp")}
-        files["bin/busybox"] = file.read()
-    applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    files |= {f"bin/{name}": "busybox" for name in applets if name != "busybox"}
-    files |= {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n", "etc/group": b"root:x:0:\n",
-              "etc/os-release": b'PRETTY_NAME="busybox"\n'}
-    layer = tar(files)
-    config = {"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]},
-              "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]}}
-    manifest = [{"Config": "config.json", "RepoTags": ["busybox:latest"], "Layers": ["layer.tar"]}]
-    return tar({"config.json": json.dumps(config).encode(), "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()})
-
-
-class Platform(Polderd):
-    def polder(self, *args, stdin=b"", timeout=60, status=0):
-        """What `polder` printed: (stdout, stderr); it must end with `status`."""
-        done = subprocess.run(self.command(*args), input=stdin, capture_output=True, timeout=timeout * SCALE)
-        assert done.returncode == status, (args, done.returncode, done.stdout, done.stderr)
-        return done.stdout.decode(), done.stderr.decode()
-
-    def command(self, *args):
-        return self.inside(BIN / "polder", "--socket", self.socket, *args)
-
-    def document(self, name):
-        return self.client.get(f"/v1/instances/{name}")
-
-    def until(self, seen, timeout=30):
-        """What `seen` returns, as soon as that is true."""
-        deadline = time.monotonic() + timeout * SCALE
-        while not (result := seen()):
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.1)
-        return result
+from busybox_platform import SMALL, busybox_platform
+from polderd import BIN, SCALE, TOP
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory):
-    with Platform("--guest-dir", image("microvm"), "--engine", "jit") as daemon:
-        archive = tmp_path_factory.mktemp("tour") / "busybox.tar"
-        archive.write_bytes(busybox_archive())
-        daemon.polder("image", "import", archive, "busybox")
+    with busybox_platform(tmp_path_factory.mktemp("tour")) as daemon:
         yield daemon
 
 
