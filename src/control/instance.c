@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include "base/log.h"
 #include "base/own.h"
 #include "control/instance_impl.h"
 #include "control/network.h"
+#include "control/volume.h"
 #include "image/image.h"
 #include "image/rootfs.h"
 
@@ -211,12 +213,47 @@ static int add_named(struct instances *instances, json_t *spec, const struct ins
     }
 }
 
+/* Networks and volumes that it names are there: known before anything is made. */
+static int check_parts(struct instances *instances, const json_t *spec, struct err *err)
+{
+    size_t i;
+    json_t *entry;
+    int ret = 0;
+    json_array_foreach (json_object_get(spec, "networks"), i, entry) {
+        if (!ret && instances->config.networks)
+            ret = network_check_there(instances->config.networks, entry, err);
+    }
+    json_array_foreach (json_object_get(spec, "volumes"), i, entry) {
+        own_json json_t *volume = NULL;
+        if (!ret && instances->config.volumes)
+            ret = volume_get(instances->config.volumes, json_text(entry, "volume"), &volume, err);
+    }
+    return ret;
+}
+
+/* Of a new instance that could not be started: when no process of it has been there, there is nothing to look at either. */
+static void take_back(struct instances *instances, const char *name, const struct instance_call *call)
+{
+    own_json json_t *doc = NULL;
+    struct err err = {0};
+    if (instance_doc_get(instances, name, &doc, NULL) < 0)
+        return;
+    bool failed = instance_doc_state(doc) == INSTANCE_FAILED;
+    if (instance_doc_state(doc) != INSTANCE_CREATED &&
+        !(failed && json_number(instance_status(doc), "exit_code") == INSTANCE_NOT_LAUNCHED))
+        return;
+    if (instance_remove(instances, name, true, call, &err) < 0)
+        log_warn("instance %s: %s", name, err.message);
+}
+
 int instance_create(struct instances *instances, const json_t *body, bool start, const struct instance_call *call,
                     json_t **ret_doc, struct err *err)
 {
     own_json json_t *spec = NULL;
     own_json json_t *doc = NULL;
     int ret = instance_spec_check(body, &spec, err);
+    if (!ret)
+        ret = check_parts(instances, spec, err);
     if (!ret)
         ret = fetch_image(instances, spec, call, err);
     if (!ret)
@@ -230,6 +267,8 @@ int instance_create(struct instances *instances, const json_t *body, bool start,
         return err_set(err, ENOMEM, "instance");
     if (start) {
         ret = instance_start(instances, json_text(doc, "name"), call, err);
+        if (ret < 0 && ret != -ECANCELED)
+            take_back(instances, json_text(doc, "name"), call);
         if (ret < 0)
             return ret;
         own_json json_t *now = NULL;

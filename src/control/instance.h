@@ -54,7 +54,8 @@ struct instance_call {
 /* ---- documents ---- */
 
 /* Checks and completes `spec` (a name is made up where there is none), pulls the image if it is not there, and creates;
- * with `start`, also waits until it runs. *ret_doc: the document. */
+ * with `start`, also waits until it runs. *ret_doc: the document. All or nothing: networks and volumes that it names are
+ * there, and what could not be launched is removed again; what ended by itself stays to be looked at. */
 must_check int instance_create(struct instances *instances, const json_t *spec, bool start, const struct instance_call *call,
                                json_t **ret_doc, struct err *err);
 must_check int instance_get(struct instances *instances, const char *name, json_t **ret_doc, struct err *err);

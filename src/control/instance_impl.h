@@ -17,6 +17,7 @@
 #define INSTANCE_NAME_SIZE 64
 #define INSTANCE_BUCKETS 1024
 #define INSTANCE_WORKERS 6
+#define INSTANCE_NOT_LAUNCHED 125 /* exit code when no process came of a start */
 
 enum instance_state {
     INSTANCE_CREATED,

@@ -239,7 +239,7 @@ static void note_end(struct instance *instance, const json_t *doc)
 static void note_failure(struct instance *instance, struct err *cause)
 {
     own_json json_t *after = NULL;
-    struct end end = {.code = 125, .text = cause->message, .failed = true};
+    struct end end = {.code = INSTANCE_NOT_LAUNCHED, .text = cause->message, .failed = true};
     log_error("instance %s: start: %s", instance->name, cause->message);
     if (commit(instance, now_ended, &end, "instance.fail", &after) < 0)
         return;

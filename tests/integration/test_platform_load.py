@@ -1,18 +1,12 @@
 """What the platform holds while instances come and go; bench/platform measures the same over many more."""
-import pytest
+from busybox_platform import busybox_platform
+from platform_load import Resources, live_once
 
-from images import image
-from platforms import BUSYBOX, Platform, Resources, busybox_archive, live_once
-
-if not BUSYBOX:
-    pytest.skip("needs busybox", allow_module_level=True)
 LIVES = 8
 
 
 def test_lives_of_instances_leave_nothing(tmp_path):
-    (tmp_path / "busybox.tar").write_bytes(busybox_archive())
-    with Platform("--guest-dir", image("microvm"), "--engine", "jit") as daemon:
-        daemon.polder("image", "import", tmp_path / "busybox.tar", "busybox")
+    with busybox_platform(tmp_path) as daemon:
         live_once(daemon)  # what is made once is there after this
         resources = Resources(daemon)
         before = resources.counts()

@@ -11,21 +11,13 @@ import time
 
 import pytest
 
-from images import image
-from platforms import BUSYBOX, Platform, busybox_archive
+from busybox_platform import SMALL, busybox_platform
 from polderd import BIN, SCALE, TOP
-
-if os.geteuid() != 0 or not BUSYBOX:
-    pytest.skip("needs root and busybox", allow_module_level=True)
-SMALL = ("-m", "128M")
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory):
-    with Platform("--guest-dir", image("microvm"), "--engine", "jit") as daemon:
-        archive = tmp_path_factory.mktemp("tour") / "busybox.tar"
-        archive.write_bytes(busybox_archive())
-        daemon.polder("image", "import", archive, "busybox")
+    with busybox_platform(tmp_path_factory.mktemp("tour")) as daemon:
         yield daemon
 
 

@@ -1,18 +1,23 @@
-"""A polderd with the command line beside it, and an image of busybox to run in it."""
+"""A polderd with a busybox image, used through the real `polder`: machines on jit."""
+import contextlib
 import hashlib
 import io
 import json
-import re
+import os
 import shutil
 import subprocess
 import tarfile
 import time
-from pathlib import Path
 
+import pytest
+
+from images import image
 from polderd import BIN, SCALE, Polderd
 
 BUSYBOX = shutil.which("busybox")
-SMALL = {"image": "busybox", "memory_bytes": 128 << 20, "networks": []}
+if os.geteuid() != 0 or not BUSYBOX:
+    pytest.skip("needs root and busybox", allow_module_level=True)
+SMALL = ("-m", "128M")
 
 
 def tar(entries):
@@ -70,29 +75,11 @@ class Platform(Polderd):
         return result
 
 
-class Resources:
-    """What a process and its state folder hold."""
-
-    def __init__(self, daemon):
-        self.daemon, self.proc = daemon, Path(f"/proc/{daemon.process.pid}")
-
-    def rss_mib(self):
-        return int(re.search(r"VmRSS:\s+(\d+)", (self.proc / "status").read_text())[1]) / 1024
-
-    def cpu_s(self):
-        fields = (self.proc / "stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / 100
-
-    def counts(self):
-        """Descriptors, processes and files; threads come and go with the work."""
-        files = [f for top in (self.daemon.state, self.daemon.run) for f in top.rglob("*") if "images" not in f.parts]
-        return {"descriptors": len(list((self.proc / "fd").iterdir())), "processes": len(self.daemon.children()),
-                "files": len(files)}
-
-
-def live_once(daemon):
-    client = daemon.client
-    client.do("POST", "/v1/instances", {**SMALL, "name": "brief", "command": ["sleep", "100000"]})
-    client.do("POST", "/v1/instances/brief/start", {})
-    client.do("POST", "/v1/instances/brief/stop", {"timeout_s": 0})
-    client.do("DELETE", "/v1/instances/brief")
+@contextlib.contextmanager
+def busybox_platform(folder, *args, **more):
+    """One that runs, with the image `busybox`; `folder` keeps the archive that it comes from."""
+    with Platform("--guest-dir", image("microvm"), "--engine", "jit", *args, **more) as daemon:
+        daemon.archive = folder / "busybox.tar"
+        daemon.archive.write_bytes(busybox_archive())
+        daemon.polder("image", "import", daemon.archive, "busybox")
+        yield daemon
