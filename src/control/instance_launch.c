@@ -132,11 +132,15 @@ static int open_log(struct launch *launch, struct err *err)
     return launch->log_fd < 0 ? err_set(err, errno, "open '%s'", path) : 0;
 }
 
-/* The engine kvm needs its device after the root is empty: it runs as its own uid in its namespaces, with the host's files. */
-static bool confines_itself(const struct instances_config *config, const char *engine)
+/* The machine's own user may not open it. Where it is not there, polder-vmm says what follows from that. */
+static int add_kvm(struct launch *launch, const char *engine, struct err *err)
 {
-    bool kvm = !strcmp(engine, "kvm") || (strcmp(engine, "jit") != 0 && access("/dev/kvm", R_OK | W_OK) == 0);
-    return !config->no_sandbox && !kvm;
+    unsigned number;
+    int fd = strcmp(engine, "jit") ? open("/dev/kvm", O_RDWR | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return 0;
+    int ret = launch_pass(launch, fd, &number, err);
+    return ret < 0 ? ret : launch_arg(launch, err, "--kvm=fd:%u", number);
 }
 
 static int add_general(struct launch *launch, struct err *err)
@@ -145,7 +149,6 @@ static int add_general(struct launch *launch, struct err *err)
     const char *engine = json_text(launch->spec, "engine");
     if (!strcmp(engine, "auto"))
         engine = instances->config.engine;
-    launch->confines_itself = confines_itself(&instances->config, engine);
     uint64_t mib = (uint64_t)json_number(launch->spec, "memory_bytes") >> 20;
     int ret = launch_arg(launch, err, "%s", instances->runtime->vmm);
     if (!ret)
@@ -159,7 +162,9 @@ static int add_general(struct launch *launch, struct err *err)
     if (!ret)
         ret = launch_arg(launch, err, "--engine=%s", engine);
     if (!ret)
-        ret = launch_arg(launch, err, "--sandbox=%s", launch->confines_itself ? "on" : "off");
+        ret = launch_arg(launch, err, "--sandbox=%s", instances->config.no_sandbox ? "off" : "on");
+    if (!ret)
+        ret = add_kvm(launch, engine, err);
     if (!ret)
         ret = launch_arg(launch, err, "--balloon=0");
     if (!ret)
@@ -307,7 +312,7 @@ static int spawn(struct launch *launch, pid_t *ret_pid, int *ret_pidfd, struct e
         .uid = uid,
         .gid = uid,
         .cgroup = cgroup,
-        .host_root = !launch->confines_itself,
+        .host_root = instances->config.no_sandbox,
         .may_weaken = instances->config.no_sandbox || geteuid() != 0,
     };
     return sandbox_spawn(&spec, ret_pid, ret_pidfd, err);

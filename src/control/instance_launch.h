@@ -22,7 +22,6 @@ struct launch {
     int fds[SANDBOX_MAX_FDS]; /* owned */
     unsigned fd_count;
     int log_fd;               /* owned */
-    bool confines_itself;     /* empties its root and filters its system calls, once it is loaded */
 };
 
 /* Appends an argument. */
