@@ -7,6 +7,7 @@
 #include <sys/random.h>
 #include "base/log.h"
 #include "base/own.h"
+#include "control/fault.h"
 #include "control/instance_impl.h"
 #include "control/network.h"
 #include "control/volume.h"
@@ -258,6 +259,7 @@ int instance_create(struct instances *instances, const json_t *body, bool start,
         ret = fetch_image(instances, spec, call, err);
     if (!ret)
         ret = instance_check_process(instances, spec, err);
+    fault_here("create.image");
     if (!ret)
         ret = add_named(instances, spec, call, &doc, err);
     if (ret < 0)
