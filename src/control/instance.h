@@ -42,6 +42,8 @@ struct instances_config {
 must_check int instances_open(const struct instances_config *config, struct instances **ret_instances, struct err *err);
 /* Ends the work at the next safe point; machines run on. NULL is fine. */
 void instances_close(struct instances *instances);
+/* True when the kernel keeps the limits of all; otherwise why it does not, and the cure, for as long as `instances` is there. */
+bool instances_keep_limits(const struct instances *instances, const char **ret_why, const char **ret_cure);
 
 /* Who asks, and how a call that takes long tells how far it is. May be NULL, and so may every member. */
 struct instance_call {
