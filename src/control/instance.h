@@ -61,8 +61,8 @@ struct instance_call {
 must_check int instance_create(struct instances *instances, const json_t *spec, bool start, const struct instance_call *call,
                                json_t **ret_doc, struct err *err);
 must_check int instance_get(struct instances *instances, const char *name, json_t **ret_doc, struct err *err);
-/* Array of documents by name. */
-must_check int instance_list(struct instances *instances, json_t **ret_docs, struct err *err);
+/* The documents by name, as the text of a JSON array that the caller frees. */
+must_check int instance_list(struct instances *instances, char **ret_text, struct err *err);
 /* Changes members of the spec that may change: cpus, cpu_weight, memory_bytes, restart, labels, ports; those of a running
  * instance take effect at its next start. */
 must_check int instance_update(struct instances *instances, const char *name, const json_t *changes,

@@ -16,6 +16,7 @@
 #define KNOCK_MS 60u    /* a try whether the guest answers */
 #define START_MS 30000u /* the agent mounts and starts */
 #define CALL_MS 5000u
+#define END_MS 2000u    /* a guest that shall end at once has no longer to answer */
 #define LOG_TAIL 8192
 
 static char *run_path(const struct instance *instance, const char *name)
@@ -119,10 +120,12 @@ static int host_ask_to_stop(struct instance *instance, const json_t *doc, unsign
     if (ret < 0)
         return ret;
     own_json json_t *request = json_pack("{s:i}", "timeout_ms", (int)timeout_ms);
-    if (*json_text(start, "stop_signal"))
+    if (!timeout_ms)
+        json_object_set_new(request, "signal", json_string("KILL"));
+    else if (*json_text(start, "stop_signal"))
         json_object_set(request, "signal", json_object_get(start, "stop_signal"));
     struct agent_session *session = NULL;
-    ret = agent_open(vsock, "shutdown", request, CALL_MS, &session, NULL, err);
+    ret = agent_open(vsock, "shutdown", request, timeout_ms ? CALL_MS : END_MS, &session, NULL, err);
     if (ret < 0)
         return ret;
     if (instance->wait) {

@@ -45,3 +45,21 @@ def test_what_cannot_be_made_leaves_nothing(platform, idle, options, said):
 def test_an_unknown_image_leaves_nothing(platform, idle):
     platform.polder("run", "--pull", "never", "nonesuch", "true", status=1)
     assert names(platform) == [idle]
+
+
+def test_what_was_written_survives_a_sudden_end(platform):
+    """On a volume, and on the root disk where the instance stays; with the guest's cache not written yet."""
+    def execute(script):
+        return platform.polder("exec", "writer", "--", "sh", "-c", script)[0]
+
+    platform.polder("volume", "create", "kept")
+    platform.polder("run", "-d", "--name", "writer", "-v", "kept:/srv", *SMALL, "busybox", "sleep", "10000")
+    for how in (("kill", "writer"), ("stop", "-t", "0", "writer")):
+        execute(f"echo {how[0]} >/srv/note; echo {how[0]} >/root/note")
+        platform.polder(*how)
+        platform.polder("start", "writer")
+        assert execute("cat /srv/note /root/note") == f"{how[0]}\n" * 2
+    execute("echo rm >/srv/note")
+    platform.polder("rm", "-f", "writer")
+    assert platform.polder("run", "--rm", "-v", "kept:/srv", *SMALL, "busybox", "cat", "/srv/note")[0] == "rm\n"
+    platform.polder("volume", "rm", "kept")
