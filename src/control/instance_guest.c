@@ -213,12 +213,22 @@ static void last_words(const struct instance *instance, char *words, size_t size
     }
 }
 
+/* Whether the kernel ended it for that. */
+static bool ran_out_of_memory(const struct instance *instance)
+{
+    own_free char *path = instance_cgroup(instance);
+    struct cgroup_usage usage = {0};
+    return path && cgroup_read(path, &usage, NULL) == 0 && usage.oom_kills;
+}
+
 static int host_ended(struct instance *instance, const json_t *doc, int *ret_code, char *text, size_t size, struct err *err)
 {
     (void)err;
     if (*ret_code < 0)
         *ret_code = logged_code(instance);
-    if (*ret_code < 0)
+    if (*ret_code < 0 && ran_out_of_memory(instance))
+        snprintf(text, size, "the machine needed more memory than its limit allows: give it more (--memory)");
+    else if (*ret_code < 0)
         last_words(instance, text, size);
     if (*ret_code < 0 && is_vm(doc) && !*text)
         *ret_code = 0; /* it powered off */
