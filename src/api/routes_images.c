@@ -152,17 +152,27 @@ static int prune_images(struct request *request, struct err *err)
 
 /* ---- archives ---- */
 
-static int import_image(struct request *request, struct err *err)
+static int run_import(struct operation *operation, void *arg, json_t **ret_result, struct err *err)
 {
-    struct request_audit audit;
+    const struct request *request = arg;
+    const struct image_progress progress = work_image_progress(operation);
     char ref[IMAGE_REF_SIZE];
-    json_t *image;
-    int r = image_import(request->platform->images, request->body_fd, request_text(request, "ref"), NULL, ref, err);
+    int r = image_import(request->platform->images, request->body_fd, request_text(request, "ref"), &progress, ref, err);
     if (r < 0)
         return r;
-    request_audit(request, &audit, "image.import", "images/%.140s", ref);
+    struct request_audit audit;
+    request_audit(request, &audit, "image.import", "images/%.140s", ref); /* the archive may have named it */
     note(request->platform, &audit.audit, ref, "imported");
-    r = image_inspect(request->platform->images, ref, &image, err);
+    return image_inspect(request->platform->images, ref, ret_result, err);
+}
+
+static int import_image(struct request *request, struct err *err)
+{
+    char target[160];
+    const char *ref = request_text(request, "ref");
+    json_t *image = NULL;
+    snprintf(target, sizeof target, "images/%.140s", ref ? ref : "");
+    int r = request_run_operation(request, "image.import", target, run_import, request, &image, err);
     return r < 0 ? r : request_reply(request, image);
 }
 
