@@ -150,23 +150,59 @@ int instance_new_doc(const json_t *spec, const char *name, json_t **ret_doc, str
     return 0;
 }
 
-/* The image is here and its root file system is made, so that starting is quick. */
-static int fetch_image(struct instances *instances, const json_t *spec, const struct instance_call *call, struct err *err)
+/* Sees that the image is here. */
+static int fetch_image(struct instances *instances, const char *ref, const struct image_progress *progress, bool *ret_disk,
+                       struct err *err)
 {
-    const char *ref = json_text(spec, "image");
     struct image image = {0};
+    char digest[IMAGE_DIGEST_SIZE];
+    int ret = image_get(instances->config.images, ref, &image, err);
+    if (ret == -ENOENT) {
+        ret = image_pull(instances->config.images, ref, NULL, progress, digest, err);
+        if (!ret)
+            ret = image_get(instances->config.images, ref, &image, err);
+    }
+    if (!ret)
+        *ret_disk = !strcmp(image.config.media_type, IMAGE_DISK_CONFIG_TYPE);
+    image_clear(&image);
+    return ret;
+}
+
+/* The kind, where none was asked for, is the image's: its presets are others. */
+static int take_kind(const json_t *body, bool disk, json_t **spec, struct err *err)
+{
+    const char *kind = json_text(body, "kind");
+    if (*kind && !strcmp(kind, "vm") != disk)
+        return err_say(err, EINVAL, disk ? "kind: the image is a disk with a system of its own, for kind vm"
+                                         : "kind: the image is no disk, as kind vm needs: leave the kind out");
+    if (!disk && *json_text(body, "user_data"))
+        return err_say(err, EINVAL, "user_data: the image is no disk with a system that would read it");
+    if (!disk || *kind)
+        return 0;
+    own_json json_t *more = json_copy((json_t *)(uintptr_t)body);
+    json_object_set_new(more, "kind", json_string("vm"));
+    json_decref(*spec);
+    *spec = NULL;
+    return instance_spec_check(more, spec, err);
+}
+
+/* The image is here and its root file system is made, so that starting is quick. */
+static int prepare_image(struct instances *instances, const json_t *body, const struct instance_call *call, json_t **spec,
+                         struct err *err)
+{
+    bool disk = false;
     char digest[IMAGE_DIGEST_SIZE];
     own_free char *root = NULL;
     struct image_progress progress = {0};
+    const char *ref = json_text(body, "image");
     if (!instances->config.images)
         return 0;
     if (call)
         progress = (struct image_progress){.report = call->progress, .cancelled = call->cancelled, .context = call->arg};
-    int ret = image_get(instances->config.images, ref, &image, err);
-    if (ret == -ENOENT)
-        ret = image_pull(instances->config.images, ref, NULL, &progress, digest, err);
-    image_clear(&image);
-    if (!ret && !strcmp(json_text(spec, "kind"), "microvm"))
+    int ret = fetch_image(instances, ref, &progress, &disk, err);
+    if (!ret)
+        ret = take_kind(body, disk, spec, err);
+    if (!ret && !disk)
         ret = image_root(instances->config.images, ref, &progress, &root, digest, err);
     return ret;
 }
@@ -218,7 +254,7 @@ int instance_create(struct instances *instances, const json_t *body, bool start,
     own_json json_t *doc = NULL;
     int ret = instance_spec_check(body, &spec, err);
     if (!ret)
-        ret = fetch_image(instances, spec, call, err);
+        ret = prepare_image(instances, body, call, &spec, err);
     if (!ret)
         ret = instance_check_process(instances, spec, err);
     if (!ret)

@@ -149,6 +149,7 @@ must_check int instance_doc_add(struct instances *instances, const char *name, c
 must_check int instance_doc_get(struct instances *instances, const char *name, json_t **ret_doc, struct err *err);
 enum instance_state instance_doc_state(const json_t *doc);
 enum instance_desired instance_doc_desired(const json_t *doc);
+bool instance_doc_is_vm(const json_t *doc); /* of kind vm */
 void instance_doc_set_state(json_t *doc, enum instance_state state);
 void instance_doc_set_desired(json_t *doc, enum instance_desired desired);
 void instance_doc_set_time(json_t *object, const char *member);

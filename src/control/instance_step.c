@@ -363,11 +363,6 @@ static bool wait_goes_on(struct instance *instance)
     }
 }
 
-static bool is_vm(const json_t *doc)
-{
-    return !strcmp(json_text(json_object_get(doc, "spec"), "kind"), "vm");
-}
-
 /* The guest is up again within the same process: its agent waits to be told what to run. */
 static void note_reboot(struct instance *instance)
 {
@@ -429,7 +424,7 @@ static void step_running(struct instance *instance, const json_t *doc)
         if (commit(instance, now_in_state, &state, pause ? "instance.paused" : "instance.resumed", NULL) < 0)
             return;
     }
-    if (!pause && !is_vm(doc))
+    if (!pause && !instance_doc_is_vm(doc))
         watch_main(instance);
 }
 
@@ -442,7 +437,7 @@ static void ask(struct instance *instance, const json_t *doc, int64_t timeout_ms
     instance->asked_to_stop = true;
     if (instance_doc_state(doc) == INSTANCE_PAUSED && ops->set_paused(instance, false, &err) < 0)
         log_debug("instance %s: resume: %s", instance->name, err.message);
-    if (!is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
+    if (!instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
         return;
     if (ops->press_power(instance, &err) < 0)
         log_debug("instance %s: power button: %s", instance->name, err.message);
