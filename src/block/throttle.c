@@ -55,18 +55,24 @@ const char *throttle_kind_name(enum throttle_kind kind)
 
 /* ---- rates ---- */
 
-static void pace_set(struct pace *pace, double rate, double slack_ns)
+static double smaller(double a, double b)
+{
+    return a < b ? a : b;
+}
+
+static void pace_set(struct pace *pace, double rate, double slack_ns, double now_ns)
 {
     pace->unit_ns = rate > 0 ? SECOND_NS / rate : 0;
     pace->slack_ns = slack_ns;
+    pace->next_ns = smaller(pace->next_ns, now_ns + slack_ns);
 }
 
-static void rate_set(struct rate *rate, const struct throttle_rate *limit)
+static void rate_set(struct rate *rate, const struct throttle_rate *limit, double now_ns)
 {
     double length_s = limit->burst_s ? limit->burst_s : 1;
     double ahead = limit->burst ? (double)(limit->burst - limit->rate) * length_s / (double)limit->rate : 0;
-    pace_set(&rate->even, (double)limit->rate, ahead > 0 ? ahead * SECOND_NS : SLACK_NS);
-    pace_set(&rate->peak, (double)limit->burst, SLACK_NS);
+    pace_set(&rate->even, (double)limit->rate, ahead > 0 ? ahead * SECOND_NS : SLACK_NS, now_ns);
+    pace_set(&rate->peak, (double)limit->burst, SLACK_NS, now_ns);
 }
 
 /* How long until `pace` lets something go; 0: now. */
@@ -136,13 +142,18 @@ static double tag(double last_ns, double rate, double units, double now_ns)
     return larger(last_ns + units * SECOND_NS / rate, now_ns);
 }
 
+static void take_place(struct throttle_member *m, double units)
+{
+    m->place = larger(m->next_place, m->group->served_place); /* what it did not ask for is not owed to it */
+    m->next_place = m->place + units / m->share.weight;
+}
+
 static void begin_waiting(struct throttle_member *m, uint64_t bytes, double now_ns)
 {
     double units = cost(bytes);
     m->waits = true;
     m->offered_ns = 0;
-    m->place = larger(m->next_place, m->group->served_place); /* what it did not ask for is not owed to it */
-    m->next_place = m->place + units / m->share.weight;
+    take_place(m, units);
     if (m->share.reservation)
         m->reservation_ns = tag(m->reservation_ns, (double)m->share.reservation, units, now_ns);
     if (m->share.limit)
@@ -176,7 +187,7 @@ static struct throttle_member *choose(struct throttle_group *group, uint64_t now
         bool due = m->share.reservation && m->reservation_ns <= now;
         double own_ns = larger(group_ns, due ? 0 : limit_ns);
         if (own_ns > 0)
-            wait_ns = own_ns < wait_ns ? own_ns : wait_ns;
+            wait_ns = smaller(wait_ns, own_ns);
         else if (due && (!reserved || m->reservation_ns < reserved->reservation_ns))
             reserved = m;
         else if (!due && (!weighed || m->place < weighed->place))
@@ -262,10 +273,18 @@ int throttle_check(const struct throttle_limits *limits, const struct throttle_s
     return 0;
 }
 
-static void set_rates(struct throttle_group *group, const struct throttle_limits *limits)
+static void set_rates(struct throttle_group *group, const struct throttle_limits *limits, uint64_t now_ns)
 {
     for (enum throttle_kind kind = 0; kind < THROTTLE_KINDS; kind++)
-        rate_set(&group->rates[kind], &limits->rates[kind]);
+        rate_set(&group->rates[kind], &limits->rates[kind], (double)now_ns);
+}
+
+static void ask_again(struct throttle_group *group)
+{
+    for (struct throttle_member *m = group->members; m; m = m->next) {
+        if (m->waits)
+            m->wake(m->arg);
+    }
 }
 
 struct throttle_group *throttle_group_new(const struct throttle_limits *limits)
@@ -274,7 +293,7 @@ struct throttle_group *throttle_group_new(const struct throttle_limits *limits)
     if (!group)
         return NULL;
     pthread_mutex_init(&group->lock, NULL);
-    set_rates(group, limits);
+    set_rates(group, limits, 0);
     return group;
 }
 
@@ -286,15 +305,32 @@ void throttle_group_free(struct throttle_group *group)
     free(group);
 }
 
-void throttle_group_set(struct throttle_group *group, const struct throttle_limits *limits)
+void throttle_group_set(struct throttle_group *group, const struct throttle_limits *limits, uint64_t now_ns)
 {
     pthread_mutex_lock(&group->lock);
-    set_rates(group, limits);
-    for (struct throttle_member *m = group->members; m; m = m->next) {
-        if (m->waits)
-            m->wake(m->arg);
-    }
+    set_rates(group, limits, now_ns);
+    ask_again(group);
     pthread_mutex_unlock(&group->lock);
+}
+
+static void share_set(struct throttle_member *m, const struct throttle_share *share)
+{
+    m->share = *share;
+    if (!m->share.weight)
+        m->share.weight = WEIGHT_DEFAULT;
+}
+
+void throttle_set_share(struct throttle_member *m, const struct throttle_share *share, uint64_t now_ns)
+{
+    pthread_mutex_lock(&m->group->lock);
+    share_set(m, share);
+    m->next_place = m->group->served_place; /* as one that is new: nothing owed, nothing due */
+    if (m->waits)
+        take_place(m, cost(m->bytes));
+    m->reservation_ns = smaller(m->reservation_ns, (double)now_ns);
+    m->limit_ns = smaller(m->limit_ns, (double)now_ns);
+    ask_again(m->group);
+    pthread_mutex_unlock(&m->group->lock);
 }
 
 struct throttle_member *throttle_join(struct throttle_group *group, const struct throttle_share *share, void (*wake)(void *arg),
@@ -303,9 +339,8 @@ struct throttle_member *throttle_join(struct throttle_group *group, const struct
     struct throttle_member *m = calloc(1, sizeof *m);
     if (!m)
         return NULL;
-    *m = (struct throttle_member){.group = group, .share = *share, .wake = wake, .arg = arg};
-    if (!m->share.weight)
-        m->share.weight = WEIGHT_DEFAULT;
+    *m = (struct throttle_member){.group = group, .wake = wake, .arg = arg};
+    share_set(m, share);
     pthread_mutex_lock(&group->lock);
     m->next = group->members;
     group->members = m;
@@ -323,10 +358,7 @@ void throttle_leave(struct throttle_member *member)
     while (*at != member)
         at = &(*at)->next;
     *at = member->next;
-    for (struct throttle_member *m = group->members; m; m = m->next) {
-        if (m->waits)
-            m->wake(m->arg);
-    }
+    ask_again(group);
     pthread_mutex_unlock(&group->lock);
     free(member);
 }

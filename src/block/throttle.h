@@ -55,12 +55,14 @@ must_check int throttle_check(const struct throttle_limits *limits, const struct
 struct throttle_group *throttle_group_new(const struct throttle_limits *limits);
 /* Without members. NULL is fine. */
 void throttle_group_free(struct throttle_group *group);
-/* At any time; what waits is asked again. */
-void throttle_group_set(struct throttle_group *group, const struct throttle_limits *limits);
+/* At any time: what waits is asked again, and what was used beyond the new slack is forgiven, so that a new pace holds at once. */
+void throttle_group_set(struct throttle_group *group, const struct throttle_limits *limits, uint64_t now_ns);
 
 /* `wake(arg)`: from any thread, with the group's lock held: asks again soon. NULL when memory is out. */
 struct throttle_member *throttle_join(struct throttle_group *group, const struct throttle_share *share,
                                       void (*wake)(void *arg), void *arg);
+/* As throttle_group_set, for the part of one member. */
+void throttle_set_share(struct throttle_member *member, const struct throttle_share *share, uint64_t now_ns);
 void throttle_leave(struct throttle_member *member); /* NULL is fine */
 
 /* One request of `bytes`, the first that the member has: 0 when it may go, and is accounted for. Otherwise it waits: the time

@@ -76,18 +76,29 @@ int vmm_parse_answer(const char *bytes, size_t len_bytes, int *ret_status, size_
     return 0;
 }
 
-static int read_answer(const char *bytes, size_t len, json_t **ret_answer, struct err *err)
+/* A text of the machine's for a line of ours: nothing in it moves a terminal's cursor or begins a new line. */
+static int refused(const char *text, struct err *err)
+{
+    char line[160];
+    size_t len = 0;
+    for (; text[len] && len < sizeof line - 1; len++)
+        line[len] = (char)((unsigned char)text[len] < ' ' || text[len] == 0x7f ? ' ' : text[len]);
+    line[len] = '\0';
+    return err_say(err, EREMOTEIO, "the machine refused: %s", line);
+}
+
+int vmm_read_answer(const char *bytes, size_t len_bytes, json_t **ret_answer, struct err *err)
 {
     int status = 0;
     size_t body = 0;
-    int ret = vmm_parse_answer(bytes, len, &status, &body, err);
+    int ret = vmm_parse_answer(bytes, len_bytes, &status, &body, err);
     if (ret < 0)
         return ret;
-    own_json json_t *answer = body < len ? json_loadb(bytes + body, len - body, 0, NULL) : NULL;
-    if (body < len && !answer)
+    own_json json_t *answer = body < len_bytes ? json_loadb(bytes + body, len_bytes - body, 0, NULL) : NULL;
+    if (body < len_bytes && !answer)
         return err_say(err, EPROTO, "machine's API: the answer is no JSON");
     if (status >= 300)
-        return err_say(err, EREMOTEIO, "the machine refused: %.160s", json_text(answer, "fault_message"));
+        return refused(json_text(answer, "fault_message"), err);
     if (ret_answer)
         *ret_answer = TAKE(answer);
     return 0;
@@ -113,7 +124,7 @@ int vmm_request(const char *socket_path, const char *method, const char *path, c
         ret = send_all(fd, request, (size_t)request_len, err);
     if (!ret)
         ret = receive_all(fd, end_ms, &bytes, &len, err);
-    return ret < 0 || !bytes ? ret : read_answer(bytes, len, ret_answer, err);
+    return ret < 0 || !bytes ? ret : vmm_read_answer(bytes, len, ret_answer, err);
 }
 
 /* ---- requests ---- */

@@ -30,3 +30,5 @@ must_check int vmm_snapshot_list(const char *socket_path, const char *disk, json
 
 /* One answer: status line, header, body; the bytes need not end in NUL. Yields its status and where the body is. -EPROTO. */
 must_check int vmm_parse_answer(const char *bytes, size_t len_bytes, int *ret_status, size_t *ret_body, struct err *err);
+/* The same, and its body: *ret_answer (may be NULL) as of vmm_request. */
+must_check int vmm_read_answer(const char *bytes, size_t len_bytes, json_t **ret_answer, struct err *err);

@@ -422,6 +422,13 @@ void virtio_blk_set_limiter(struct virtio_device *dev, const struct limiter_conf
     wake(blk);
 }
 
+void virtio_blk_set_share(struct virtio_device *dev, const struct throttle_share *share)
+{
+    struct virtio_blk *blk = (struct virtio_blk *)dev;
+    throttle_set_share(blk->throttle, share, limiter_now());
+    stat_add(&blk->update_count, 1);
+}
+
 static int replace_node(struct block_node **node, void *arg)
 {
     struct block_node **other = arg, *old = *node;

@@ -26,6 +26,8 @@ must_check int virtio_blk_create(const struct virtio_blk_config *config, const s
                                  struct virtio_device **ret_dev, struct err *err);
 /* Any thread, while the guest runs. */
 void virtio_blk_set_limiter(struct virtio_device *dev, const struct limiter_config *limiter);
+/* The same, of its part in its group; it is in one. */
+void virtio_blk_set_share(struct virtio_device *dev, const struct throttle_share *share);
 /* What runs on a disk's node. It may put another node into *node, attached to the same ring, which is served from then on;
  * the old one is then the function's. */
 typedef int virtio_blk_fn(struct block_node **node, void *arg);

@@ -45,6 +45,9 @@ struct api_vm_ops {
     /* `complete`: a mirror becomes the disk. */
     int (*disk_copy_end)(void *arg, const char *id, bool complete, struct err *err);
     int (*disk_set_limit)(void *arg, const char *id, const struct vm_rate_limit *limit, struct err *err);
+    /* The disk is in a group, and the group, of the config's, has room for it. */
+    int (*disk_set_share)(void *arg, const char *id, const struct throttle_share *share, struct err *err);
+    int (*throttle_set)(void *arg, const char *id, const struct throttle_limits *limits, struct err *err);
     /* NULL leaves that direction as it is. */
     int (*net_set_limits)(void *arg, const char *id, const struct vm_rate_limit *rx,
                           const struct vm_rate_limit *tx, struct err *err);

@@ -91,7 +91,7 @@ static int disk_fill(struct vm_disk *disk, const char *id, const json_t *body, s
     disk->queues = (unsigned)api_integer(body, "queues", 0);
     disk->io_engine = !engine ? VM_IO_ANY : !strcmp(engine, "Sync") ? VM_IO_SYNC : VM_IO_ASYNC;
     api_rate_limit_update(&disk->limit, json_object_get(body, "rate_limiter"));
-    return ret;
+    return ret < 0 ? ret : api_share_update(disk, json_object_get(body, "throttle"), err);
 }
 
 /* Puts `disk` in the place of the one with its id, or at the end; a root device comes first, as /dev/vda. */

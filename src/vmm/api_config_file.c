@@ -25,6 +25,7 @@ static const struct section {
     {"machine-config", "/machine-config", false},
     {"cpu-config", "/cpu-config", false},
     {"boot-source", "/boot-source", false},
+    {"throttles", "/throttles/{throttle_id}", true},
     {"drives", "/drives/{drive_id}", true},
     {"network-interfaces", "/network-interfaces/{iface_id}", true},
     {"vsock", "/vsock", false},

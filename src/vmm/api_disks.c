@@ -44,23 +44,45 @@ static int update_limit(struct api *api, struct vm_disk *disk, const json_t *lim
     return ret;
 }
 
+static int update_share(struct api *api, struct vm_disk *disk, const json_t *body, struct err *err)
+{
+    const char *group = api_string(body, "throttle_id");
+    struct throttle_share old = disk->share;
+    if (!api->ops->disk_set_share)
+        return api_not_there("changing a disk's part in its group", err);
+    if (!disk->throttle || (group && strcmp(group, disk->throttle) != 0))
+        return err_say(err, EINVAL, "disk '%s' is in %s%s; that can only change before the start", disk->id,
+                       disk->throttle ? "group " : "no group", disk->throttle ? disk->throttle : "");
+    int ret = api_share_update(disk, body, err);
+    if (ret == 0)
+        ret = vm_config_check_throttles(api->config, err);
+    if (ret == 0)
+        ret = api->ops->disk_set_share(api->arg, disk->id, &disk->share, err);
+    if (ret < 0)
+        disk->share = old;
+    return ret;
+}
+
 int api_patch_drive(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
 {
     (void)ret_answer;
     const json_t *body = request->body;
-    bool has_path = api_has(body, "path_on_host"), has_limit = api_has(body, "rate_limiter"), has_size = api_has(body, "size");
+    bool has_path = api_has(body, "path_on_host"), has_limit = api_has(body, "rate_limiter"), has_size = api_has(body, "size"),
+         has_share = api_has(body, "throttle");
     struct vm_disk *disk;
     int ret = find_disk(api, request, api->ops->disk_set_size || !has_size, "changing a disk's size", &disk, err);
     if (ret < 0)
         return ret;
-    if (!has_path && !has_limit && !has_size)
-        return err_say(err, EINVAL, "the update has neither path_on_host nor size nor rate_limiter");
+    if (!has_path && !has_limit && !has_size && !has_share)
+        return err_say(err, EINVAL, "the update has neither path_on_host nor size, rate_limiter or throttle");
     if (has_path)
         ret = update_path(api, disk, api_string(body, "path_on_host"), err);
     if (ret == 0 && has_size && api->ops->disk_set_size)
         ret = api->ops->disk_set_size(api->arg, disk->id, api_integer(body, "size", 0), err);
     if (ret == 0 && has_limit)
         ret = update_limit(api, disk, json_object_get(body, "rate_limiter"), err);
+    if (ret == 0 && has_share)
+        ret = update_share(api, disk, json_object_get(body, "throttle"), err);
     return ret;
 }
 

@@ -1,7 +1,7 @@
 /* Private to the API: the schema table's types, a request on its way, and the handlers.
  *
  * A request goes: api_http.c (bytes) -> api.c (route, parse, phase) -> api_schema.c (check against the table)
- * -> a handler (api_config.c before the start, api_runtime.c and api_disks.c after it, api_show.c for questions). */
+ * -> a handler (api_config.c before the start, api_runtime.c and api_disks.c after it, api_throttle.c both, api_show.c for questions). */
 #pragma once
 
 #include <jansson.h>
@@ -12,7 +12,7 @@
 
 #define API_ID_MAX 63 /* characters; device ids are at most that long */
 #define API_STRING_MAX 4095
-#define API_OPERATIONS 44u
+#define API_OPERATIONS 46u
 
 enum api_type {
     API_BOOL,
@@ -142,6 +142,11 @@ static inline bool api_bool(const json_t *body, const char *name, bool absent)
 void api_rate_limit_update(struct vm_rate_limit *limit, const json_t *body);
 struct vm_disk *api_disk_find(struct vm_config *config, const char *id);
 struct vm_net *api_net_find(struct vm_config *config, const char *id);
+/* Overrides what the member throttle of a drive, `body`, gives of the disk's share, and sets its group; NULL changes nothing. */
+must_check int api_share_update(struct vm_disk *disk, const json_t *body, struct err *err);
+/* As such members; null for a disk in no group. */
+json_t *api_share_json(const struct vm_disk *disk);
+json_t *api_throttle_json(const struct vm_throttle *throttle);
 
 /* ---- handlers ---- */
 
@@ -151,6 +156,7 @@ api_handler api_put_boot_source, api_put_machine_config, api_put_drive, api_put_
 api_handler api_patch_drive, api_put_drive_snapshot, api_patch_drive_snapshot, api_get_drive_snapshot, api_put_drive_copy,
     api_patch_drive_copy,
     api_get_drive_copy; /* api_disks.c */
+api_handler api_put_throttle, api_patch_throttle; /* api_throttle.c */
 api_handler api_put_actions, api_patch_vm, api_patch_net, api_patch_balloon,
     api_get_balloon_stats, api_patch_balloon_stats, api_patch_hinting_start, api_patch_hinting_stop,
     api_get_hinting; /* api_runtime.c */

@@ -251,6 +251,24 @@ static int op_disk_limit(void *arg, const char *id, const struct vm_rate_limit *
     return 0;
 }
 
+static int op_disk_share(void *arg, const char *id, const struct throttle_share *share, struct err *err)
+{
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    if (ret == 0)
+        virtio_blk_set_share(disk.dev, share);
+    return ret;
+}
+
+static int op_throttle(void *arg, const char *id, const struct throttle_limits *limits, struct err *err)
+{
+    struct throttle_group *group = machine_throttle(api_machine_get(arg), id);
+    if (!group)
+        return err_say(err, ENOENT, "there is no group '%s'", id);
+    throttle_group_set(group, limits, limiter_now());
+    return 0;
+}
+
 static int op_disk_size(void *arg, const char *id, uint64_t bytes, struct err *err)
 {
     struct found_disk disk;
@@ -431,6 +449,8 @@ const struct api_vm_ops api_machine_ops = {
     .power_button = op_power_button,
     .disk_set_path = op_disk_path,
     .disk_set_limit = op_disk_limit,
+    .disk_set_share = op_disk_share,
+    .throttle_set = op_throttle,
     .disk_set_size = op_disk_size,
     .disk_snapshot = op_disk_snapshot,
     .disk_internal_snapshot = op_disk_internal_snapshot,

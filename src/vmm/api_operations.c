@@ -143,6 +143,35 @@ static const struct api_object cpu_config = {
         {.name = "msr_modifiers", .type = API_LIST, .object = &msr_modifier, .text = "Model-specific registers."},
         {0}}, false};
 
+static const struct api_object throttle_rate = {
+    "ThrottleRate", "A pace that holds for ever.",
+    (const struct api_field[]){
+        {.name = "rate", .type = API_INTEGER, .required = true, .max = INT64_C(1) << 50, .text = "A second; 0 sets no limit."},
+        {.name = "burst", .type = API_INTEGER, .max = INT64_C(1) << 50,
+         .text = "A second, for burst_s seconds when little was used before; above the rate."},
+        {.name = "burst_s", .type = API_INTEGER, .max = 3600, .text = "Seconds that a burst is held (default 1)."},
+        {0}}, false};
+
+#define RATE(name_, text_) {.name = (name_), .type = API_OBJECT, .object = &throttle_rate, .text = (text_)}
+static const struct api_object throttle = {
+    "Throttle", "Limits that disks share; an absent one is not set, or stays.",
+    (const struct api_field[]){
+        {.name = "throttle_id", .type = API_STRING, .required = true, .max = API_ID_MAX, .text = "Name of the group."},
+        RATE("bps", "Bytes."), RATE("read_bps", "Bytes that are read."), RATE("write_bps", "Bytes that are written."),
+        RATE("iops", "Requests."), RATE("read_iops", "Reads."), RATE("write_iops", "All other requests."),
+        {0}}, false};
+
+static const struct api_object drive_throttle = {
+    "DriveThrottle", "A disk's part in what a group of disks has; absent members are not set, or stay.",
+    (const struct api_field[]){
+        {.name = "throttle_id", .type = API_STRING, .max = API_ID_MAX,
+         .text = "Name of the group; needed before the start, and for good from then on."},
+        {.name = "weight", .type = API_INTEGER, .max = 10000, .text = "Its part of what is not reserved (default 100)."},
+        {.name = "reserve", .type = API_INTEGER, .max = INT64_C(1) << 50,
+         .text = "Requests a second that are the disk's before others get more; 0: none."},
+        {.name = "limit", .type = API_INTEGER, .max = INT64_C(1) << 50, .text = "Requests a second at most; 0: no limit."},
+        {0}}, false};
+
 static const struct api_object drive = {
     "Drive", "A disk.",
     (const struct api_field[]){
@@ -158,6 +187,7 @@ static const struct api_object drive = {
          .text = "Sync: one request after the other. Async: io_uring, an error where the host forbids it. "
                  "Absent: io_uring where it is allowed."},
         {.name = "rate_limiter", .type = API_OBJECT, .object = &rate_limiter, .text = "Limits."},
+        {.name = "throttle", .type = API_OBJECT, .object = &drive_throttle, .text = "Polder: limits shared with other disks."},
         {.name = "socket", .type = API_STRING, .max = 107, .text = "vhost-user back end; not there yet."},
         {.name = "direct", .type = API_BOOL, .text = "Polder: bypass the host's page cache (O_DIRECT)."},
         {.name = "format", .type = API_STRING, .values = (const char *const[]){"raw", "qcow2", "luks", NULL},
@@ -175,6 +205,7 @@ static const struct api_object drive_update = {
         {.name = "size", .type = API_INTEGER, .min = 512, .max = INT64_MAX,
          .text = "Polder: a new size in bytes, larger than the old one; the guest is told."},
         {.name = "rate_limiter", .type = API_OBJECT, .object = &rate_limiter, .text = "Limits; absent buckets stay."},
+        {.name = "throttle", .type = API_OBJECT, .object = &drive_throttle, .text = "Polder: its part in its group."},
         {0}}, false};
 
 static const struct api_object drive_snapshot = {
@@ -444,6 +475,7 @@ static const struct api_object full_config = {
     (const struct api_field[]){
         {.name = "machine-config", .type = API_OBJECT, .object = &machine_config, .text = "CPUs and memory."},
         {.name = "boot-source", .type = API_OBJECT, .object = &boot_source, .text = "What it boots."},
+        {.name = "throttles", .type = API_LIST, .object = &throttle, .text = "Polder: limits that disks share."},
         {.name = "drives", .type = API_LIST, .object = &drive, .text = "Disks."},
         {.name = "network-interfaces", .type = API_LIST, .object = &net, .text = "Network interfaces."},
         {.name = "vsock", .type = API_OBJECT, .object = &vsock, .text = "Sockets to the guest."},
@@ -530,6 +562,10 @@ const struct api_operation api_operations[] = {
      "taking snapshots"},
     {API_PUT, "/snapshot/load", "snapshot_load", API_BEFORE_START, &snapshot_load, false, false, NULL, NULL,
      "loading snapshots"},
+    {API_PUT, "/throttles/{throttle_id}", "throttle", API_BEFORE_START, &throttle, false, false, NULL, api_put_throttle,
+     "Polder: add or replace a group of disks that share limits"},
+    {API_PATCH, "/throttles/{throttle_id}", "throttle", API_AFTER_START, &throttle, false, false, NULL, api_patch_throttle,
+     "Polder: change a group's limits"},
     {API_GET, "/version", "vmm_version", API_ANY_TIME, NULL, false, false, &version, api_get_version, "Versions"},
     {API_PATCH, "/vm", "vm", API_AFTER_START, &vm_state, false, false, NULL, api_patch_vm, "Pause or resume the machine"},
     {API_GET, "/vm/config", "vm_config", API_ANY_TIME, NULL, false, false, &full_config, api_get_vm_config,

@@ -86,6 +86,7 @@ static json_t *disk_json(const struct vm_disk *disk)
                                   : disk->io_engine == VM_IO_SYNC ? "Sync"
                                                                   : "Async");
     json_object_set_new(root, "rate_limiter", limit_json(&disk->limit));
+    json_object_set_new(root, "throttle", api_share_json(disk));
     set_bool(root, "direct", disk->direct);
     set_string(root, "format", disk->format);
     set_string(root, "key_file", disk->key_path);
@@ -217,13 +218,16 @@ int api_get_vm_config(struct api *api, const struct api_request *request, json_t
     (void)request;
     (void)err;
     const struct vm_config *config = api->config;
-    json_t *root = json_object(), *drives = json_array(), *nets = json_array();
+    json_t *root = json_object(), *throttles = json_array(), *drives = json_array(), *nets = json_array();
+    for (unsigned i = 0; i < config->throttle_count; i++)
+        json_array_append_new(throttles, api_throttle_json(&config->throttles[i]));
     for (unsigned i = 0; i < config->disk_count; i++)
         json_array_append_new(drives, disk_json(&config->disks[i]));
     for (unsigned i = 0; i < config->net_count; i++)
         json_array_append_new(nets, net_json(&config->nets[i]));
     json_object_set_new(root, "machine-config", machine_json(config));
     json_object_set_new(root, "boot-source", boot_json(config));
+    json_object_set_new(root, "throttles", throttles);
     json_object_set_new(root, "drives", drives);
     json_object_set_new(root, "network-interfaces", nets);
     json_object_set_new(root, "vsock", vsock_json(&config->vsock));

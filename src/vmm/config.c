@@ -119,6 +119,29 @@ int vm_config_add_net(struct vm_config *config, const char *id, struct vm_net **
     return 0;
 }
 
+int vm_config_find_throttle(const struct vm_config *config, const char *name)
+{
+    for (unsigned i = 0; i < config->throttle_count; i++)
+        if (!strcmp(config->throttles[i].name, name))
+            return (int)i;
+    return -1;
+}
+
+int vm_config_add_throttle(struct vm_config *config, const char *name, struct vm_throttle **ret_throttle, struct err *err)
+{
+    if (vm_config_find_throttle(config, name) >= 0)
+        return err_say(err, EEXIST, "'%s' is there twice", name);
+    if (config->throttle_count == VM_MAX_THROTTLES)
+        return err_say(err, ENOSPC, "more than %d groups", VM_MAX_THROTTLES);
+    struct vm_throttle *throttle = &config->throttles[config->throttle_count];
+    int r = vm_config_set(&throttle->name, name, err);
+    if (r < 0)
+        return r;
+    config->throttle_count++;
+    *ret_throttle = throttle;
+    return 0;
+}
+
 /* Before anything is opened: opening a named pipe waits for its other end. */
 static int check_file(const char *what, const char *path, struct err *err)
 {
@@ -143,34 +166,26 @@ static int check_memory(uint64_t bytes, struct err *err)
     return 0;
 }
 
-static const struct vm_throttle *find_throttle(const struct vm_config *config, const char *name)
-{
-    for (unsigned i = 0; i < config->throttle_count; i++)
-        if (!strcmp(config->throttles[i].name, name))
-            return &config->throttles[i];
-    return NULL;
-}
-
 static int check_throttle(const struct vm_config *config, const struct vm_throttle *throttle, struct err *err)
 {
     struct throttle_share shares[VM_MAX_DISKS];
     unsigned count = 0;
     for (unsigned i = 0; i < config->disk_count; i++)
-        if (config->disks[i].throttle && find_throttle(config, config->disks[i].throttle) == throttle)
+        if (config->disks[i].throttle && !strcmp(config->disks[i].throttle, throttle->name))
             shares[count++] = config->disks[i].share;
     int r = throttle_check(&throttle->limits, shares, count, err);
     return r < 0 ? err_ctx(err, "throttle '%s'", throttle->name) : 0;
 }
 
-static int check_throttles(const struct vm_config *config, struct err *err)
+int vm_config_check_throttles(const struct vm_config *config, struct err *err)
 {
     int r = 0;
     for (unsigned i = 0; i < config->disk_count; i++) {
         const struct vm_disk *disk = &config->disks[i];
         bool shares = disk->share.weight || disk->share.reservation || disk->share.limit;
-        if (disk->throttle && !find_throttle(config, disk->throttle))
-            return err_say(err, EINVAL, "disk '%s': there is no group '%s', give it with --throttle %s,iops=N", disk->path,
-                           disk->throttle, disk->throttle);
+        if (disk->throttle && vm_config_find_throttle(config, disk->throttle) < 0)
+            return err_say(err, EINVAL, "disk '%s': there is no group '%s', make it by --throttle %s,iops=N or PUT /throttles/%s",
+                           disk->path, disk->throttle, disk->throttle, disk->throttle);
         if (!disk->throttle && shares)
             return err_say(err, EINVAL, "disk '%s': weight, reserve and limit are parts of a group, give throttle=NAME too", disk->path);
     }
@@ -194,5 +209,5 @@ int vm_config_check(const struct vm_config *config, struct err *err)
         r = check_file("initrd", config->initrd, err);
     for (unsigned i = 0; r == 0 && i < config->disk_count; i++)
         r = check_file("disk", config->disks[i].path, err);
-    return r < 0 ? r : check_throttles(config, err);
+    return r < 0 ? r : vm_config_check_throttles(config, err);
 }

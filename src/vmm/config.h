@@ -129,6 +129,12 @@ void vm_config_free(struct vm_config *config);
 /* Append a blank, defaulted entry with a copy of `id` (NULL: "drive0".., "net0".. by position); -ENOSPC when full. */
 must_check int vm_config_add_disk(struct vm_config *config, const char *id, struct vm_disk **ret_disk, struct err *err);
 must_check int vm_config_add_net(struct vm_config *config, const char *id, struct vm_net **ret_net, struct err *err);
+/* Appends a group without limits; -EEXIST, -ENOSPC. */
+must_check int vm_config_add_throttle(struct vm_config *config, const char *name, struct vm_throttle **ret_throttle, struct err *err);
+/* Index of the group; -1: there is none. */
+int vm_config_find_throttle(const struct vm_config *config, const char *name);
+/* The part of vm_config_check() that is about groups and the disks in them. */
+must_check int vm_config_check_throttles(const struct vm_config *config, struct err *err);
 /* Replaces an owned string by a copy of `value` (NULL allowed). */
 must_check int vm_config_set(char **field, const char *value, struct err *err);
 /* Empties one entry's owned strings; what API replacements of drives and interfaces use before they fill it anew. */

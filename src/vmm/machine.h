@@ -50,6 +50,8 @@ struct limiter_config machine_limiter(const struct vm_rate_limit *limit);
 must_check int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk, const char *path,
                                  struct block_node **ret_node, struct err *err);
 
+/* The group of that name; NULL: there is none. */
+struct throttle_group *machine_throttle(const struct machine *machine, const char *name);
 /* For the API and metrics; index as in the configuration. NULL when there is none. */
 struct virtio_device *machine_disk(struct machine *machine, unsigned index);
 struct virtio_device *machine_net(struct machine *machine, unsigned index);

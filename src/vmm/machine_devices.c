@@ -72,12 +72,10 @@ int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk
     return r;
 }
 
-static struct throttle_group *find_throttle(const struct machine *machine, const char *name)
+struct throttle_group *machine_throttle(const struct machine *machine, const char *name)
 {
-    for (unsigned i = 0; name && i < machine->config->throttle_count; i++)
-        if (!strcmp(machine->config->throttles[i].name, name))
-            return machine->throttles[i];
-    return NULL;
+    int index = name ? vm_config_find_throttle(machine->config, name) : -1;
+    return index < 0 ? NULL : machine->throttles[index];
 }
 
 static int add_throttles(struct machine *machine, struct err *err)
@@ -106,7 +104,7 @@ static int add_disk(struct machine *machine, unsigned index, struct err *err)
         .writethrough = disk->writethrough,
         .io_engine = ring_of(disk->io_engine),
         .limiter = machine_limiter(&disk->limit),
-        .throttle = find_throttle(machine, disk->throttle),
+        .throttle = machine_throttle(machine, disk->throttle),
         .share = disk->share,
     };
     r = virtio_blk_create(&config, &host, &machine->devices.disks[index], err);

@@ -56,16 +56,10 @@ int options_add_throttle(struct vm_config *config, const char *text, struct err 
     char *rest = copy, *name = strsep(&rest, ",");
     if (!*name || strchr(name, '='))
         return err_say(err, EINVAL, "'%s' begins with no name, give NAME,iops=N or the like", text);
-    for (unsigned i = 0; i < config->throttle_count; i++)
-        if (!strcmp(config->throttles[i].name, name))
-            return err_say(err, EINVAL, "'%s' is there twice", name);
-    if (config->throttle_count == VM_MAX_THROTTLES)
-        return err_say(err, EINVAL, "more than %d groups", VM_MAX_THROTTLES);
-    struct vm_throttle *throttle = &config->throttles[config->throttle_count];
-    int r = vm_config_set(&throttle->name, name, err);
+    struct vm_throttle *throttle = NULL;
+    int r = vm_config_add_throttle(config, name, &throttle, err);
     if (r < 0)
         return r;
-    config->throttle_count++;
     while (r == 0 && rest)
         r = set_word(&throttle->limits, strsep(&rest, ","), err);
     return r < 0 ? r : throttle_check(&throttle->limits, NULL, 0, err);

@@ -48,6 +48,20 @@ static int op_limit(void *arg, const char *id, const struct vm_rate_limit *limit
     return 0;
 }
 
+static int op_share(void *arg, const char *id, const struct throttle_share *share, struct err *err)
+{
+    (void)arg, (void)err;
+    assert(*id && share->weight <= 10000);
+    return 0;
+}
+
+static int op_throttle(void *arg, const char *id, const struct throttle_limits *limits, struct err *err)
+{
+    (void)arg, (void)err;
+    assert(*id && throttle_check(limits, NULL, 0, NULL) == 0);
+    return 0;
+}
+
 static int op_limits(void *arg, const char *id, const struct vm_rate_limit *rx,
                      const struct vm_rate_limit *tx, struct err *err)
 {
@@ -83,6 +97,8 @@ static const struct api_vm_ops ops = {
     .resume = op_simple,
     .disk_set_path = op_path,
     .disk_set_limit = op_limit,
+    .disk_set_share = op_share,
+    .throttle_set = op_throttle,
     .net_set_limits = op_limits,
     .balloon_set_target = op_target,
     .balloon_set_stats_interval = op_interval,

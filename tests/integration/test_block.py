@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from api_client import Client
 from guests import busybox, finish
 from images import disk_copy
 
@@ -113,3 +114,22 @@ def test_disks_share_a_limit_by_weight(engine, tmp):
     assert 1600 <= first + second <= 2400, text
     assert 2.3 <= second / first <= 4, text
     assert free > 2 * (first + second), text
+
+
+def test_limits_of_a_group_change(engine, tmp):
+    """Reads that would take a quarter of an hour end once group and disk have no limit any more."""
+    disk = tmp / "disk.raw"
+    subprocess.run(["truncate", "-s", "64M", disk], check=True)
+    script = "echo READING; dd if=/dev/vda of=/dev/null bs=4k count=4000 iflag=direct 2>/dev/null && echo READ"
+    options = ["--disk", f"{disk},throttle=slow", "--throttle", "slow,iops=4", "--api-sock", tmp / "api.sock"]
+    with busybox(engine, tmp, *options, script=script) as vmm:
+        api = Client(tmp / "api.sock")
+        vmm.wait_for("^READING", 120)
+        api.patch("/drives/drive0", drive_id="drive0", throttle={"limit": 4})
+        api.patch("/throttles/slow", throttle_id="slow", iops={"rate": 0}, read_iops={"rate": 100000})
+        shown = api.get("/vm/config")
+        assert shown["throttles"][0]["iops"] is None and shown["throttles"][0]["read_iops"]["rate"] == 100000
+        assert shown["drives"][0]["throttle"] == {"throttle_id": "slow", "weight": 0, "reserve": 0, "limit": 4}
+        assert "READ\n" not in vmm.text.replace("\r", "")
+        api.patch("/drives/drive0", drive_id="drive0", throttle={"limit": 0})
+        assert "READ" in finish(vmm, 120)

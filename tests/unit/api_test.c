@@ -20,6 +20,8 @@ struct fake {
     unsigned starts, buttons;
     char path[64];
     struct vm_rate_limit limit;
+    struct throttle_share share;
+    struct throttle_limits limits;
     bool has_rx, has_tx;
     uint64_t balloon_mib;
     bool acknowledge;
@@ -84,6 +86,22 @@ static int fake_disk_limit(void *arg, const char *id, const struct vm_rate_limit
     return fake_result(fake, err);
 }
 
+static int fake_disk_share(void *arg, const char *id, const struct throttle_share *share, struct err *err)
+{
+    struct fake *fake = arg;
+    assert_string_equal(id, "rootfs");
+    fake->share = *share;
+    return fake_result(fake, err);
+}
+
+static int fake_throttle(void *arg, const char *id, const struct throttle_limits *limits, struct err *err)
+{
+    struct fake *fake = arg;
+    assert_string_equal(id, "slow");
+    fake->limits = *limits;
+    return fake_result(fake, err);
+}
+
 static int fake_net_limits(void *arg, const char *id, const struct vm_rate_limit *rx, const struct vm_rate_limit *tx,
                            struct err *err)
 {
@@ -134,6 +152,8 @@ static const struct api_vm_ops fake_ops = {
     .power_button = fake_button,
     .disk_set_path = fake_disk_path,
     .disk_set_limit = fake_disk_limit,
+    .disk_set_share = fake_disk_share,
+    .throttle_set = fake_throttle,
     .net_set_limits = fake_net_limits,
     .balloon_set_target = fake_balloon_target,
     .balloon_stats = fake_balloon_stats,
@@ -404,6 +424,50 @@ static void test_after_start(void **state)
     assert_false(f->fake.acknowledge);
 }
 
+static void test_throttles(void **state)
+{
+    struct fixture *f = *state;
+    static const struct one_case before[] = {
+        {"PUT", "/throttles/slow", "{\"throttle_id\": \"slow\", \"iops\": {\"burst\": 5}}", 400, "missing field `rate`"},
+        {"PUT", "/throttles/slow", "{\"throttle_id\": \"slow\", \"iops\": {\"rate\": 5, \"burst\": 5}}", 400, "above the rate"},
+        {"PUT", "/throttles/slow", "{\"throttle_id\": \"slow\", \"bps\": {\"rate\": 9}}", 204, NULL},
+        {"PUT", "/throttles/slow", "{\"throttle_id\": \"slow\", \"iops\": {\"rate\": 100}, \"bps\": null}", 204, NULL},
+        {"PATCH", "/throttles/slow", "{\"throttle_id\": \"slow\", \"iops\": {\"rate\": 5}}", 400, "before starting"},
+        {"PUT", "/drives/x", "{\"drive_id\": \"x\", \"is_root_device\": false, \"path_on_host\": \"@\","
+         "\"throttle\": {\"weight\": 5}}", 204, NULL},
+        {"PUT", "/boot-source", "{\"kernel_image_path\": \"@\"}", 204, NULL},
+        {"PUT", "/actions", "{\"action_type\": \"InstanceStart\"}", 400, "give throttle=NAME too"},
+        {"PUT", "/drives/x", "{\"drive_id\": \"x\", \"is_root_device\": false, \"path_on_host\": \"@\","
+         "\"throttle\": {\"throttle_id\": \"none\"}}", 204, NULL},
+        {"PUT", "/actions", "{\"action_type\": \"InstanceStart\"}", 400, "there is no group 'none'"},
+        {"PUT", "/drives/x", "{\"drive_id\": \"x\", \"is_root_device\": false, \"path_on_host\": \"@\"}", 204, NULL},
+        {"PUT", "/drives/rootfs", "{\"drive_id\": \"rootfs\", \"is_root_device\": true, \"path_on_host\": \"@\","
+         "\"throttle\": {\"throttle_id\": \"slow\", \"reserve\": 60}}", 204, NULL},
+        {"PUT", "/actions", "{\"action_type\": \"InstanceStart\"}", 204, NULL},
+        {0}};
+    static const struct one_case after[] = {
+        {"PATCH", "/throttles/none", "{\"throttle_id\": \"none\"}", 400, "Invalid throttle ID: none"},
+        {"PATCH", "/throttles/slow", "{\"throttle_id\": \"slow\", \"iops\": {\"rate\": 50}}", 400, "60 requests a second are reserved"},
+        {"PATCH", "/throttles/slow", "{\"throttle_id\": \"slow\", \"iops\": {\"rate\": 200}, \"read_bps\": {\"rate\": 7}}", 204, NULL},
+        {"PATCH", "/drives/x", "{\"drive_id\": \"x\", \"throttle\": {\"weight\": 5}}", 400, "is in no group"},
+        {"PATCH", "/drives/rootfs", "{\"drive_id\": \"rootfs\", \"throttle\": {\"throttle_id\": \"other\"}}", 400, "is in group slow"},
+        {"PATCH", "/drives/rootfs", "{\"drive_id\": \"rootfs\", \"throttle\": {\"reserve\": 201}}", 400, "the group has 200"},
+        {"PATCH", "/drives/rootfs", "{\"drive_id\": \"rootfs\", \"throttle\": {\"weight\": 10001}}", 400, "`weight`"},
+        {"PATCH", "/drives/rootfs", "{\"drive_id\": \"rootfs\", \"throttle\": {\"weight\": 300, \"limit\": 90}}", 204, NULL},
+        {"GET", "/vm/config", NULL, 200, "\"throttle\":{\"throttle_id\":\"slow\",\"weight\":300,\"reserve\":60,\"limit\":90}"},
+        {"GET", "/vm/config", NULL, 200, "\"bps\":null,\"read_bps\":{\"rate\":7,\"burst\":0,\"burst_s\":0}"},
+        {0}};
+    run_cases(f, before);
+    run_cases(f, after);
+    assert_int_equal(f->fake.limits.rates[THROTTLE_IOPS].rate, 200);
+    assert_int_equal(f->fake.limits.rates[THROTTLE_READ_BPS].rate, 7);
+    assert_int_equal(f->fake.share.weight, 300);
+    assert_int_equal(f->fake.share.reservation, 60);
+    f->fake.fail = -EIO;
+    request(f, "PATCH", "/throttles/slow", "{\"throttle_id\": \"slow\", \"iops\": {\"rate\": 70}}", 400, "the fake fails");
+    request(f, "GET", "/vm/config", NULL, 200, "\"iops\":{\"rate\":200,");
+}
+
 static void test_large_body(void **state)
 {
     struct fixture *f = *state;
@@ -521,7 +585,7 @@ static void test_openapi(void **state)
         paths++;
     for (const char *p = text; (p = strstr(p, "        default:\n")); p++)
         answers++;
-    assert_int_equal(paths, 28);
+    assert_int_equal(paths, 29);
     assert_int_equal(answers, API_OPERATIONS);
     assert_null(strchr(text, '\t'));
     free(text);
@@ -539,6 +603,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_interfaces, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_failed_start, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_after_start, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_throttles, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_large_body, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_deprecated, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_strange_bytes, set_up, tear_down),

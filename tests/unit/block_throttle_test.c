@@ -212,13 +212,52 @@ static void test_new_limits_count_at_once(void **state)
     begin(&s, &(struct throttle_limits){.rates[THROTTLE_IOPS] = {.rate = 10}});
     struct disk *disk = join(&s, (struct throttle_share){0}, 4096);
     run(&s, SECOND);
-    throttle_group_set(s.group, &(struct throttle_limits){.rates[THROTTLE_IOPS] = {.rate = 5000}});
+    throttle_group_set(s.group, &(struct throttle_limits){.rates[THROTTLE_IOPS] = {.rate = 5000}}, s.now_ns);
     assert_true(disk->woken);
     run_fresh(&s, 2 * SECOND);
     assert_near(disk->done, 10000, 7);
-    throttle_group_set(s.group, &(struct throttle_limits){0});
+    throttle_group_set(s.group, &(struct throttle_limits){0}, s.now_ns);
     for (unsigned i = 0; i < 100000; i++) /* no limit at all */
         assert_int_equal(throttle_take(disk->member, false, 1 << 20, s.now_ns + SECOND), 0);
+    end(&s);
+}
+
+/* Neither a burst that was used up nor a request that took long at the old pace holds up the new one. */
+static void test_a_new_pace_forgives(void **state)
+{
+    (void)state;
+    struct simulation s;
+    begin(&s, &(struct throttle_limits){.rates[THROTTLE_IOPS] = {.rate = 10, .burst = 1000, .burst_s = 5}});
+    struct disk *disk = join(&s, (struct throttle_share){0}, 4096);
+    run(&s, 5 * SECOND);
+    throttle_group_set(s.group, &(struct throttle_limits){.rates[THROTTLE_IOPS] = {.rate = 100}}, s.now_ns);
+    run_fresh(&s, 5 * SECOND);
+    assert_near(disk->done, 500, 3);
+    throttle_group_set(s.group, &(struct throttle_limits){.rates[THROTTLE_BPS] = {.rate = 4096}}, s.now_ns);
+    while (throttle_take(disk->member, false, 64 << 20, s.now_ns)) /* four hours' worth */
+        s.now_ns += SECOND;
+    throttle_group_set(s.group, &(struct throttle_limits){.rates[THROTTLE_BPS] = {.rate = 4096000}}, s.now_ns);
+    run_fresh(&s, 5 * SECOND);
+    assert_near(disk->done, 5000, 3);
+    end(&s);
+}
+
+static void test_new_shares_count_at_once(void **state)
+{
+    (void)state;
+    struct simulation s;
+    begin(&s, &(struct throttle_limits){.rates[THROTTLE_IOPS] = {.rate = 2000}});
+    struct disk *one = join(&s, (struct throttle_share){.limit = 1}, 4096), *two = join(&s, (struct throttle_share){0}, 4096);
+    run(&s, SECOND);
+    throttle_set_share(one->member, &(struct throttle_share){.weight = 300}, s.now_ns);
+    run_fresh(&s, 10 * SECOND);
+    assert_near(one->done, 15000, 2);
+    throttle_set_share(two->member, &(struct throttle_share){.reservation = 1500}, s.now_ns);
+    run_fresh(&s, 10 * SECOND);
+    assert_near(two->done, 15000, 2); /* more than its quarter */
+    throttle_set_share(two->member, &(struct throttle_share){.limit = 100}, s.now_ns);
+    run_fresh(&s, 10 * SECOND);
+    assert_near(two->done, 1000, 2);
     end(&s);
 }
 
@@ -249,6 +288,7 @@ int main(void)
         cmocka_unit_test(test_burst_has_a_length),     cmocka_unit_test(test_weights),
         cmocka_unit_test(test_reservation_and_limit),  cmocka_unit_test(test_long_requests_count_for_more),
         cmocka_unit_test(test_a_turn_that_is_not_taken), cmocka_unit_test(test_new_limits_count_at_once),
+        cmocka_unit_test(test_a_new_pace_forgives),    cmocka_unit_test(test_new_shares_count_at_once),
         cmocka_unit_test(test_what_cannot_be),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -76,6 +76,8 @@ static void errors_are_told(void **state)
     struct err err = {0};
     assert_int_equal(ask("HTTP/1.1 400 Bad\r\n\r\n{\"fault_message\": \"not so\"}", &server, 5000, NULL, &err), -EREMOTEIO);
     assert_non_null(strstr(err.message, "not so"));
+    assert_int_equal(ask("HTTP/1.1 400 Bad\r\n\r\n{\"fault_message\": \"a\\nb\\u001b[2J\"}", &server, 5000, NULL, &err), -EREMOTEIO);
+    assert_string_equal(err.message, "the machine refused: a b [2J");
     assert_int_equal(ask("HTTP/1.1 200 OK\r\n\r\n{", &server, 5000, NULL, &err), -EPROTO);
     assert_int_equal(ask("HTTP/1.1 2x0 OK\r\n\r\n", &server, 5000, NULL, &err), -EPROTO);
     assert_int_equal(ask("garbage", &server, 5000, NULL, &err), -EPROTO);
