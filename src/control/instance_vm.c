@@ -25,16 +25,29 @@ static int add_blob(struct launch *launch, const char *option, const char *diges
 
 /* ---- the root disk: the image's own is never written to ---- */
 
+/* The image's disk under a name in the instance's folder: polder-img finds it beside the overlay, and it outlives the image. */
+static int link_base(struct launch *launch, const char *digest, const char *path, struct err *err)
+{
+    char name[32];
+    own_fd int fd = image_blob_open(launch->instance->owner->config.images, digest, err);
+    if (fd < 0)
+        return fd;
+    snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+    if (linkat(AT_FDCWD, name, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0 && errno != EEXIST)
+        return err_set(err, errno, "link '%s' to the image's disk", path);
+    return 0;
+}
+
 static int make_overlay(struct launch *launch, const char *path, uint64_t least_bytes, struct err *err)
 {
     uint64_t bytes = (uint64_t)json_number(launch->spec, "disk_bytes");
-    const struct instances *instances = launch->instance->owner;
     own_free char *size = NULL;
     own_free char *part = NULL;
     if (asprintf(&size, "%llu", (unsigned long long)(bytes > least_bytes ? bytes : least_bytes)) < 0 ||
         asprintf(&part, "%s.part", path) < 0)
         return err_set(err, ENOMEM, "disk");
-    const char *argv[] = {instances->runtime->img, "create", "-f", "qcow2", part, size, NULL};
+    const char *argv[] = {launch->instance->owner->runtime->img, "create", "-f", "qcow2", "-b", INSTANCE_BASE, "-F", "qcow2",
+                          part, size, NULL};
     struct child child = {CHILD_INIT, .argv = argv};
     unlink(part);
     int ret = child_run(&child, NULL, err);
@@ -47,13 +60,18 @@ static int add_disk(struct launch *launch, const struct image_disk_parts *image,
 {
     const struct instances_config *config = &launch->instance->owner->config;
     own_free char *path = instance_path(config->state_dir, launch->instance->id, "root.qcow2");
+    own_free char *base_path = instance_path(config->state_dir, launch->instance->id, INSTANCE_BASE);
     unsigned disk = 0, base = 0;
-    if (!path)
+    if (!path || !base_path)
         return err_set(err, ENOMEM, "disk");
-    int ret = access(path, F_OK) < 0 ? make_overlay(launch, path, image->disk_bytes, err) : 0;
-    int fd = ret < 0 ? ret : image_blob_open(config->images, image->disk, err);
+    int ret = 0;
+    if (access(path, F_OK) < 0) {
+        ret = link_base(launch, image->disk, base_path, err);
+        if (!ret)
+            ret = make_overlay(launch, path, image->disk_bytes, err);
+    }
     if (!ret)
-        ret = fd < 0 ? fd : launch_pass(launch, fd, &base, err);
+        ret = launch_open(launch, base_path, O_RDONLY, &base, err);
     if (!ret)
         ret = launch_open(launch, path, O_RDWR, &disk, err);
     return ret < 0 ? ret : launch_arg(launch, err, "--disk=fd:%u,format=qcow2,backing=fd:%u", disk, base);
@@ -202,6 +220,6 @@ int launch_vm(struct launch *launch, struct err *err)
     launch->start = json_pack("{s:[], s:[]}", "networks", "mounts");
     if (!launch->start)
         return err_set(err, ENOMEM, "instance");
-    int ret = image_disk_parts(launch->instance->owner->config.images, json_text(launch->spec, "image"), &image, err);
+    int ret = image_disk_parts(launch->instance->owner->config.images, instance_doc_image(launch->doc), &image, err);
     return ret < 0 ? ret : add_all(launch, &image, err);
 }
