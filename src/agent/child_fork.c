@@ -172,7 +172,7 @@ static void execute(const struct child_spec *spec, const struct user *user, int 
         put_env(env, &count, *e);
     environ = env; /* execvpe looks up the program in the calling process's PATH */
     execvpe(spec->args[0], spec->args, env);
-    int code = errno == ENOENT || errno == ENOTDIR ? 127 : 126;
+    int code = errno == ENOENT || errno == ENOTDIR ? AGENT_NOT_FOUND : AGENT_NOT_RUNNABLE;
     fail(report_fd, code, "%.120s: %s", spec->args[0], strerror(errno));
 }
 

@@ -37,6 +37,8 @@
 #define AGENT_JSON_DEPTH_MAX 16    /* nested arrays and objects */
 #define AGENT_SESSIONS_MAX 64      /* at once; the next is refused with an error */
 #define AGENT_HISTORY_MAX 65536u   /* bytes of the main process's output kept for `attach` */
+#define AGENT_NOT_RUNNABLE 126     /* "code" of a refused `start` or `exec`: the program is there, but cannot be run */
+#define AGENT_NOT_FOUND 127        /* ... there is no such program */
 #define AGENT_EXIT_LINE "polder-agent: exit " /* on ttyS0, then the code: the main process has ended */
 
 enum agent_frame_type {

@@ -123,7 +123,7 @@ static json_t *describe(const struct operation *op)
         json_object_set_new(out, "progress", json_pack("{s:s, s:I, s:I}", "what", op->what, "done", (json_int_t)op->done,
                                                        "total", (json_int_t)op->total));
     if (op->state == FAILED || op->state == CANCELLED) {
-        json_t *error = error_document(status_of_error(op->err.code), op->err.message);
+        json_t *error = error_document(status_of_error(op->err.code), &op->err);
         json_object_set(out, "error", json_object_get(error, "error"));
         json_decref(error);
     }

@@ -194,10 +194,13 @@ const char *code_of_status(unsigned status)
     }
 }
 
-json_t *error_document(unsigned status, const char *message)
+json_t *error_document(unsigned status, const struct err *err)
 {
-    json_t *text = json_string(message);
+    json_t *text = json_string(err->message);
     if (!text)
         text = json_string("the reason is not UTF-8, see polderd's log");
-    return json_pack("{s:{s:s, s:o}}", "error", "code", code_of_status(status), "message", text);
+    json_t *error = json_pack("{s:s, s:o}", "code", code_of_status(status), "message", text);
+    if (error && err->exit_code)
+        json_object_set_new(error, "exit_code", json_integer(err->exit_code));
+    return json_pack("{s:o}", "error", error);
 }

@@ -81,5 +81,5 @@ void request_clear(struct request *request);
 /* HTTP status and code ("not_found") of a handler's -errno. */
 unsigned status_of_error(int error);
 const char *code_of_status(unsigned status);
-/* {"error": {"code", "message"}} */
-json_t *error_document(unsigned status, const char *message);
+/* {"error": {"code", "message", "exit_code"?}} */
+json_t *error_document(unsigned status, const struct err *err);

@@ -25,7 +25,7 @@ struct way {
 
 static void refuse(struct websocket *websocket, const struct err *err)
 {
-    websocket_send_control(websocket, error_document(status_of_error(err->code), err->message));
+    websocket_send_control(websocket, error_document(status_of_error(err->code), err));
 }
 
 /* Whoever types into an instance changes it. */

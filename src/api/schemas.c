@@ -4,6 +4,8 @@ static const struct schema_field error_fields[] = {
     {.name = "code", .text = "What kind of error.", .type = SCHEMA_STRING, .required = true,
      .values = (const char *const[]){"not_found", "conflict", "invalid", "denied", "unavailable", "internal", NULL}},
     {.name = "message", .text = "One line that says what to do.", .type = SCHEMA_STRING, .required = true},
+    {.name = "exit_code", .text = "Of a command that could not be run: 126, or 127 when it is not there.",
+     .type = SCHEMA_INTEGER, .min = 126, .max = 127},
     {0},
 };
 static const struct schema error_object = {"ErrorBody", "Why a request was refused.", error_fields, false};

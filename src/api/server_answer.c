@@ -63,7 +63,7 @@ static struct MHD_Response *error_response(struct exchange *exchange)
 {
     if (exchange->status >= 500)
         log_warn("%s: %s", exchange->request.actor.name, exchange->err.message);
-    json_t *document = error_document(exchange->status, exchange->err.message);
+    json_t *document = error_document(exchange->status, &exchange->err);
     struct MHD_Response *response = text_response(json_dumps(document, JSON_COMPACT));
     json_decref(document);
     if (response && exchange->allow[0])

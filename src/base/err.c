@@ -16,9 +16,16 @@ int err_set_at(struct err *err, int code, bool with_text, const char *file, int 
     if (with_text && length >= 0 && (size_t)length < sizeof err->message)
         snprintf(err->message + length, sizeof err->message - (size_t)length, ": %s", strerror(code));
     err->code = code;
+    err->exit_code = 0;
     err->file = file;
     err->line = line;
     return -code;
+}
+
+void err_set_exit_code(struct err *err, int exit_code)
+{
+    if (err)
+        err->exit_code = exit_code;
 }
 
 int err_add_context(struct err *err, const char *format, ...)

@@ -8,6 +8,7 @@
 
 struct err {
     int code; /* positive errno value; 0 when no error is held */
+    int exit_code; /* what a command that could not be run ends with (126, 127, as shells say); 0: it is not about that */
     int line;
     const char *file;
     char message[ERR_MESSAGE_SIZE];
@@ -32,4 +33,6 @@ struct err {
 
 int err_set_at(struct err *err, int code, bool with_text, const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 6, 7)));
+/* Adds the exit code of a command that could not be run. `err` may be NULL. */
+void err_set_exit_code(struct err *err, int exit_code);
 int err_add_context(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -251,7 +251,8 @@ int agent_exit_code(const struct agent_frame *frame, int *ret_code, struct err *
     return 0;
 }
 
-/* Whether the reply is {"ok": true}; else -EREMOTEIO with the agent's words, as far as they are printable. */
+/* Whether the reply is {"ok": true}; else -EREMOTEIO with the agent's words, as far as they are printable, and the exit code
+ * of a command that is not there or cannot be run. */
 static int check_reply(const json_t *reply, struct err *err)
 {
     if (json_is_true(json_object_get(reply, "ok")))
@@ -264,7 +265,11 @@ static int check_reply(const json_t *reply, struct err *err)
     for (char *at = shown; *at; at++)
         if ((unsigned char)*at < ' ' || *at == 0x7f)
             *at = '?';
-    return err_say(err, EREMOTEIO, "%s", shown);
+    int r = err_say(err, EREMOTEIO, "%s", shown);
+    json_int_t code = json_integer_value(json_object_get(reply, "code"));
+    if (code == AGENT_NOT_RUNNABLE || code == AGENT_NOT_FOUND)
+        err_set_exit_code(err, (int)code);
+    return r;
 }
 
 static int receive_reply(struct agent_session *session, uint64_t deadline_ms, json_t **ret_reply, struct err *err)

@@ -4,7 +4,7 @@
  * text it sends is only data. A session is used by one thread at a time. Timeouts are for the whole call.
  *
  * Errors: -ETIMEDOUT when time is over, -ECONNREFUSED when no agent listens, -EPROTO for what is no answer, -EREMOTEIO
- * when the agent refused (its text in `err`), other -errno of the host. */
+ * when the agent refused (its text in `err`, and the exit code of a command that it could not run), other -errno of the host. */
 #pragma once
 
 #include <jansson.h>

@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include "base/log.h"
 #include "base/own.h"
 #include "control/instance_impl.h"
 #include "control/network.h"
+#include "control/volume.h"
 #include "image/image.h"
 #include "image/rootfs.h"
 
@@ -247,6 +249,39 @@ static int add_named(struct instances *instances, json_t *spec, const char *imag
     }
 }
 
+/* Networks and volumes that it names are there: known before anything is made. */
+static int check_parts(struct instances *instances, const json_t *spec, struct err *err)
+{
+    size_t i;
+    json_t *entry;
+    int ret = 0;
+    json_array_foreach (json_object_get(spec, "networks"), i, entry) {
+        if (!ret && instances->config.networks)
+            ret = network_check_there(instances->config.networks, entry, err);
+    }
+    json_array_foreach (json_object_get(spec, "volumes"), i, entry) {
+        own_json json_t *volume = NULL;
+        if (!ret && instances->config.volumes)
+            ret = volume_get(instances->config.volumes, json_text(entry, "volume"), &volume, err);
+    }
+    return ret;
+}
+
+/* Of a new instance that could not be started: when no process of it has been there, there is nothing to look at either. */
+static void take_back(struct instances *instances, const char *name, const struct instance_call *call)
+{
+    own_json json_t *doc = NULL;
+    struct err err = {0};
+    if (instance_doc_get(instances, name, &doc, NULL) < 0)
+        return;
+    bool failed = instance_doc_state(doc) == INSTANCE_FAILED;
+    if (instance_doc_state(doc) != INSTANCE_CREATED &&
+        !(failed && json_number(instance_status(doc), "exit_code") == INSTANCE_NOT_LAUNCHED))
+        return;
+    if (instance_remove(instances, name, true, call, &err) < 0)
+        log_warn("instance %s: %s", name, err.message);
+}
+
 int instance_create(struct instances *instances, const json_t *body, bool start, const struct instance_call *call,
                     json_t **ret_doc, struct err *err)
 {
@@ -254,6 +289,8 @@ int instance_create(struct instances *instances, const json_t *body, bool start,
     own_json json_t *doc = NULL;
     char digest[IMAGE_DIGEST_SIZE] = "";
     int ret = instance_spec_check(body, &spec, err);
+    if (!ret)
+        ret = check_parts(instances, spec, err);
     if (!ret)
         ret = prepare_image(instances, body, call, &spec, digest, err);
     if (!ret)
@@ -267,6 +304,8 @@ int instance_create(struct instances *instances, const json_t *body, bool start,
         return err_set(err, ENOMEM, "instance");
     if (start) {
         ret = instance_start(instances, json_text(doc, "name"), call, err);
+        if (ret < 0 && ret != -ECANCELED)
+            take_back(instances, json_text(doc, "name"), call);
         if (ret < 0)
             return ret;
         own_json json_t *now = NULL;
@@ -287,20 +326,9 @@ int instance_get(struct instances *instances, const char *name, json_t **ret_doc
     return instance_doc_get(instances, name, ret_doc, err);
 }
 
-int instance_list(struct instances *instances, json_t **ret_docs, struct err *err)
+int instance_list(struct instances *instances, char **ret_text, struct err *err)
 {
-    struct store_list list = {0};
-    int ret = store_list_prefix(instances->config.store, "instances/", &list, err);
-    if (ret < 0)
-        return ret;
-    own_json json_t *docs = json_array();
-    for (size_t i = 0; i < list.count; i++)
-        json_array_append(docs, list.docs[i].value);
-    store_list_clear(&list);
-    if (!docs)
-        return err_set(err, ENOMEM, "instances");
-    *ret_docs = TAKE(docs);
-    return 0;
+    return store_list_text(instances->config.store, "instances/", ret_text, err);
 }
 
 static int change_spec(struct instance_change *change, struct err *err)

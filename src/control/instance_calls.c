@@ -120,8 +120,12 @@ static int last_error(struct instance *instance, int code, struct err *err)
     char text[ERR_MESSAGE_SIZE];
     pthread_mutex_lock(&instance->owner->lock);
     memcpy(text, instance->error, sizeof text);
+    int exit_code = instance->exit_code;
     pthread_mutex_unlock(&instance->owner->lock);
-    return err_say(err, code, "instance '%s': %s", instance->name, *text ? text : "it has ended");
+    int ret = err_say(err, code, "instance '%s': %s", instance->name, *text ? text : "it has ended");
+    if (exit_code == AGENT_NOT_RUNNABLE || exit_code == AGENT_NOT_FOUND)
+        err_set_exit_code(err, exit_code);
+    return ret;
 }
 
 /* ---- start, stop ---- */

@@ -50,6 +50,21 @@ unsigned instance_uid(const char *id)
     return UID_BASE + ((unsigned)strtoull(id, NULL, 16) & UID_MASK);
 }
 
+bool instances_keep_limits(const struct instances *instances, const char **ret_why, const char **ret_cure)
+{
+    const struct cgroup_host *host = &instances->runtime->cgroups;
+    *ret_why = host->message;
+    *ret_cure = host->cure;
+    return !*host->message;
+}
+
+char *instance_cgroup(const struct instance *instance)
+{
+    char *path = NULL;
+    const char *parent = instance->owner->runtime->cgroups.parent;
+    return parent && asprintf(&path, "%s/%s", parent, instance->id) > 0 ? path : NULL;
+}
+
 /* ---- arguments and descriptors ---- */
 
 int launch_arg(struct launch *launch, struct err *err, const char *format, ...)
@@ -132,11 +147,15 @@ static int open_log(struct launch *launch, struct err *err)
     return launch->log_fd < 0 ? err_set(err, errno, "open '%s'", path) : 0;
 }
 
-/* The engine kvm needs its device after the root is empty: it runs as its own uid in its namespaces, with the host's files. */
-static bool confines_itself(const struct instances_config *config, const char *engine)
+/* The machine's own user may not open it. Where it is not there, polder-vmm says what follows from that. */
+static int add_kvm(struct launch *launch, const char *engine, struct err *err)
 {
-    bool kvm = !strcmp(engine, "kvm") || (strcmp(engine, "jit") != 0 && access("/dev/kvm", R_OK | W_OK) == 0);
-    return !config->no_sandbox && !kvm;
+    unsigned number;
+    int fd = strcmp(engine, "jit") ? open("/dev/kvm", O_RDWR | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return 0;
+    int ret = launch_pass(launch, fd, &number, err);
+    return ret < 0 ? ret : launch_arg(launch, err, "--kvm=fd:%u", number);
 }
 
 static int add_general(struct launch *launch, struct err *err)
@@ -145,7 +164,6 @@ static int add_general(struct launch *launch, struct err *err)
     const char *engine = json_text(launch->spec, "engine");
     if (!strcmp(engine, "auto"))
         engine = instances->config.engine;
-    launch->confines_itself = confines_itself(&instances->config, engine);
     uint64_t mib = (uint64_t)json_number(launch->spec, "memory_bytes") >> 20;
     int ret = launch_arg(launch, err, "%s", instances->runtime->vmm);
     if (!ret)
@@ -159,7 +177,9 @@ static int add_general(struct launch *launch, struct err *err)
     if (!ret)
         ret = launch_arg(launch, err, "--engine=%s", engine);
     if (!ret)
-        ret = launch_arg(launch, err, "--sandbox=%s", launch->confines_itself ? "on" : "off");
+        ret = launch_arg(launch, err, "--sandbox=%s", instances->config.no_sandbox ? "off" : "on");
+    if (!ret)
+        ret = add_kvm(launch, engine, err);
     if (!ret)
         ret = launch_arg(launch, err, "--balloon=0");
     if (!ret)
@@ -307,7 +327,7 @@ static int spawn(struct launch *launch, pid_t *ret_pid, int *ret_pidfd, struct e
         .uid = uid,
         .gid = uid,
         .cgroup = cgroup,
-        .host_root = !launch->confines_itself,
+        .host_root = instances->config.no_sandbox,
         .may_weaken = instances->config.no_sandbox || geteuid() != 0,
     };
     return sandbox_spawn(&spec, ret_pid, ret_pidfd, err);
@@ -382,14 +402,13 @@ void instance_let_go(struct instance *instance, const json_t *doc)
     size_t i;
     json_t *entry;
     const struct instances *instances = instance->owner;
-    own_free char *cgroup = NULL;
+    own_free char *cgroup = instance_cgroup(instance);
     if (instances->config.networks && network_detach(instances->config.networks, instance->id, &err) < 0)
         log_warn("instance %s: networks: %s", instance->name, err.message);
     json_array_foreach (json_object_get(json_object_get(doc, "spec"), "volumes"), i, entry) {
         if (volume_detach(instances->config.volumes, json_text(entry, "volume"), instance->id, &err) < 0)
             log_warn("instance %s: volume: %s", instance->name, err.message);
     }
-    if (instances->runtime->cgroups.parent &&
-        asprintf(&cgroup, "%s/%s", instances->runtime->cgroups.parent, instance->id) > 0 && cgroup_remove(cgroup, &err) < 0)
+    if (cgroup && cgroup_remove(cgroup, &err) < 0)
         log_warn("instance %s: %s", instance->name, err.message);
 }

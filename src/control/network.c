@@ -131,6 +131,17 @@ static int create_default(struct networks *networks, struct err *err)
     return r == -EEXIST ? 0 : r;
 }
 
+int network_check_there(struct networks *networks, const json_t *entry, struct err *err)
+{
+    struct network_entry parsed;
+    json_t *document = NULL;
+    int r = network_entry_parse(entry, &parsed, err);
+    if (r == 0 && strcmp(parsed.network, DEFAULT_NETWORK) != 0)
+        r = network_inspect(networks, parsed.network, &document, err);
+    json_decref(document);
+    return r;
+}
+
 static int grant(struct networks *networks, const struct network_request *request, struct pool_grant *ret_grant, struct err *err)
 {
     struct network_entry entry;

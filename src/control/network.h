@@ -53,6 +53,9 @@ must_check int network_inspect(struct networks *networks, const char *name, json
 /* Whether the `networks` and `ports` members of an instance's spec are well-formed (either may be NULL); looks at no state. */
 must_check int network_check_spec(const json_t *networks, const json_t *ports, struct err *err);
 
+/* Whether the network of an entry of such `networks` is there, or is `default`, which will be. -ENOENT. */
+must_check int network_check_there(struct networks *networks, const json_t *entry, struct err *err);
+
 struct network_request {
     const char *instance_id;
     const char *instance_name; /* its name in DNS */

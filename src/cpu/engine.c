@@ -35,11 +35,11 @@ static uint64_t now_us(void)
 }
 
 /* True when /dev/kvm is there and runs guest code at hardware speed; says why in any case. */
-static bool kvm_is_fast(char ret_reason[ENGINE_REASON_SIZE])
+static bool kvm_is_fast(const char *kvm_device, char ret_reason[ENGINE_REASON_SIZE])
 {
     struct err why = {0};
     uint64_t start = now_us(), per_s = 0;
-    if (engine_kvm.probe(&why) < 0 || kvm_calibrate(&per_s, &why) < 0) {
+    if (engine_kvm.probe(kvm_device, &why) < 0 || kvm_calibrate(kvm_device, &per_s, &why) < 0) {
         snprintf(ret_reason, ENGINE_REASON_SIZE, "engine kvm cannot be used: %s", why.message);
         log_info("%s", ret_reason);
         return false;
@@ -53,34 +53,35 @@ static bool kvm_is_fast(char ret_reason[ENGINE_REASON_SIZE])
     return fast;
 }
 
-int engine_choose(const struct engine_class **ret_class, char ret_reason[ENGINE_REASON_SIZE], struct err *err)
+int engine_choose(const char *kvm_device, const struct engine_class **ret_class, char ret_reason[ENGINE_REASON_SIZE],
+                  struct err *err)
 {
     const struct engine_class *jit = find_engine("jit");
     struct err why = {0};
-    bool fast = kvm_is_fast(ret_reason);
+    bool fast = kvm_is_fast(kvm_device, ret_reason);
     if (fast || !jit) {
         *ret_class = &engine_kvm;
-        if (!fast && engine_kvm.probe(err) < 0)
+        if (!fast && engine_kvm.probe(kvm_device, err) < 0)
             return -err->code;
         log_info("engine kvm chosen");
         return 0;
     }
-    if (jit->probe(&why) < 0)
+    if (jit->probe(NULL, &why) < 0)
         return err_say(err, why.code, "no engine can run on this host: %.180s", why.message);
     *ret_class = jit;
     log_info("engine jit chosen");
     return 0;
 }
 
-int engine_select(const char *name, const struct engine_class **ret_class, struct err *err)
+int engine_select(const char *name, const char *kvm_device, const struct engine_class **ret_class, struct err *err)
 {
     char reason[ENGINE_REASON_SIZE];
     if (!strcmp(name, "auto"))
-        return engine_choose(ret_class, reason, err);
+        return engine_choose(kvm_device, ret_class, reason, err);
     const struct engine_class *class = find_engine(name);
     if (!class)
         return err_say(err, EINVAL, "unknown engine '%s', give auto, kvm or jit", name);
-    int r = class->probe(err);
+    int r = class->probe(kvm_device, err);
     if (r < 0)
         return r;
     log_info("engine %s chosen as asked", name);

@@ -41,12 +41,13 @@ struct engine_config {
     const char *cpu_model;
     const char *options; /* engine's own options, "name=value,..."; NULL for none */
     const char *jit_opt; /* of the jit engine, "no-NAME,...": optimisations to do without; NULL for none */
+    const char *kvm_device; /* of the kvm engine: as engine_class.probe's */
 };
 
 struct engine_class {
     const char *name;
-    /* 0 when this host can run it, or why not. */
-    int (*probe)(struct err *err);
+    /* 0 when this host can run it, or why not. `kvm_device`: a path or "fd:N" (base/fdname.h), NULL for /dev/kvm. */
+    int (*probe)(const char *kvm_device, struct err *err);
     int (*create)(const struct engine_config *config, struct engine **ret_engine, struct err *err);
     void (*free)(struct engine *engine);
     int (*vcpu_create)(struct engine *engine, unsigned index, struct vcpu **ret_vcpu, struct err *err);
@@ -79,9 +80,10 @@ struct vcpu {
 extern const struct engine_class engine_kvm, engine_jit;
 /* NULL-terminated. */
 extern const struct engine_class *const engine_classes[];
-/* By name, or "auto": calibrates /dev/kvm with a long-mode loop for a few ms and takes it only when it runs guest code at
- * hardware speed, else jit. The choice and its figures are logged at info level. */
-must_check int engine_select(const char *name, const struct engine_class **ret_class, struct err *err);
+/* By name, or "auto": calibrates the KVM device (as engine_class.probe's) with a long-mode loop for a few ms and takes it only when
+ * it runs guest code at hardware speed, else jit. The choice and its figures are logged at info level. */
+must_check int engine_select(const char *name, const char *kvm_device, const struct engine_class **ret_class, struct err *err);
 #define ENGINE_REASON_SIZE 320
 /* What "auto" takes, and one line that says why. */
-must_check int engine_choose(const struct engine_class **ret_class, char ret_reason[ENGINE_REASON_SIZE], struct err *err);
+must_check int engine_choose(const char *kvm_device, const struct engine_class **ret_class, char ret_reason[ENGINE_REASON_SIZE],
+                             struct err *err);

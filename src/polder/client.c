@@ -174,6 +174,7 @@ static int set_up(const struct client *client, CURL *curl, const char *path, str
     const struct client_options *options = &client->options;
     CURLcode r = curl_easy_setopt(curl, CURLOPT_URL, url);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(curl, CURLOPT_BUFFERSIZE, 256L << 10); /* long lists in few pieces */
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
     curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, CONNECT_TIMEOUT_S);
     curl_easy_setopt(curl, CURLOPT_HTTP_VERSION, CURL_HTTP_VERSION_1_1);
@@ -212,25 +213,31 @@ static int unreachable(const struct client *client, CURLcode code, const char *d
     return err_say(err, EPROTO, "no proper answer from %s: %s", options->remote ? options->remote : options->socket, what);
 }
 
-int client_refused(long status, const char *body, size_t len, struct err *err)
+int client_error(const json_t *error, struct err *err)
 {
     static const struct {
         const char *code;
         int error;
     } codes[] = {{"not_found", ENOENT}, {"conflict", EEXIST}, {"denied", EACCES}};
-    json_t *answer = json_loadb(body ? body : "", body ? len : 0, 0, NULL);
-    json_t *error = json_object_get(answer, "error");
     const char *code = json_string_value(json_object_get(error, "code"));
     const char *message = json_string_value(json_object_get(error, "message"));
+    json_int_t exit_code = json_integer_value(json_object_get(error, "exit_code"));
     int value = EREMOTEIO;
     for (size_t i = 0; code && i < sizeof codes / sizeof *codes; i++)
         value = strcmp(codes[i].code, code) == 0 ? codes[i].error : value;
-    if (message)
-        err_say(err, value, "%s", message);
-    else
-        err_say(err, EPROTO, "the server answers %ld without saying why: is it a polderd?", status);
+    if (!message)
+        return 0;
+    int r = err_say(err, value, "%s", message);
+    err_set_exit_code(err, exit_code > 0 && exit_code < 256 ? (int)exit_code : 0);
+    return r;
+}
+
+int client_refused(long status, const char *body, size_t len, struct err *err)
+{
+    json_t *answer = json_loadb(body ? body : "", body ? len : 0, 0, NULL);
+    int r = client_error(json_object_get(answer, "error"), err);
     json_decref(answer);
-    return message ? -value : -EPROTO;
+    return r < 0 ? r : err_say(err, EPROTO, "the server answers %ld without saying why: is it a polderd?", status);
 }
 
 /* Runs what is set up; the answer's status decides. */

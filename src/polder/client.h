@@ -47,5 +47,7 @@ must_check int client_upload(struct client *client, const char *path, client_sou
 must_check int client_connect(struct client *client, CURL **ret_connection, struct err *err);
 /* "Authorization: Bearer ...", or NULL. */
 const char *client_authorization(const struct client *client);
+/* {"code", "message", "exit_code"?} as an error; 0: it is none. */
+int client_error(const json_t *error, struct err *err);
 /* What an error answer says, as an error. */
 int client_refused(long status, const char *body, size_t len, struct err *err);

@@ -103,6 +103,8 @@ static int run_command(struct cli *cli, const struct command_group *group, const
         return r;
     if (!err.code)
         err_set(&err, -r, "%s", program.name);
+    if (command->own_status && err.exit_code)
+        return fail(&err, err.exit_code);
     return fail(&err, r == -EINVAL ? CLI_STATUS_USAGE : r == -ECANCELED ? CLI_STATUS_INTERRUPTED : CLI_STATUS_FAILED);
 }
 

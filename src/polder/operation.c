@@ -63,11 +63,7 @@ static int follow(struct cli *cli, json_t **operation, struct progress *progress
 
 static int outcome(const json_t *operation, json_t **ret_result, struct err *err)
 {
-    static const char *const codes[] = {"not_found", "conflict", "denied"};
-    static const int errors[] = {ENOENT, EEXIST, EACCES};
-    const char *state = cli_text(operation, "state"), *code = cli_text(operation, "error.code");
-    const char *message = cli_text(operation, "error.message");
-    int error = EREMOTEIO;
+    const char *state = cli_text(operation, "state");
     if (strcmp(state, "succeeded") == 0) {
         if (ret_result)
             *ret_result = json_incref(json_object_get(operation, "result"));
@@ -75,9 +71,8 @@ static int outcome(const json_t *operation, json_t **ret_result, struct err *err
     }
     if (strcmp(state, "cancelled") == 0)
         return err_say(err, ECANCELED, "%s was cancelled", cli_text(operation, "kind"));
-    for (unsigned i = 0; i < sizeof errors / sizeof *errors; i++)
-        error = strcmp(code, codes[i]) == 0 ? errors[i] : error;
-    return err_say(err, error, "%s", *message ? message : "it failed, and polderd does not say why");
+    int r = client_error(json_object_get(operation, "error"), err);
+    return r < 0 ? r : err_say(err, EREMOTEIO, "it failed, and polderd does not say why");
 }
 
 int cli_finish(struct cli *cli, json_t *answer, json_t **ret_result, struct err *err)

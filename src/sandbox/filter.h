@@ -6,8 +6,9 @@
 #include "base/err.h"
 
 enum sandbox_filter {
-    SANDBOX_FILTER_PROGRAM, /* all threads of polder-vmm while a guest runs */
-    SANDBOX_FILTER_VCPU,    /* besides, those that run guest code */
+    SANDBOX_FILTER_JIT,  /* all threads of polder-vmm while a guest runs on the engine jit */
+    SANDBOX_FILTER_KVM,  /* on the engine kvm: no executable memory, but requests to the virtual machine that is there */
+    SANDBOX_FILTER_VCPU, /* besides, those that run guest code */
     SANDBOX_FILTERS
 };
 

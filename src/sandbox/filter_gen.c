@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/if_tun.h>
+#include <linux/kvm.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <stdbool.h>
@@ -16,10 +17,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PROGRAM 1u
-#define VCPU 2u
+#define JIT 1u
+#define KVM 2u
+#define VCPU 4u
+#define FILTERS 3u
+#define PROGRAM (JIT | KVM)
 #define ALL (PROGRAM | VCPU)
-#define FILTERS 2u
 #define NAMESPACES                                                                                           \
     (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
 
@@ -47,6 +50,14 @@ static const struct rule rules[] = {
     IOCTL(ALL, TUNSETOFFLOAD), /* when the driver of a network interface is ready, in the thread that wrote the status */
     IOCTL(PROGRAM, TIOCGWINSZ), IOCTL(PROGRAM, TCGETS), IOCTL(PROGRAM, TCSETS),
     IOCTL(PROGRAM, FIONREAD), IOCTL(PROGRAM, FIONBIO),
+    /* the virtual machine and its vCPUs: run, interrupts, doorbells; the dirty log; state at a reboot and for messages. No new ones. */
+    IOCTL(KVM | VCPU, KVM_RUN), IOCTL(KVM | VCPU, KVM_SIGNAL_MSI), IOCTL(KVM | VCPU, KVM_SET_GSI_ROUTING),
+    IOCTL(KVM | VCPU, KVM_IOEVENTFD), IOCTL(KVM, KVM_SET_USER_MEMORY_REGION), IOCTL(KVM, KVM_GET_DIRTY_LOG),
+    IOCTL(KVM | VCPU, KVM_GET_REGS), IOCTL(KVM, KVM_SET_REGS), IOCTL(KVM, KVM_GET_SREGS), IOCTL(KVM, KVM_SET_SREGS),
+    IOCTL(KVM, KVM_GET_DEBUGREGS), IOCTL(KVM, KVM_SET_DEBUGREGS), IOCTL(KVM, KVM_GET_XSAVE), IOCTL(KVM, KVM_SET_XSAVE),
+    IOCTL(KVM, KVM_GET_XCRS), IOCTL(KVM, KVM_SET_XCRS), IOCTL(KVM, KVM_GET_MSRS), IOCTL(KVM, KVM_SET_MSRS),
+    IOCTL(KVM, KVM_GET_LAPIC), IOCTL(KVM, KVM_SET_LAPIC), IOCTL(KVM, KVM_GET_VCPU_EVENTS), IOCTL(KVM, KVM_SET_VCPU_EVENTS),
+    IOCTL(KVM, KVM_GET_MP_STATE), IOCTL(KVM, KVM_SET_MP_STATE),
     /* waiting, events */
     ANY(epoll_create1, PROGRAM), ANY(epoll_ctl, ALL), ANY(epoll_wait, PROGRAM), ANY(epoll_pwait, PROGRAM), ANY(eventfd2, PROGRAM),
     ANY(timerfd_create, PROGRAM), ANY(timerfd_settime, ALL), ANY(futex, ALL), ANY(io_uring_enter, PROGRAM), ANY(pipe2, PROGRAM),
@@ -54,8 +65,8 @@ static const struct rule rules[] = {
     ANY(accept4, PROGRAM), ANY(recvfrom, PROGRAM), ANY(recvmsg, PROGRAM), ANY(sendto, PROGRAM), ANY(sendmsg, PROGRAM),
     ANY(shutdown, PROGRAM), ANY(getsockopt, PROGRAM), ANY(setsockopt, PROGRAM), ANY(getsockname, PROGRAM), ANY(getpeername, PROGRAM),
     /* memory: never writable and executable at one address */
-    WITHOUT(mmap, ALL, 2, PROT_EXEC), WITHOUT(mprotect, ALL, 2, PROT_EXEC), EQUALS(mmap, ALL, 2, PROT_READ | PROT_EXEC),
-    EQUALS(mprotect, ALL, 2, PROT_READ | PROT_EXEC), ANY(munmap, ALL), ANY(mremap, ALL), ANY(madvise, ALL), ANY(brk, ALL),
+    WITHOUT(mmap, ALL, 2, PROT_EXEC), WITHOUT(mprotect, ALL, 2, PROT_EXEC), EQUALS(mmap, JIT | VCPU, 2, PROT_READ | PROT_EXEC),
+    EQUALS(mprotect, JIT | VCPU, 2, PROT_READ | PROT_EXEC), ANY(munmap, ALL), ANY(mremap, ALL), ANY(madvise, ALL), ANY(brk, ALL),
     ANY(mlock, PROGRAM), ANY(munlock, PROGRAM), ANY(mincore, PROGRAM),
     ANY(memfd_create, PROGRAM), /* the engine's counters */
     /* time, numbers, itself */
@@ -68,7 +79,7 @@ static const struct rule rules[] = {
     ANY(membarrier, ALL), ANY(restart_syscall, ALL), ANY(unlink, PROGRAM),
     /* threads, no processes */
     {SCMP_SYS(clone), PROGRAM, true, {0, SCMP_CMP_MASKED_EQ, CLONE_THREAD | NAMESPACES, CLONE_THREAD}},
-    EQUALS(arch_prctl, ALL, 0, ARCH_SET_GS), EQUALS(arch_prctl, ALL, 0, ARCH_GET_GS), /* jit: the vCPU on its thread */
+    EQUALS(arch_prctl, JIT | VCPU, 0, ARCH_SET_GS), EQUALS(arch_prctl, JIT | VCPU, 0, ARCH_GET_GS), /* the vCPU on its thread */
     ANY(set_robust_list, ALL), ANY(rseq, ALL), EQUALS(prctl, ALL, 0, PR_SET_NAME), ANY(seccomp, PROGRAM),
     ANY(exit, ALL), ANY(exit_group, ALL),
 };
@@ -76,7 +87,7 @@ static const struct rule rules[] = {
 static const struct {
     const char *name;
     unsigned bit;
-} kinds[FILTERS] = {{"program", PROGRAM}, {"vcpu", VCPU}};
+} kinds[FILTERS] = {{"jit", JIT}, {"kvm", KVM}, {"vcpu", VCPU}};
 
 static int add_rules(scmp_filter_ctx ctx, unsigned bit)
 {
@@ -89,7 +100,7 @@ static int add_rules(scmp_filter_ctx ctx, unsigned bit)
             return r;
     }
     /* Its flags are behind a pointer, where no filter sees them: the C library falls back to clone. */
-    return bit == PROGRAM ? seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0) : 0;
+    return bit & PROGRAM ? seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0) : 0;
 }
 
 /* An array named filter_NAME. */

@@ -103,7 +103,7 @@ int api_machine_start(struct api_machine *binding, const struct vm_config *confi
         return ret;
     if (machine_console_path(machine))
         fprintf(stderr, "polder-vmm: console on %s\n", machine_console_path(machine));
-    ret = jail_close(config, err);
+    ret = jail_close(config, machine_engine(machine), err);
     if (ret < 0) {
         machine_free(machine);
         return ret;

@@ -65,7 +65,7 @@ void vm_config_free(struct vm_config *config)
     for (unsigned i = 0; i < config->net_count; i++)
         vm_net_clear(&config->nets[i]);
     char *const strings[] = {config->id, config->kernel, config->initrd, config->cmdline, config->cpu_model,
-                             config->engine, config->engine_options, config->jit_opt, config->vsock.uds_path,
+                             config->engine, config->engine_options, config->kvm_device, config->jit_opt, config->vsock.uds_path,
                              config->console.path, config->console.log_path, config->hvc.path, config->hvc.log_path,
                              config->api_sock, config->config_file, config->metrics_path, config->log_path,
                              config->pid_path};

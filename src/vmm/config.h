@@ -103,6 +103,7 @@ struct vm_config {
     bool track_dirty_pages;
     char *cpu_model;
     char *engine, *engine_options;
+    char *kvm_device; /* a path or fd:N; NULL: /dev/kvm */
     char *jit_opt; /* optimisations that the jit engine does without: "no-NAME,..." */
     unsigned disk_count, net_count, throttle_count;
     struct vm_disk disks[VM_MAX_DISKS];

@@ -1,7 +1,9 @@
 #include "vmm/jail.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -34,13 +36,26 @@ static int check(const struct vm_config *config, struct err *err)
     for (unsigned i = 0; i < config->net_count; i++)
         if (config->nets[i].backend == VM_NET_USER && !config->nets[i].socket)
             return err_say(err, EINVAL, "in a sandbox no passt can be started: start it outside and give its socket, user=fd:N");
-    if (strcmp(config->engine, "kvm") == 0)
-        return err_say(err, ENOTSUP, "there is no sandbox for the engine kvm yet: give --engine jit or --sandbox off");
     return 0;
 }
 
+/* The one file of the host that a machine may need by name. Without it there is still the engine jit. */
+static int keep_kvm(struct vm_config *config, struct err *err)
+{
+    char name[16];
+    if (strcmp(config->engine, "jit") == 0 || (config->kvm_device && fdname_parse(config->kvm_device) >= 0))
+        return 0;
+    if (strcmp(config->engine, "kvm") == 0 && engine_kvm.probe(config->kvm_device, err) < 0)
+        return -err->code;
+    int fd = fdname_open(config->kvm_device ? config->kvm_device : "/dev/kvm", O_RDWR, 0);
+    if (fd < 0)
+        return 0;
+    snprintf(name, sizeof name, "fd:%d", fd);
+    return vm_config_set(&config->kvm_device, name, err);
+}
+
 /* Libraries for encryption are loaded while there are files. */
-int jail_enter(const struct vm_config *config, struct err *err)
+int jail_enter(struct vm_config *config, struct err *err)
 {
     int abi = 0;
     if (!config->sandbox)
@@ -48,6 +63,8 @@ int jail_enter(const struct vm_config *config, struct err *err)
     int r = check(config, err);
     if (r == 0 && has_keys(config))
         r = crypt_library_load(err);
+    if (r == 0)
+        r = keep_kvm(config, err);
     tzset();             /* the first use of a time zone, even of UTC, reads a file */
     json_object_seed(0); /* the first JSON object reads /dev/urandom */
     if (r == 0)
@@ -59,9 +76,10 @@ int jail_enter(const struct vm_config *config, struct err *err)
     return r;
 }
 
-int jail_close(const struct vm_config *config, struct err *err)
+int jail_close(const struct vm_config *config, const struct engine *engine, struct err *err)
 {
-    return config->sandbox ? sandbox_filter(SANDBOX_FILTER_PROGRAM, true, err) : 0;
+    enum sandbox_filter filter = engine->class == &engine_kvm ? SANDBOX_FILTER_KVM : SANDBOX_FILTER_JIT;
+    return config->sandbox ? sandbox_filter(filter, true, err) : 0;
 }
 
 void jail_close_vcpu(const struct vm_config *config)

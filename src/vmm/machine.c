@@ -96,7 +96,7 @@ static int create_engine(struct machine *machine, struct err *err)
 {
     const struct vm_config *config = machine->config;
     const struct engine_class *class;
-    int r = engine_select(config->engine, &class, err);
+    int r = engine_select(config->engine, config->kvm_device, &class, err);
     if (r < 0)
         return r;
     struct engine_config engine_config = {
@@ -111,6 +111,7 @@ static int create_engine(struct machine *machine, struct err *err)
         .cpu_model = config->cpu_model,
         .options = config->engine_options,
         .jit_opt = config->jit_opt,
+        .kvm_device = config->kvm_device,
     };
     if (class->create(&engine_config, &machine->engine, err) < 0)
         return err_ctx(err, "engine %s", class->name);

@@ -8,12 +8,12 @@
 #include "vmm/program.h"
 
 /* {"engine", "reason"}, or {"error"} where none can run. */
-static void print_probe(void)
+static void print_probe(const struct vm_config *config)
 {
     const struct engine_class *engine;
     char reason[ENGINE_REASON_SIZE] = "";
     struct err err = {0};
-    json_t *out = engine_choose(&engine, reason, &err) < 0
+    json_t *out = engine_choose(config->kvm_device, &engine, reason, &err) < 0
                       ? json_pack("{s:s}", "error", err.message)
                       : json_pack("{s:s, s:s}", "engine", engine->name, "reason", reason);
     json_dumpf(out, stdout, JSON_COMPACT);
@@ -31,7 +31,7 @@ static bool print_information(const struct vmm_options *options)
     else if (options->man)
         option_print_man(&vmm_program, stdout);
     else if (options->probe)
-        print_probe();
+        print_probe(options->config);
     else if (options->openapi)
         api_write_openapi(stdout);
     else

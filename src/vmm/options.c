@@ -96,6 +96,11 @@ static int set_engine(void *target, const char *value, struct err *err)
     return r == 0 && comma ? vm_config_set(&config->engine_options, comma + 1, err) : r;
 }
 
+static int set_kvm(void *target, const char *value, struct err *err)
+{
+    return vm_config_set(&config_of(target)->kvm_device, value, err);
+}
+
 static int set_jit_opt(void *target, const char *value, struct err *err)
 {
     uint32_t off;
@@ -441,6 +446,7 @@ static const struct option_spec options[] = {
      "auto measures /dev/kvm and takes it if it runs at hardware speed, else jit; the choice is logged at level info. "
      "Options of jit follow behind a comma: cache=SIZE for the translated code of one vCPU (default: 64M), interpret=on to "
      "translate nothing, perf-map=on to name translated code for perf(1).", set_engine},
+    {"kvm", "PATH", "the KVM device of engine kvm (default: /dev/kvm)", NULL, set_kvm},
     {"jit-opt", "no-NAME[,no-NAME...]", "switch optimisations of the jit engine off; no-all: all of them",
      "To find out what one gives, or whether it is at fault. The names are below. Engine kvm takes no notice.", set_jit_opt},
     {"no-reboot", NULL, "end with status 3 when the guest reboots, instead of restarting it", NULL, set_no_reboot},
@@ -485,8 +491,8 @@ static const struct option_spec options[] = {
     {"config-file", "PATH", "JSON description of the machine", NULL, set_config_file},
     {"sandbox", "on|off", "confine the program itself (default: off)",
      "Before it reads any file it has an empty root and no capability, network or path left, so that all files have to be given as "
-     "descriptors (fd:N); before the guest runs, system calls that it does not need are forbidden, and one kills it. "
-     "Engine jit.", set_sandbox},
+     "descriptors (fd:N; the KVM device is opened before); before the guest runs, system calls that it does not need are forbidden, "
+     "and one kills it.", set_sandbox},
     {"id", "NAME", "name of the machine, for the API and the log", NULL, set_id},
     {"metrics", "PATH", "write metrics to a file or pipe, one JSON object a line", NULL, set_metrics},
     {"log-file", "PATH", "log to a file instead of standard error", NULL, set_log_file},

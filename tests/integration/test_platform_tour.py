@@ -1,68 +1,23 @@
 """The platform as a user has it: the real `polder` against a real polderd, with machines on jit and a busybox image."""
-import hashlib
-import io
 import json
 import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
-import tarfile
 import termios
 import time
 
 import pytest
 
-from images import image
-from polderd import BIN, SCALE, TOP, Platform
-
-BUSYBOX = shutil.which("busybox")
-if os.geteuid() != 0 or not BUSYBOX:
-    pytest.skip("needs root and busybox", allow_module_level=True)
-SMALL = ("-m", "128M")
-
-
-def tar(entries):
-    """{path: bytes of a file, or a string: the target of a link, or None: a folder}"""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for path, content in entries.items():
-            info = tarfile.TarInfo(path)
-            info.mode = 0o755
-            if content is None:
-                info.type = tarfile.DIRTYPE
-            elif isinstance(content, str):
-                info.type, info.linkname = tarfile.SYMTYPE, content
-            else:
-                info.size = len(content)
-            archive.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
-    return out.getvalue()
-
-
-def busybox_archive():
-    """A docker archive with one layer."""
-    with open(BUSYBOX, "rb") as file:
-        files = {name: None for name in ("bin", "etc", "proc", "sys", "dev", "root", "srv", "tmp")}
-        files["bin/busybox"] = file.read()
-    applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    files |= {f"bin/{name}": "busybox" for name in applets if name != "busybox"}
-    files |= {"etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n", "etc/group": b"root:x:0:\n",
-              "etc/os-release": b'PRETTY_NAME="busybox"\n'}
-    layer = tar(files)
-    config = {"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]},
-              "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]}}
-    manifest = [{"Config": "config.json", "RepoTags": ["busybox:latest"], "Layers": ["layer.tar"]}]
-    return tar({"config.json": json.dumps(config).encode(), "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()})
+from busybox_platform import SMALL, busybox_platform
+from polderd import BIN, SCALE, TOP
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory):
-    with Platform("--guest-dir", image("microvm"), "--engine", "jit") as daemon:
-        archive = tmp_path_factory.mktemp("tour") / "busybox.tar"
-        archive.write_bytes(busybox_archive())
-        daemon.polder("image", "import", archive, "busybox")
+    with busybox_platform(tmp_path_factory.mktemp("tour")) as daemon:
         yield daemon
 
 
@@ -92,22 +47,6 @@ def test_logs_and_state(platform, web):
     assert re.search(r"^web\b.*running", platform.polder("ps")[0], re.M)
     assert web in platform.polder("stats", "--no-stream")[0]
     assert json.loads(platform.polder("inspect", web)[0])
-
-
-def test_a_machine_is_in_its_jail(platform, web):
-    """Its own user and namespaces, an empty root, no capability, filtered system calls, in every thread."""
-    pid = platform.document(web)["status"]["pid"]
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/status", encoding="ascii") as file:
-            status = dict(line.split(":\t", 1) for line in file.read().splitlines())
-        assert int(status["Uid"].split()[0]) >= 2000000
-        assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0), task
-    assert os.listdir(f"/proc/{pid}/root") == []
-    for kind in ("user", "mnt", "pid", "ipc", "net", "uts"):
-        assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/{os.getpid()}/ns/{kind}"), kind
-    for action in ("pause", "resume"):
-        platform.polder(action, web)
-    assert platform.polder("exec", web, "--", "echo", "on")[0] == "on\n"
 
 
 def test_port_forward(platform, web):

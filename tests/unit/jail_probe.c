@@ -1,12 +1,15 @@
-/* Stands in for polder-vmm: enters the jail as it does and then tries one thing that must be refused. Prints "refused" when it was, with
- * an error; most are not even answered: the process is killed with SIGSYS. */
+/* Stands in for polder-vmm: `jail_probe ENGINE WHAT` enters the jail of an engine as it does and then tries one thing that must be
+ * refused. "paths" tries what has an error for an answer; all else is not answered: the process is killed with SIGSYS. Without WHAT
+ * it prints how many numbers that may be. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -20,15 +23,10 @@
 #include "sandbox/filter.h"
 #include "sandbox/sandbox.h"
 
-#define CALL(name, ...)                                                                                                \
-    {                                                                                                                  \
-#name, SYS_##name,                                                                                             \
-        {                                                                                                              \
-            __VA_ARGS__                                                                                                \
-        }                                                                                                              \
-    }
+#define CALL_ON(which, name, ...) {.engine = (which), .number = SYS_##name, .args = {__VA_ARGS__}}
+#define CALL(name, ...) CALL_ON(NULL, name, __VA_ARGS__)
 static const struct {
-    const char *name;
+    const char *engine; /* NULL: each */
     long number;
     long args[6];
 } probes[] = {
@@ -83,6 +81,14 @@ static const struct {
     CALL(prctl, PR_SET_SECCOMP, 0),
     CALL(mmap, 0, 4096, PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1),
     CALL(mprotect, 0, 4096, PROT_WRITE | PROT_EXEC),
+    CALL(ioctl, 0, KVM_CREATE_VM),
+    CALL(ioctl, 0, KVM_CREATE_VCPU),
+    CALL(ioctl, 0, KVM_CREATE_DEVICE),
+    CALL(ioctl, 0, KVM_ENABLE_CAP),
+    CALL_ON("jit", ioctl, 0, KVM_RUN),
+    CALL_ON("jit", ioctl, 0, KVM_SET_USER_MEMORY_REGION),
+    CALL_ON("kvm", mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1),
+    CALL_ON("kvm", mprotect, 0, 4096, PROT_READ | PROT_EXEC),
     CALL(fcntl, 0, F_SETOWN, 1),
     CALL(setrlimit, 0),
     CALL(prlimit64, 1),
@@ -110,26 +116,39 @@ static int try_without_filter(void)
     return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 ? 0 : 6;
 }
 
+static int count_probes(void)
+{
+    printf("%zu\n", sizeof probes / sizeof probes[0]);
+    return 0;
+}
+
+/* What no filter kills it for is a status of its own. */
+static int try_probe(const char *engine, const char *which)
+{
+    unsigned i = (unsigned)atoi(which);
+    const long *a = probes[i].args;
+    if (probes[i].engine && strcmp(probes[i].engine, engine) != 0)
+        return 104;
+    syscall(probes[i].number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    return 103;
+}
+
 int main(int argc, char **argv)
 {
     struct err err = {0};
     int abi;
-    if (argc < 2) {
-        printf("%zu\n", sizeof probes / sizeof probes[0]);
-        return 0;
-    }
+    if (argc < 3)
+        return count_probes();
+    const char *engine = argv[1], *what = argv[2];
     if (sandbox_empty_root(false, &err) < 0 || sandbox_landlock(&abi, &err) < 0) {
         fprintf(stderr, "%s\n", err.message);
         return 100;
     }
-    if (strcmp(argv[1], "paths") == 0)
+    if (strcmp(what, "paths") == 0)
         _exit(try_without_filter()); /* at once: a search for leaks would want /proc */
-    if (sandbox_filter(SANDBOX_FILTER_PROGRAM, true, &err) < 0)
+    if (sandbox_filter(strcmp(engine, "kvm") == 0 ? SANDBOX_FILTER_KVM : SANDBOX_FILTER_JIT, true, &err) < 0)
         return 101;
-    if (strcmp(argv[1], "vcpu") == 0)
+    if (strcmp(what, "vcpu") == 0)
         return sandbox_filter(SANDBOX_FILTER_VCPU, false, &err) < 0 ? 102 : (int)syscall(SYS_pread64, 0, &err, 1, 0);
-    unsigned i = (unsigned)atoi(argv[1]);
-    const long *a = probes[i].args;
-    syscall(probes[i].number, a[0], a[1], a[2], a[3], a[4], a[5]);
-    return 103; /* answered */
+    return try_probe(engine, what);
 }

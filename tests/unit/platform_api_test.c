@@ -151,7 +151,7 @@ static void errors_have_their_status(void **state)
     assert_int_equal(status_of_error(-ENOSPC), 503);
     assert_int_equal(status_of_error(-EIO), 503);
     assert_int_equal(status_of_error(-EFAULT), 500);
-    json_t *document = error_document(404, "\xff not UTF-8"); /* a guest's text may be anything */
+    json_t *document = error_document(404, &(struct err){.message = "\xff not UTF-8"}); /* a guest's text may be anything */
     assert_non_null(json_object_get(json_object_get(document, "error"), "message"));
     json_decref(document);
 }

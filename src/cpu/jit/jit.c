@@ -26,8 +26,9 @@
 #define XSAVE_MXCSR 24
 #define XSAVE_HEADER 512
 
-static int jit_probe(struct err *err)
+static int jit_probe(const char *kvm_device, struct err *err)
 {
+    (void)kvm_device;
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi2"))
         return err_say(err, ENOTSUP, "the jit engine needs a CPU with AVX2 and BMI2 (x86-64-v3)");
@@ -81,7 +82,7 @@ static int jit_create(const struct engine_config *config, struct engine **ret_en
         result = jit_options_parse_opt(config->jit_opt, &options.off, err);
     if (result)
         return result;
-    result = jit_probe(err);
+    result = jit_probe(NULL, err);
     if (result)
         return result;
     result = run_install_signals(err);

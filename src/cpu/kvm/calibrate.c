@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/own.h"
 #include "cpu/x86.h"
 
@@ -65,11 +66,11 @@ static int probe_add_memory(struct probe *p, struct err *err)
     return 0;
 }
 
-static int probe_open(struct probe *p, struct err *err)
+static int probe_open(struct probe *p, const char *device, struct err *err)
 {
-    p->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    p->kvm_fd = fdname_open(device ? device : "/dev/kvm", O_RDWR, 0);
     if (p->kvm_fd < 0)
-        return err_set(err, errno, "open '/dev/kvm'");
+        return err_set(err, errno, "open '%s'", device ? device : "/dev/kvm");
     p->vm_fd = ioctl(p->kvm_fd, KVM_CREATE_VM, 0);
     if (p->vm_fd < 0)
         return err_set(err, errno, "KVM_CREATE_VM");
@@ -132,10 +133,10 @@ static int probe_measure(struct probe *p, uint64_t loops, uint64_t *ret_per_s, s
     return 0;
 }
 
-int kvm_calibrate(uint64_t *ret_instructions_per_s, struct err *err)
+int kvm_calibrate(const char *device, uint64_t *ret_instructions_per_s, struct err *err)
 {
     struct probe p = {.kvm_fd = -1, .vm_fd = -1, .vcpu_fd = -1};
-    int r = probe_open(&p, err);
+    int r = probe_open(&p, device, err);
     if (r == 0)
         r = probe_enter_long_mode(&p, err);
     if (r == 0)

@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/log.h"
 #include "base/own.h"
 #include "mem/mem.h"
@@ -37,9 +38,10 @@ static const struct {
     {KVM_CAP_DEBUGREGS, "KVM_CAP_DEBUGREGS"},       {KVM_CAP_XSAVE, "KVM_CAP_XSAVE"},
 };
 
-static int kvm_open(int *ret_fd, struct err *err)
+int kvm_device_open(const char *device, int *ret_fd, struct err *err)
 {
-    own_fd int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    const char *name = device ? device : "/dev/kvm";
+    own_fd int fd = fdname_open(name, O_RDWR, 0);
     if (fd < 0 && (errno == ENOENT || errno == ENXIO || errno == ENODEV))
         return err_say(err, ENOENT,
                        "no /dev/kvm on this host: load the kvm_intel or kvm_amd module, or use --engine jit");
@@ -47,11 +49,10 @@ static int kvm_open(int *ret_fd, struct err *err)
         return err_say(err, EACCES,
                        "no permission for /dev/kvm: add this user to the group 'kvm', or use --engine jit");
     if (fd < 0)
-        return err_set(err, errno, "open '/dev/kvm'");
+        return err_set(err, errno, "open '%s'", name);
     int version = ioctl(fd, KVM_GET_API_VERSION, 0);
     if (version != KVM_API_VERSION)
-        return err_say(err, ENOTSUP, "/dev/kvm speaks API version %d, not %d: use --engine jit", version,
-                       KVM_API_VERSION);
+        return err_say(err, ENOTSUP, "%s speaks API version %d, not %d: use --engine jit", name, version, KVM_API_VERSION);
     for (size_t i = 0; i < sizeof required_caps / sizeof required_caps[0]; i++) {
         if (ioctl(fd, KVM_CHECK_EXTENSION, required_caps[i].cap) <= 0)
             return err_say(err, ENOTSUP, "/dev/kvm lacks %s: update the host kernel, or use --engine jit",
@@ -61,10 +62,10 @@ static int kvm_open(int *ret_fd, struct err *err)
     return 0;
 }
 
-static int kvm_probe(struct err *err)
+static int kvm_probe(const char *device, struct err *err)
 {
     own_fd int fd = -1;
-    return kvm_open(&fd, err);
+    return kvm_device_open(device, &fd, err);
 }
 
 static int vm_create(struct kvm_engine *engine, struct err *err)
@@ -139,11 +140,11 @@ static void kvm_free(struct engine *base)
     free(engine);
 }
 
-static int engine_set_up(struct kvm_engine *engine, struct err *err)
+static int engine_set_up(struct kvm_engine *engine, const char *device, struct err *err)
 {
     if (!engine->cpu_model)
         return err_set(err, ENOMEM, "engine");
-    int ret = kvm_open(&engine->kvm_fd, err);
+    int ret = kvm_device_open(device, &engine->kvm_fd, err);
     if (ret == 0)
         ret = vm_check_vcpus(engine, err);
     if (ret == 0)
@@ -171,7 +172,7 @@ static int kvm_create(const struct engine_config *config, struct engine **ret_en
     engine->vcpu_count = config->vcpus;
     engine->cpu_model = strdup(config->cpu_model);
     pthread_mutex_init(&engine->routes_lock, NULL);
-    int ret = engine_set_up(engine, err);
+    int ret = engine_set_up(engine, config->kvm_device, err);
     if (ret < 0) {
         kvm_free(&engine->base);
         return ret;

@@ -68,6 +68,8 @@ must_check int kvm_kick_signal_install(struct err *err);
 void kvm_vcpu_get_state(struct vcpu *vcpu, struct x86_state *ret_state);
 int kvm_vcpu_set_state(struct vcpu *vcpu, const struct x86_state *state, struct err *err);
 
+/* `device` as engine_class.probe's; *ret_fd is the caller's. */
+must_check int kvm_device_open(const char *device, int *ret_fd, struct err *err);
 /* Reads what KVM supports into engine->supported and engine->xcr0_supported. */
 must_check int kvm_cpuid_load(struct kvm_engine *engine, struct err *err);
 /* Shows the named CPU model to the guest, less what this host's KVM cannot do. */

@@ -20,18 +20,22 @@
 #define BOOT_DATA_SELECTOR 0x18
 #define BOOT_TSS_SELECTOR 0x20
 
+/* A kernel file. Of one that is read from a descriptor only the head is in memory: the rest goes to where the guest wants it. */
 struct image {
     const uint8_t *data;
-    size_t len;
+    size_t held, len; /* bytes at `data`; bytes of the file */
+    int fd;           /* of a file that is not all held, not owned; else -1 */
 };
 
-/* The bytes [offset, offset+len) of the image, or NULL when they are not all there. */
+/* The bytes [offset, offset+len) of the image, or NULL when they are not all held. */
 static inline const uint8_t *image_at(const struct image *image, uint64_t offset, uint64_t len)
 {
-    if (offset > image->len || len > image->len - offset)
+    if (offset > image->held || len > image->held - offset)
         return NULL;
     return image->data + offset;
 }
+/* Copies bytes of the file, which has them. */
+must_check int image_copy(const struct image *image, uint64_t offset, uint64_t len, uint8_t *to, struct err *err);
 
 struct memory_range {
     uint64_t start, len;

@@ -59,8 +59,8 @@ static void copy_header(const struct image *image, uint8_t *zero_page)
         end = HEADER_MIN;
     if (end > HEADER_END_MAX)
         end = HEADER_END_MAX;
-    if (end > image->len)
-        end = (unsigned)image->len;
+    if (end > image->held)
+        end = (unsigned)image->held;
     memcpy(zero_page + HEADER_START, image->data + HEADER_START, end - HEADER_START);
 }
 
@@ -82,12 +82,14 @@ int boot_load_bzimage(struct mem *mem, const struct image *image, uint8_t *zero_
     size_t len = image->len - offset;
     if (need < len)
         need = len;
-    if (at < BOOT_HIGH_START || !mem_ptr(mem, at, need))
+    uint8_t *to = at < BOOT_HIGH_START ? NULL : mem_ptr(mem, at, need);
+    if (!to)
         return err_say(err, ENOMEM, "the kernel needs %llu MiB of memory to start, give more with --memory",
                        ((unsigned long long)(at + need) >> 20) + 1);
-    r = mem_write(mem, at, image->data + offset, len);
+    r = image_copy(image, offset, len, to, err);
     if (r < 0)
-        return err_set(err, -r, "kernel");
+        return r;
+    mem_mark_dirty(mem, at, len);
     copy_header(image, zero_page);
     bool is_64 = load_le16(header + VERSION) >= PROTOCOL_2_12 && (load_le16(header + XLOAD_FLAGS) & XLF_KERNEL_64);
     *ret_start = (struct boot_start){

@@ -93,7 +93,7 @@ int boot_load_elf(struct mem *mem, const struct image *image, struct boot_start 
         Elf64_Phdr segment;
         memcpy(&segment, image->data + header.e_phoff + i * sizeof segment, sizeof segment);
         const uint8_t *bytes = image_at(image, segment.p_offset, segment.p_filesz);
-        struct image notes = {bytes, bytes ? segment.p_filesz : 0};
+        struct image notes = {.data = bytes, .held = bytes ? segment.p_filesz : 0, .fd = -1};
         if (segment.p_type == PT_NOTE && bytes && find_pvh_entry(&notes, &start.entry))
             start.protocol = BOOT_PVH;
         if (segment.p_type != PT_LOAD || !segment.p_memsz)

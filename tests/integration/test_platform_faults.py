@@ -1,0 +1,65 @@
+"""What goes wrong for a user, and what must come of it: told by the real `polder`, with machines on jit."""
+import pytest
+
+from busybox_platform import SMALL, busybox_platform
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory):
+    with busybox_platform(tmp_path_factory.mktemp("faults")) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def idle(platform):
+    """An instance that only runs, with a host port."""
+    platform.polder("run", "-d", "--name", "idle", "-p", "8080:80", *SMALL, "busybox", "sleep", "10000")
+    return "idle"
+
+
+def names(platform):
+    return [instance["name"] for instance in platform.client.get("/v1/instances")]
+
+
+@pytest.mark.parametrize("program, status, said", [("no-such-program", 127, "No such file"), ("/etc", 126, "Permission denied")])
+def test_a_command_that_cannot_be_run(platform, idle, program, status, said):
+    """As shells say it, whether it is the main process or not."""
+    err = platform.polder("run", "--rm", *SMALL, "busybox", program, status=status)[1]
+    assert err.startswith("polder: ") and f"{program}: {said}" in err
+    err = platform.polder("exec", idle, "--", program, status=status)[1]
+    assert err == f"polder: {program}: {said}" + (" or directory\n" if status == 127 else "\n")
+    assert names(platform) == [idle]
+
+
+@pytest.mark.parametrize("options, said", [
+    (("-v", "nonesuch:/srv"), "there is no volume 'nonesuch'"),
+    (("--network", "nonesuch"), "there is no network 'nonesuch'"),
+    (("-p", "8080:80"), "port 8080 of the host is forwarded to instance 'idle' already"),
+])
+def test_what_cannot_be_made_leaves_nothing(platform, idle, options, said):
+    assert said in platform.polder("run", "--name", "other", *SMALL, *options, "busybox", "true", status=1)[1]
+    assert names(platform) == [idle]
+    platform.polder("run", "--rm", "--name", "other", *SMALL, "busybox", "true")  # the name is free
+
+
+def test_an_unknown_image_leaves_nothing(platform, idle):
+    platform.polder("run", "--pull", "never", "nonesuch", "true", status=1)
+    assert names(platform) == [idle]
+
+
+def test_what_was_written_survives_a_sudden_end(platform):
+    """On a volume, and on the root disk where the instance stays; with the guest's cache not written yet."""
+    def execute(script):
+        return platform.polder("exec", "writer", "--", "sh", "-c", script)[0]
+
+    platform.polder("volume", "create", "kept")
+    platform.polder("run", "-d", "--name", "writer", "-v", "kept:/srv", *SMALL, "busybox", "sleep", "10000")
+    for how in (("kill", "writer"), ("stop", "-t", "0", "writer")):
+        execute(f"echo {how[0]} >/srv/note; echo {how[0]} >/root/note")
+        platform.polder(*how)
+        platform.polder("start", "writer")
+        assert execute("cat /srv/note /root/note") == f"{how[0]}\n" * 2
+    execute("echo rm >/srv/note")
+    platform.polder("rm", "-f", "writer")
+    assert platform.polder("run", "--rm", "-v", "kept:/srv", *SMALL, "busybox", "cat", "/srv/note")[0] == "rm\n"
+    platform.polder("volume", "rm", "kept")
