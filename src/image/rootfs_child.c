@@ -1,5 +1,6 @@
-/* The child that unpacks: its root is the folder being filled, it has no descriptor that leads out of it, and of root's powers it
- * has those over owners, modes and capabilities of files. It is a fork, not a program: what it needs is descriptors and libarchive, which is here. */
+/* The child that unpacks: its root is the folder being filled, it has no descriptor that leads out of it, and of root's powers
+ * it has those over owners, modes and capabilities of files. It is a fork, not a program: what it needs is descriptors and
+ * libarchive, which is here. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
