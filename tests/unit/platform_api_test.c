@@ -80,7 +80,7 @@ static void the_reference_names_every_route(void **state)
 
 static int check_body(const char *method, const char *path, const char *body, struct err *err)
 {
-    struct request request = {.body_fd = -1};
+    struct request request = {.body_fd = -1, .peer_fd = -1};
     char allow[64];
     assert_int_equal(route_find(method, path, &request.route, request.params, allow, err), 0);
     int r = request_set_body(&request, body, strlen(body), err);
@@ -124,7 +124,7 @@ static void bodies_are_checked(void **state)
 
 static void parameters_are_checked(void **state)
 {
-    struct request request = {.body_fd = -1};
+    struct request request = {.body_fd = -1, .peer_fd = -1};
     char allow[64];
     struct err err = {0};
     (void)state;
@@ -240,7 +240,7 @@ static int until_cancelled(struct operation *operation, void *arg, json_t **ret_
 
 static json_t *run_operation(struct platform *platform, operation_fn *fn, const char *arg, bool cancel)
 {
-    struct request request = {.platform = platform, .actor = {.name = "uid:7"}, .body_fd = -1};
+    struct request request = {.platform = platform, .actor = {.name = "uid:7"}, .body_fd = -1, .peer_fd = -1};
     struct err err = {0};
     json_t *document;
     char id[17];
