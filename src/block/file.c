@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/own.h"
 #include "block/block.h"
+#include "block/lock.h"
 
 #define RETRIES_MAX 16
 #define BOUNCE_MAX (UINT64_C(1) << 20)
@@ -339,14 +340,9 @@ static int open_path(const struct block_options *o, struct err *err)
 
 static int lock_image(int fd, const struct block_options *o, struct err *err)
 {
-    struct flock lock = {.l_type = o->read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
-    if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+    if (block_lock(fd, o->read_only) == 0)
         return 0;
-    if (errno == EAGAIN || errno == EACCES)
-        return err_say(err, EBUSY, "disk '%s' is in use by another machine or tool%s", o->path,
-                       o->read_only ? ", which writes it" : "");
-    log_debug("disk '%s': this file system has no locks", o->path);
-    return 0;
+    return err_say(err, EBUSY, "disk '%s' is in use by another machine or tool%s", o->path, o->read_only ? ", which writes it" : "");
 }
 
 static int measure_device(int fd, struct block_node *node)
@@ -505,31 +501,26 @@ static void set_read_only(struct block_node *node, bool read_only)
 static int file_freeze(struct block_node *node)
 {
     struct file_node *file = (struct file_node *)node;
-    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
     int r = block_do(node, BLOCK_FLUSH, 0, NULL, 0);
     if (r < 0)
         return r;
     set_read_only(node, true);
-    if (fcntl(file->fd, F_OFD_SETLK, &lock) < 0)
-        log_debug("disk '%s': this file system has no locks", node->name);
-    return 0;
+    return block_lock(file->fd, true);
 }
 
 /* The same file, open for writing and locked so. */
 static int reopen_writable(const struct file_node *file, struct err *err)
 {
-    struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
     struct block_options options = {.path = file->node.name};
     char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", file->fd);
     own_fd int fd = open(link, O_RDWR | O_CLOEXEC | (file->direct ? O_DIRECT : 0));
     if (fd < 0)
         return err_set(err, errno, "disk '%s'", file->node.name);
-    fcntl(file->fd, F_OFD_SETLK, &lock); /* our own lock would be in the way */
+    block_unlock(file->fd); /* our own would be in the way */
     int r = lock_image(fd, &options, err);
-    lock.l_type = F_RDLCK;
-    if (r < 0)
-        fcntl(file->fd, F_OFD_SETLK, &lock);
+    if (r < 0 && block_lock(file->fd, true) < 0)
+        log_warn("disk '%s': another machine or tool writes it", file->node.name);
     return r < 0 ? r : TAKE_FD(fd);
 }
 

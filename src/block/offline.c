@@ -8,6 +8,7 @@
 #include "base/fdname.h"
 #include "base/own.h"
 #include "block/block.h"
+#include "block/lock.h"
 
 int block_run_alone(struct block_node *node, int (*fn)(void *arg), void *arg, struct err *err)
 {
@@ -47,13 +48,12 @@ int block_read_alone(struct block_node *node, uint64_t offset, void *buf, uint64
 int block_open_new(const char *path, struct err *err)
 {
     own_fd int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     struct stat st;
     if (fd < 0 || fstat(fd, &st) < 0)
         return err_set(err, errno, "'%s'", path);
     if (!S_ISREG(st.st_mode))
         return err_say(err, EINVAL, "'%s' is not a regular file", path);
-    if (fcntl(fd, F_OFD_SETLK, &lock) < 0 && (errno == EAGAIN || errno == EACCES))
+    if (block_lock(fd, false) < 0)
         return err_say(err, EBUSY, "'%s' is in use by another machine or tool", path);
     return TAKE_FD(fd);
 }

@@ -8,6 +8,7 @@
 
 #include "base/own.h"
 #include "base/size.h"
+#include "block/lock.h"
 #include "img/img.h"
 
 static int parse_switch(const char *name, const char *value, bool *ret_on, struct err *err)
@@ -184,13 +185,12 @@ static int make_raw(char *settings, const char *path, uint64_t size, struct err 
     if (parsed < 0)
         return parsed;
     own_fd int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     struct stat st;
     if (making.preallocate && making.preallocation == QCOW2_PREALLOCATE_METADATA)
         return err_say(err, EINVAL, "-o preallocation: a raw image has no metadata; say falloc or full");
     if (fd < 0 || fstat(fd, &st) < 0)
         return err_set(err, errno, "'%s'", path);
-    if (fcntl(fd, F_OFD_SETLK, &lock) < 0 && (errno == EAGAIN || errno == EACCES))
+    if (block_lock(fd, false) < 0)
         return err_say(err, EBUSY, "'%s' is in use by another machine or tool", path);
     if (!S_ISREG(st.st_mode))
         return 0;

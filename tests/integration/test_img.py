@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -160,14 +161,37 @@ def test_snapshots(folder):
     assert "no snapshot of this name" in ours("snapshot", "-d", "first", "disk.qcow2", status=1)
 
 
-def test_in_use(folder):
-    ours("create", "-f", "qcow2", "disk.qcow2", "1M")
-    with open("disk.qcow2", "r+b") as file:
-        import fcntl
-        import struct
-        fcntl.fcntl(file, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))  # F_OFD_SETLK
-        assert "in use" in ours("info", "disk.qcow2", status=1)
-        assert "in use" in ours("create", "-f", "qcow2", "disk.qcow2", "1M", status=1)
+def theirs_held(form, writes):
+    return subprocess.Popen(["qemu-io", "-f", form, *([] if writes else ["-r"]), f"disk.{form}"], stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True)
+
+
+def ours_held(form, writes):
+    return subprocess.Popen([POLDER_IMG, "serve", "-f", form, *([] if writes else ["--read-only"]), "--socket", f"{form}.sock",
+                             f"disk.{form}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+@pytest.mark.parametrize("held", [ours_held, theirs_held])
+@pytest.mark.parametrize("writes", [False, True])
+def test_in_use(folder, form, held, writes):
+    """One writer or many readers, of ours and of QEMU's."""
+    ours("create", "-f", form, f"disk.{form}", "1M")
+    status, refused = (1, "in use") if writes else (0, "")
+    with held(form, writes) as holder:
+        deadline = time.monotonic() + 30
+        while "OFDLCK" not in (locks := Path("/proc/locks").read_text()) or f":{os.stat(f'disk.{form}').st_ino} " not in locks:
+            assert time.monotonic() < deadline and holder.poll() is None
+            time.sleep(0.01)
+        assert refused in ours("map", "-f", form, f"disk.{form}", status=status)
+        assert "in use" in ours("resize", "-f", form, f"disk.{form}", "2M", status=1)
+        assert "in use" in ours("create", "-f", form, f"disk.{form}", "1M", status=1)
+        if held is ours_held:
+            text = run("qemu-io", "-r", "-f", form, "-c", "read 0 512", f"disk.{form}", status=status)
+            assert ("lock" in text) == writes, text
+            assert "lock" in theirs("resize", "-f", form, f"disk.{form}", "2M", status=1)
+        holder.terminate()
+    ours("resize", "-f", form, f"disk.{form}", "2M")
 
 
 def test_command_line(folder):
