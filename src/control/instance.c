@@ -289,20 +289,9 @@ int instance_get(struct instances *instances, const char *name, json_t **ret_doc
     return instance_doc_get(instances, name, ret_doc, err);
 }
 
-int instance_list(struct instances *instances, json_t **ret_docs, struct err *err)
+int instance_list(struct instances *instances, char **ret_text, struct err *err)
 {
-    struct store_list list = {0};
-    int ret = store_list_prefix(instances->config.store, "instances/", &list, err);
-    if (ret < 0)
-        return ret;
-    own_json json_t *docs = json_array();
-    for (size_t i = 0; i < list.count; i++)
-        json_array_append(docs, list.docs[i].value);
-    store_list_clear(&list);
-    if (!docs)
-        return err_set(err, ENOMEM, "instances");
-    *ret_docs = TAKE(docs);
-    return 0;
+    return store_list_text(instances->config.store, "instances/", ret_text, err);
 }
 
 static int change_spec(struct instance_change *change, struct err *err)

@@ -67,6 +67,7 @@ struct instance {
     int exit_code_now;
     int64_t deadline_ms;  /* of what is under way; 0: nothing */
     bool asked_to_stop;
+    bool told_to_end;     /* at once */
     char failure[ERR_MESSAGE_SIZE]; /* why the start failed, while its process is being killed */
     unsigned delay_ms;    /* between tries */
     int64_t phase_ms[4];  /* launch began, process there, guest answers, main runs; for the log */
@@ -81,6 +82,7 @@ struct instance_ops {
     int (*greet)(struct instance *instance, const json_t *doc, json_t **ret_status, struct err *err);
     /* A session whose EXIT tells of the main process's end. */
     int (*wait)(struct instance *instance, struct agent_session **ret_session, struct err *err);
+    /* Asks the main process to end within the time, or ends it at once (0); the guest then writes all it has and goes off. */
     int (*ask_to_stop)(struct instance *instance, const json_t *doc, unsigned timeout_ms, struct err *err);
     int (*press_power)(struct instance *instance, struct err *err);
     int (*set_paused)(struct instance *instance, bool paused, struct err *err);

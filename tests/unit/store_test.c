@@ -161,6 +161,15 @@ static void test_prefixes(void **state)
         assert_int_equal(list.count, cases[i].count);
         store_list_clear(&list);
     }
+    char *text = NULL;
+    assert_int_equal(put(s, "a/b", "{\"n\": [1, \"\\n\"]}", STORE_ANY, NULL), 0);
+    assert_int_equal(store_list_text(s, "a/", &text, NULL), 0);
+    assert_string_equal(text, "[{\"n\":[1,\"\\n\"]},{}]");
+    free(text);
+    assert_int_equal(store_list_text(s, "c", &text, NULL), 0);
+    assert_string_equal(text, "[]");
+    free(text);
+    assert_int_equal(store_list_text(s, "/", &text, NULL), -EINVAL);
 }
 
 static void test_all_is_kept(void **state)
