@@ -143,7 +143,7 @@ static int run_prune(struct cli *cli, struct err *err)
     if (r == 0 && cli->output == OUTPUT_JSON)
         r = cli_print_document(cli, result);
     else if (r == 0) {
-        cli_show_size(result, cli_member(result, "freed_bytes"), size, sizeof size);
+        cli_show_size(result, cli_member(result, "bytes"), size, sizeof size);
         cli_say(cli, "freed %s", size);
     }
     json_decref(result);

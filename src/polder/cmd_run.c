@@ -7,6 +7,7 @@
 #include "polder/commands.h"
 #include "polder/session.h"
 #include "polder/spec.h"
+#include "polder/text.h"
 
 static const struct option_spec instance_options[] = {
     {"", NULL, "The instance", NULL, NULL},
@@ -101,7 +102,8 @@ static int show(const struct cli *cli, const json_t *instance)
 {
     if (cli->output == OUTPUT_JSON)
         return cli_print_document(cli, instance);
-    printf("%s\n", cli_text(instance, "name"));
+    text_print(stdout, cli_text(instance, "name"), "");
+    putchar('\n');
     return 0;
 }
 

@@ -1,4 +1,6 @@
 """What goes wrong for a user, and what must come of it: told by the real `polder`, with machines on jit."""
+import subprocess
+
 import pytest
 
 from busybox_platform import SMALL, busybox_platform
@@ -63,3 +65,15 @@ def test_what_was_written_survives_a_sudden_end(platform):
     platform.polder("rm", "-f", "writer")
     assert platform.polder("run", "--rm", "-v", "kept:/srv", *SMALL, "busybox", "cat", "/srv/note")[0] == "rm\n"
     platform.polder("volume", "rm", "kept")
+
+
+def test_a_user_networks_forwards_answer_on_the_hosts_loopback(platform):
+    """On a host that has nothing but its loopback."""
+    script = "mkdir /www; head -c 200000 /dev/zero >/www/zeros; exec httpd -f -p 80 -h /www"
+    platform.polder("network", "create", "--kind", "user", "easy")
+    platform.polder("run", "-d", "--name", "server", "--network", "easy", "-p", "8081:80", "-p", "127.0.0.1:8082:80", *SMALL,
+                    "busybox", "sh", "-c", script)
+    for port in (8081, 8082):
+        fetch = platform.inside("curl", "-sS", "-m", "5", "--noproxy", "*", f"http://127.0.0.1:{port}/zeros")
+        assert platform.until(lambda: subprocess.run(fetch, capture_output=True, timeout=20).stdout) == bytes(200000)
+    platform.polder("rm", "-f", "server")
