@@ -49,6 +49,21 @@ def test_logs_and_state(platform, web):
     assert json.loads(platform.polder("inspect", web)[0])
 
 
+@pytest.mark.parametrize("question", ["wait", "logs?follow=1"])
+def test_who_leaves_is_not_waited_for(platform, web, question):
+    """Each would else keep a thread and a connection of polderd's as long as the instance runs on."""
+    def threads():
+        return len(os.listdir(f"/proc/{platform.process.pid}/task"))
+    before, clients = threads(), []
+    for _ in range(20):
+        clients.append(platform.client.connect(30))
+        clients[-1].request("GET", f"/v1/instances/{web}/{question}")
+    platform.until(lambda: threads() >= before + 20)
+    for client in clients:
+        client.close()
+    platform.until(lambda: threads() < before + 10)
+
+
 def test_port_forward(platform, web):
     fetch = platform.inside("curl", "-sS", "-m", "5", "http://127.0.0.1:8080/")
     assert platform.until(lambda: subprocess.run(fetch, capture_output=True, timeout=20).stdout) == b"hello from the guest\n"
