@@ -132,6 +132,13 @@ def test_changes_are_audited_with_who_and_where(daemon):
     assert daemon.client.get("/v1/audit", limit=1, before=records[0]["id"])[0]["id"] == records[1]["id"]
 
 
+def test_a_cancellation_is_audited(daemon):
+    operation = daemon.client.post("/v1/images/pull", {"ref": "localhost:1/none"})
+    daemon.client.delete(f"/v1/operations/{operation['id']}")
+    record = daemon.client.get("/v1/audit", limit=1)[0]
+    assert (record["action"], record["target"]) == ("operation.cancel", f"operations/{operation['id']}")
+
+
 # ---- TLS ----
 
 def openssl(*argv, cwd):
