@@ -7,9 +7,9 @@
 
 static int list_instances(struct request *request, struct err *err)
 {
-    json_t *list;
+    char *list;
     int r = instance_list(request->platform->instances, &list, err);
-    return r < 0 ? r : request_reply(request, list);
+    return r < 0 ? r : request_reply_text(request, "application/json", list);
 }
 
 static int get_instance(struct request *request, struct err *err)

@@ -199,7 +199,7 @@ int server_start(const struct server_config *config, struct server **ret_server,
     if (r == 0 && config->listen)
         r = start_tls(server, err);
     if (r < 0) {
-        server_stop(server);
+        (void)server_stop(server);
         return r;
     }
     *ret_server = server;
@@ -227,16 +227,14 @@ static void wipe(char *secret)
     free(secret);
 }
 
-void server_stop(struct server *server)
+bool server_stop(struct server *server)
 {
     if (!server)
-        return;
+        return true;
     if (server->local)
         unlink(server->config.socket_path);
-    if (!wait_websockets(server)) {
-        log_warn("a console or session does not end; polderd goes without waiting for it");
-        return;
-    }
+    if (!wait_websockets(server))
+        return false;
     if (server->local)
         MHD_stop_daemon(server->local);
     if (server->tls)
@@ -252,6 +250,7 @@ void server_stop(struct server *server)
     pthread_cond_destroy(&server->changed);
     pthread_mutex_destroy(&server->lock);
     free(server);
+    return true;
 }
 
 unsigned server_port(const struct server *server)

@@ -42,6 +42,8 @@ struct instances_config {
 must_check int instances_open(const struct instances_config *config, struct instances **ret_instances, struct err *err);
 /* Ends the work at the next safe point; machines run on. NULL is fine. */
 void instances_close(struct instances *instances);
+/* True when the kernel keeps the limits of all; otherwise why it does not, and the cure, for as long as `instances` is there. */
+bool instances_keep_limits(const struct instances *instances, const char **ret_why, const char **ret_cure);
 
 /* Who asks, and how a call that takes long tells how far it is. May be NULL, and so may every member. */
 struct instance_call {
@@ -59,8 +61,8 @@ struct instance_call {
 must_check int instance_create(struct instances *instances, const json_t *spec, bool start, const struct instance_call *call,
                                json_t **ret_doc, struct err *err);
 must_check int instance_get(struct instances *instances, const char *name, json_t **ret_doc, struct err *err);
-/* Array of documents by name. */
-must_check int instance_list(struct instances *instances, json_t **ret_docs, struct err *err);
+/* The documents by name, as the text of a JSON array that the caller frees. */
+must_check int instance_list(struct instances *instances, char **ret_text, struct err *err);
 /* Changes members of the spec that may change: cpus, cpu_weight, memory_bytes, restart, labels, ports; those of a running
  * instance take effect at its next start. */
 must_check int instance_update(struct instances *instances, const char *name, const json_t *changes,

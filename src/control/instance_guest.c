@@ -16,16 +16,12 @@
 #define KNOCK_MS 60u    /* a try whether the guest answers */
 #define START_MS 30000u /* the agent mounts and starts */
 #define CALL_MS 5000u
+#define END_MS 2000u    /* a guest that shall end at once has no longer to answer */
 #define LOG_TAIL 8192
 
 static char *run_path(const struct instance *instance, const char *name)
 {
     return instance_path(instance->owner->config.run_dir, instance->id, name);
-}
-
-static bool is_vm(const json_t *doc)
-{
-    return !strcmp(json_text(json_object_get(doc, "spec"), "kind"), "vm");
 }
 
 /* ---- start ---- */
@@ -89,12 +85,8 @@ static int host_greet(struct instance *instance, const json_t *doc, json_t **ret
     own_free char *vsock = run_path(instance, "vsock.sock");
     if (!vsock)
         return err_set(err, ENOMEM, "guest");
-    if (is_vm(doc)) {
-        *ret_status = json_object();
-        return 0;
-    }
     int ret = read_start(instance, &start, err);
-    if (!ret)
+    if (!ret && !instance_doc_is_vm(doc)) /* a system of its own takes its time, and may have no agent */
         ret = send_start(instance, vsock, start, err);
     if (ret < 0)
         return ret;
@@ -119,10 +111,12 @@ static int host_ask_to_stop(struct instance *instance, const json_t *doc, unsign
     if (ret < 0)
         return ret;
     own_json json_t *request = json_pack("{s:i}", "timeout_ms", (int)timeout_ms);
-    if (*json_text(start, "stop_signal"))
+    if (!timeout_ms)
+        json_object_set_new(request, "signal", json_string("KILL"));
+    else if (*json_text(start, "stop_signal"))
         json_object_set(request, "signal", json_object_get(start, "stop_signal"));
     struct agent_session *session = NULL;
-    ret = agent_open(vsock, "shutdown", request, CALL_MS, &session, NULL, err);
+    ret = agent_open(vsock, "shutdown", request, timeout_ms ? CALL_MS : END_MS, &session, NULL, err);
     if (ret < 0)
         return ret;
     if (instance->wait) {
@@ -210,14 +204,24 @@ static void last_words(const struct instance *instance, char *words, size_t size
     }
 }
 
+/* Whether the kernel ended it for that. */
+static bool ran_out_of_memory(const struct instance *instance)
+{
+    own_free char *path = instance_cgroup(instance);
+    struct cgroup_usage usage = {0};
+    return path && cgroup_read(path, &usage, NULL) == 0 && usage.oom_kills;
+}
+
 static int host_ended(struct instance *instance, const json_t *doc, int *ret_code, char *text, size_t size, struct err *err)
 {
     (void)err;
     if (*ret_code < 0)
         *ret_code = logged_code(instance);
-    if (*ret_code < 0)
+    if (*ret_code < 0 && ran_out_of_memory(instance))
+        snprintf(text, size, "the machine needed more memory than its limit allows: give it more (--memory)");
+    else if (*ret_code < 0)
         last_words(instance, text, size);
-    if (*ret_code < 0 && is_vm(doc) && !*text)
+    if (*ret_code < 0 && instance_doc_is_vm(doc) && !*text)
         *ret_code = 0; /* it powered off */
     if (*ret_code < 0 && !*text)
         snprintf(text, size, "the machine ended without a word; its console may tell: polder logs --boot");

@@ -174,10 +174,10 @@ static void add_process(json_t *stats, pid_t pid)
 
 static void add_cgroup(const struct instance *instance, json_t *stats)
 {
-    own_free char *path = NULL;
+    own_free char *path = instance_cgroup(instance);
     struct cgroup_usage usage = {0};
     const struct cgroup_host *host = &instance->owner->runtime->cgroups;
-    if (!host->parent || asprintf(&path, "%s/%s", host->parent, instance->id) < 0 || cgroup_read(path, &usage, NULL) < 0)
+    if (!path || cgroup_read(path, &usage, NULL) < 0)
         return;
     if (host->available & CGROUP_CPU)
         json_object_set_new(stats, "cpu_usage_ns", json_integer((json_int_t)usage.cpu_us * 1000));

@@ -9,7 +9,8 @@
  *     starting        there     greet the agent until it answers: running
  *     running         there     pause, or wait for the main process's end
  *     paused          there     resume
- *     any             there     shall not run: ask, press the power button, kill */
+ *     any             there     shall not run: ask, press the power button, kill; at once: end the main process and let the
+ *                               guest write what it has, then kill */
 #include "control/instance_impl.h"
 
 #include <errno.h>
@@ -28,6 +29,7 @@
 #define AGENT_RETRY_MS 200
 #define POWER_OFF_MS 10000  /* from the main process's end to the machine's */
 #define STOP_MS 10000
+#define LAST_WRITES_MS 2000 /* for a guest that is ended at once to write what it has to its disks */
 #define KILL_RETRY_MS 1000
 #define STRAY_RETRY_MS 100
 #define BACKOFF_MS 500      /* before the first restart, doubled up to ... */
@@ -173,7 +175,7 @@ static void drop_process(struct instance *instance)
 
 static void reset_run(struct instance *instance)
 {
-    instance->has_exit = instance->asked_to_stop = false;
+    instance->has_exit = instance->asked_to_stop = instance->told_to_end = false;
     instance->failure[0] = '\0';
     instance->deadline_ms = 0;
     instance->delay_ms = GREET_DELAY_MS;
@@ -363,11 +365,6 @@ static bool wait_goes_on(struct instance *instance)
     }
 }
 
-static bool is_vm(const json_t *doc)
-{
-    return !strcmp(json_text(json_object_get(doc, "spec"), "kind"), "vm");
-}
-
 /* The guest is up again within the same process: its agent waits to be told what to run. */
 static void note_reboot(struct instance *instance)
 {
@@ -429,43 +426,80 @@ static void step_running(struct instance *instance, const json_t *doc)
         if (commit(instance, now_in_state, &state, pause ? "instance.paused" : "instance.resumed", NULL) < 0)
             return;
     }
-    if (!pause && !is_vm(doc))
+    if (!pause && !instance_doc_is_vm(doc))
         watch_main(instance);
 }
 
 /* ---- it shall end ---- */
+
+static void wake_up(struct instance *instance, const json_t *doc)
+{
+    struct err err = {0};
+    if (instance_doc_state(doc) == INSTANCE_PAUSED && instance->owner->ops->set_paused(instance, false, &err) < 0)
+        log_debug("instance %s: resume: %s", instance->name, err.message);
+}
 
 static void ask(struct instance *instance, const json_t *doc, int64_t timeout_ms)
 {
     struct err err = {0};
     const struct instance_ops *ops = instance->owner->ops;
     instance->asked_to_stop = true;
-    if (instance_doc_state(doc) == INSTANCE_PAUSED && ops->set_paused(instance, false, &err) < 0)
-        log_debug("instance %s: resume: %s", instance->name, err.message);
-    if (!is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
+    wake_up(instance, doc);
+    if (!instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
         return;
     if (ops->press_power(instance, &err) < 0)
         log_debug("instance %s: power button: %s", instance->name, err.message);
 }
 
+/* Whether a guest that is killed now would lose writes that somebody can miss: those to volumes, and where the instance stays
+ * to its own disk. */
+static bool can_lose(const json_t *doc)
+{
+    bool has_volumes = json_array_size(json_object_get(json_object_get(doc, "spec"), "volumes"));
+    return !instance_doc_is_vm(doc) && instance_doc_state(doc) != INSTANCE_STARTING && (has_volumes || !json_flag(doc, "deleting"));
+}
+
+/* The guest ends its main process without asking it, and goes down; false: it has to be killed. */
+static bool tell_to_end(struct instance *instance, const json_t *doc)
+{
+    struct err err = {0};
+    instance->told_to_end = true;
+    if (!can_lose(doc))
+        return false;
+    wake_up(instance, doc);
+    int ret = instance->owner->ops->ask_to_stop(instance, doc, 0, &err);
+    if (ret < 0)
+        log_warn("instance %s: killed, what it did not write yet is lost: %s", instance->name, err.message);
+    return ret == 0;
+}
+
+static int64_t time_to_stop_ms(const json_t *doc)
+{
+    const json_t *timeout = json_object_get(doc, "stop_timeout_s");
+    if (json_flag(doc, "deleting"))
+        return 0;
+    return timeout ? json_integer_value(timeout) * 1000 : STOP_MS;
+}
+
 static void step_stopping(struct instance *instance, const json_t *doc)
 {
     enum instance_state stopping = INSTANCE_STOPPING;
-    const json_t *timeout = json_object_get(doc, "stop_timeout_s");
     int64_t now = instance_now_ms();
-    int64_t timeout_ms = timeout ? json_integer_value(timeout) * 1000 : STOP_MS;
-    if (json_flag(doc, "deleting"))
-        timeout_ms = 0;
-    if (!instance->asked_to_stop || instance->deadline_ms > now + timeout_ms)
-        instance->deadline_ms = now + timeout_ms;
+    int64_t timeout_ms = time_to_stop_ms(doc);
+    int64_t until = now + (timeout_ms ? timeout_ms : LAST_WRITES_MS);
+    bool is_new = timeout_ms ? !instance->asked_to_stop : !instance->told_to_end;
+    if (is_new || instance->deadline_ms > until)
+        instance->deadline_ms = until;
     if (commit(instance, now_in_state, &stopping, "instance.stopping", NULL) < 0)
         return;
+    if (is_new && timeout_ms)
+        ask(instance, doc, timeout_ms);
+    else if (is_new && !tell_to_end(instance, doc))
+        instance->deadline_ms = now;
     if (now >= instance->deadline_ms) {
         kill_process(instance);
         return;
     }
-    if (!instance->asked_to_stop)
-        ask(instance, doc, timeout_ms);
     if (instance->wait && !wait_goes_on(instance))
         drop_wait(instance);
     if (instance->wait)

@@ -81,7 +81,7 @@ static int refused(const char *text, struct err *err)
 {
     char line[160];
     size_t len = 0;
-    for (; text[len] && len < sizeof line - 1; len++)
+    for (; len < sizeof line - 1 && text[len]; len++)
         line[len] = (char)((unsigned char)text[len] < ' ' || text[len] == 0x7f ? ' ' : text[len]);
     line[len] = '\0';
     return err_say(err, EREMOTEIO, "the machine refused: %s", line);

@@ -154,8 +154,12 @@ static int sqlite_get(struct store *store, const char *key, struct store_doc *re
     return ret == -ENOENT ? err_say(err, ENOENT, "there is no %s", key) : ret;
 }
 
-static int append_doc(struct store_list *list, sqlite3_stmt *row, struct err *err)
+/* What is done with each row of a list. */
+typedef int row_fn(void *arg, sqlite3_stmt *row, struct err *err);
+
+static int append_doc(void *arg, sqlite3_stmt *row, struct err *err)
 {
+    struct store_list *list = arg;
     if ((list->count & (list->count - 1)) == 0) {
         size_t room = list->count ? list->count * 2 : 1;
         struct store_doc *docs = reallocarray(list->docs, room, sizeof *docs);
@@ -168,7 +172,17 @@ static int append_doc(struct store_list *list, sqlite3_stmt *row, struct err *er
     return ret;
 }
 
-static int list_locked(struct sqlite_store *s, const char *prefix, struct store_list *list, struct err *err)
+static int append_text(void *arg, sqlite3_stmt *row, struct err *err)
+{
+    FILE *text = arg;
+    const char *value = (const char *)sqlite3_column_text(row, 1);
+    bool first = ftell(text) == 1;
+    if (!value || (!first && fputc(',', text) < 0) || fputs(value, text) < 0)
+        return err_set(err, ENOMEM, "list documents");
+    return 0;
+}
+
+static int list_locked(struct sqlite_store *s, const char *prefix, row_fn *append, void *arg, struct err *err)
 {
     sqlite3_stmt *statement = sqlite_statement(s, SQL_LIST, err);
     if (!statement)
@@ -176,12 +190,11 @@ static int list_locked(struct sqlite_store *s, const char *prefix, struct store_
     sqlite3_bind_text(statement, 1, prefix, -1, SQLITE_STATIC);
     int ret = 0, code = SQLITE_DONE;
     while (ret == 0 && (code = sqlite3_step(statement)) == SQLITE_ROW)
-        ret = append_doc(list, statement, err);
+        ret = append(arg, statement, err);
     if (ret == 0 && code != SQLITE_DONE)
         ret = sqlite_failed(s, code, prefix, err);
     sqlite3_reset(statement);
     sqlite3_clear_bindings(statement);
-    list->revision = s->revision;
     return ret;
 }
 
@@ -190,12 +203,33 @@ static int sqlite_list(struct store *store, const char *prefix, struct store_lis
     struct sqlite_store *s = sqlite_of(store);
     struct store_list list = {0};
     pthread_mutex_lock(&s->lock);
-    int ret = list_locked(s, prefix, &list, err);
+    int ret = list_locked(s, prefix, append_doc, &list, err);
+    list.revision = s->revision;
     pthread_mutex_unlock(&s->lock);
     if (ret < 0)
         store_list_clear(&list);
     else
         *ret_list = list;
+    return ret;
+}
+
+static int sqlite_list_text(struct store *store, const char *prefix, char **ret_text, struct err *err)
+{
+    struct sqlite_store *s = sqlite_of(store);
+    own_free char *text = NULL;
+    size_t len = 0;
+    FILE *out = open_memstream(&text, &len);
+    if (!out)
+        return err_set(err, ENOMEM, "list documents");
+    fputc('[', out);
+    pthread_mutex_lock(&s->lock);
+    int ret = list_locked(s, prefix, append_text, out, err);
+    pthread_mutex_unlock(&s->lock);
+    fputc(']', out);
+    if (fclose(out) != 0 && !ret)
+        ret = err_set(err, ENOMEM, "list documents");
+    if (!ret)
+        *ret_text = TAKE(text);
     return ret;
 }
 
@@ -295,8 +329,7 @@ static int trim(struct commit *c, struct err *err)
     if (c->revision % SQLITE_TRIM_EVERY || c->revision <= SQLITE_CHANGES_KEPT)
         return 0;
     c->forgotten = c->revision - SQLITE_CHANGES_KEPT;
-    int ret = set_number(c->s, SQL_TRIM_CHANGES, c->forgotten, err);
-    return ret < 0 ? ret : set_number(c->s, SQL_TRIM_AUDIT, SQLITE_AUDIT_KEPT, err);
+    return set_number(c->s, SQL_TRIM_CHANGES, c->forgotten, err);
 }
 
 static int apply_all(struct commit *c, const struct store_op *ops, char *const *texts, size_t count,
@@ -481,6 +514,7 @@ const struct store_class store_sqlite = {
     .close = sqlite_close,
     .get = sqlite_get,
     .list = sqlite_list,
+    .list_text = sqlite_list_text,
     .commit = sqlite_commit,
     .watch_open = sqlite_watch_open,
     .watch_next = sqlite_watch_next,

@@ -49,11 +49,21 @@ int store_get(struct store *store, const char *key, struct store_doc *ret_doc, s
     return ret < 0 ? ret : store->class->get(store, key, ret_doc, err);
 }
 
+static int check_prefix(const char *prefix, struct err *err)
+{
+    return is_key(prefix, true) ? 0 : err_say(err, EINVAL, "'%.60s' cannot begin a key", prefix);
+}
+
 int store_list_prefix(struct store *store, const char *prefix, struct store_list *ret_list, struct err *err)
 {
-    if (!is_key(prefix, true))
-        return err_say(err, EINVAL, "'%.60s' cannot begin a key", prefix);
-    return store->class->list(store, prefix, ret_list, err);
+    int ret = check_prefix(prefix, err);
+    return ret < 0 ? ret : store->class->list(store, prefix, ret_list, err);
+}
+
+int store_list_text(struct store *store, const char *prefix, char **ret_text, struct err *err)
+{
+    int ret = check_prefix(prefix, err);
+    return ret < 0 ? ret : store->class->list_text(store, prefix, ret_text, err);
 }
 
 void store_doc_clear(struct store_doc *doc)
@@ -103,9 +113,8 @@ int store_commit(struct store *store, const struct store_op *ops, size_t count, 
 
 int store_watch_open(struct store *store, const char *prefix, uint64_t since, struct store_watch **ret_watch, struct err *err)
 {
-    if (!is_key(prefix, true))
-        return err_say(err, EINVAL, "'%.60s' cannot begin a key", prefix);
-    return store->class->watch_open(store, prefix, since, ret_watch, err);
+    int ret = check_prefix(prefix, err);
+    return ret < 0 ? ret : store->class->watch_open(store, prefix, since, ret_watch, err);
 }
 
 int store_watch_next(struct store_watch *watch, int timeout_ms, struct store_event *ret_event, struct err *err)

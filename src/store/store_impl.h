@@ -17,6 +17,7 @@ struct store_class {
     void (*close)(struct store *store);
     int (*get)(struct store *store, const char *key, struct store_doc *ret_doc, struct err *err);
     int (*list)(struct store *store, const char *prefix, struct store_list *ret_list, struct err *err);
+    int (*list_text)(struct store *store, const char *prefix, char **ret_text, struct err *err);
     /* texts[i]: the JSON text of ops[i].value */
     int (*commit)(struct store *store, const struct store_op *ops, char *const *texts, size_t count,
                   const struct store_audit *audit, uint64_t *ret_revision, struct err *err);

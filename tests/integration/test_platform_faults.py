@@ -1,4 +1,6 @@
 """What goes wrong for a user, and what must come of it: told by the real `polder`, with machines on jit."""
+import subprocess
+
 import pytest
 
 from busybox_platform import SMALL, busybox_platform
@@ -45,3 +47,33 @@ def test_what_cannot_be_made_leaves_nothing(platform, idle, options, said):
 def test_an_unknown_image_leaves_nothing(platform, idle):
     platform.polder("run", "--pull", "never", "nonesuch", "true", status=1)
     assert names(platform) == [idle]
+
+
+def test_what_was_written_survives_a_sudden_end(platform):
+    """On a volume, and on the root disk where the instance stays; with the guest's cache not written yet."""
+    def execute(script):
+        return platform.polder("exec", "writer", "--", "sh", "-c", script)[0]
+
+    platform.polder("volume", "create", "kept")
+    platform.polder("run", "-d", "--name", "writer", "-v", "kept:/srv", *SMALL, "busybox", "sleep", "10000")
+    for how in (("kill", "writer"), ("stop", "-t", "0", "writer")):
+        execute(f"echo {how[0]} >/srv/note; echo {how[0]} >/root/note")
+        platform.polder(*how)
+        platform.polder("start", "writer")
+        assert execute("cat /srv/note /root/note") == f"{how[0]}\n" * 2
+    execute("echo rm >/srv/note")
+    platform.polder("rm", "-f", "writer")
+    assert platform.polder("run", "--rm", "-v", "kept:/srv", *SMALL, "busybox", "cat", "/srv/note")[0] == "rm\n"
+    platform.polder("volume", "rm", "kept")
+
+
+def test_a_user_networks_forwards_answer_on_the_hosts_loopback(platform):
+    """On a host that has nothing but its loopback."""
+    script = "mkdir /www; head -c 200000 /dev/zero >/www/zeros; exec httpd -f -p 80 -h /www"
+    platform.polder("network", "create", "--kind", "user", "easy")
+    platform.polder("run", "-d", "--name", "server", "--network", "easy", "-p", "8081:80", "-p", "127.0.0.1:8082:80", *SMALL,
+                    "busybox", "sh", "-c", script)
+    for port in (8081, 8082):
+        fetch = platform.inside("curl", "-sS", "-m", "5", "--noproxy", "*", f"http://127.0.0.1:{port}/zeros")
+        assert platform.until(lambda: subprocess.run(fetch, capture_output=True, timeout=20).stdout) == bytes(200000)
+    platform.polder("rm", "-f", "server")

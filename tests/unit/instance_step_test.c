@@ -22,7 +22,7 @@
 
 /* What the machines do. */
 static struct {
-    atomic_int launches, greets, cleans, alive;
+    atomic_int launches, greets, cleans, alive, asks, ends_now; /* the last: asked to end at once */
     atomic_int fail_launch, fail_greet, not_ready, fail_end; /* how many of the next ones */
     atomic_bool ends_at_once, ignores_stop;
     bool violates; /* ends as the filter of system calls ends it */
@@ -101,8 +101,8 @@ static int fake_wait(struct instance *instance, struct agent_session **ret_sessi
 static int fake_ask(struct instance *instance, const json_t *doc, unsigned timeout_ms, struct err *err)
 {
     (void)doc;
-    (void)timeout_ms;
     (void)err;
+    atomic_fetch_add(timeout_ms ? &world.asks : &world.ends_now, 1);
     if (!world.ignores_stop)
         end_machine(instance);
     return 0;
@@ -110,7 +110,7 @@ static int fake_ask(struct instance *instance, const json_t *doc, unsigned timeo
 
 static int fake_press(struct instance *instance, struct err *err)
 {
-    return fake_ask(instance, NULL, 0, err);
+    return fake_ask(instance, NULL, 1, err);
 }
 
 static int fake_pause(struct instance *instance, bool paused, struct err *err)
@@ -263,6 +263,29 @@ static void kills_who_does_not_listen(void **state)
     succeeds(instance_stop(instances, "deaf", 0, NULL, &err), &err);
     succeeds(instance_get(instances, "deaf", &doc, &err), &err);
     assert_int_equal(json_number(instance_status(doc), "exit_code"), 137);
+    assert_int_equal(world.ends_now, 1);
+}
+
+/* Its own disk goes with it, so that nobody would miss what is not written. */
+static void is_removed_without_a_word(void **state)
+{
+    struct instances *instances = *state;
+    struct err err = {0};
+    create(instances, "web", "");
+    succeeds(instance_start(instances, "web", NULL, &err), &err);
+    succeeds(instance_remove(instances, "web", true, NULL, &err), &err);
+    assert_int_equal(world.asks + world.ends_now, 0);
+}
+
+static void writes_to_volumes_before_it_is_removed(void **state)
+{
+    struct instances *instances = *state;
+    struct err err = {0};
+    create(instances, "web", ", \"volumes\": [{\"volume\": \"data\", \"path\": \"/srv\"}]");
+    succeeds(instance_start(instances, "web", NULL, &err), &err);
+    succeeds(instance_remove(instances, "web", true, NULL, &err), &err);
+    assert_int_equal(world.asks, 0);
+    assert_int_equal(world.ends_now, 1);
 }
 
 static void pauses_and_resumes(void **state)
@@ -428,9 +451,10 @@ int main(void)
     log_threshold = LOG_ERROR;
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(starts_and_stops),   TEST(kills_who_does_not_listen), TEST(pauses_and_resumes),
-        TEST(failures_are_told_and_give_back), TEST(violations_are_told), TEST(restarts_by_policy), TEST(removes_itself),
-        TEST(is_renamed_while_it_runs), TEST(is_taken_over), TEST(converges_after_crashes), TEST(leftovers_go),
+        TEST(starts_and_stops), TEST(kills_who_does_not_listen), TEST(is_removed_without_a_word),
+        TEST(writes_to_volumes_before_it_is_removed), TEST(pauses_and_resumes), TEST(failures_are_told_and_give_back),
+        TEST(violations_are_told), TEST(restarts_by_policy), TEST(removes_itself), TEST(is_renamed_while_it_runs),
+        TEST(is_taken_over), TEST(converges_after_crashes), TEST(leftovers_go),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -80,7 +80,7 @@ static void the_reference_names_every_route(void **state)
 
 static int check_body(const char *method, const char *path, const char *body, struct err *err)
 {
-    struct request request = {.body_fd = -1};
+    struct request request = {.body_fd = -1, .peer_fd = -1};
     char allow[64];
     assert_int_equal(route_find(method, path, &request.route, request.params, allow, err), 0);
     int r = request_set_body(&request, body, strlen(body), err);
@@ -124,7 +124,7 @@ static void bodies_are_checked(void **state)
 
 static void parameters_are_checked(void **state)
 {
-    struct request request = {.body_fd = -1};
+    struct request request = {.body_fd = -1, .peer_fd = -1};
     char allow[64];
     struct err err = {0};
     (void)state;
@@ -240,7 +240,7 @@ static int until_cancelled(struct operation *operation, void *arg, json_t **ret_
 
 static json_t *run_operation(struct platform *platform, operation_fn *fn, const char *arg, bool cancel)
 {
-    struct request request = {.platform = platform, .actor = {.name = "uid:7"}, .body_fd = -1};
+    struct request request = {.platform = platform, .actor = {.name = "uid:7"}, .body_fd = -1, .peer_fd = -1};
     struct err err = {0};
     json_t *document;
     char id[17];
@@ -320,6 +320,56 @@ static void messages_come_and_go(void **state)
     close(pair[0]);
 }
 
+static int connect_websocket(int pair[2], struct websocket **ret_websocket)
+{
+    struct err err = {0};
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    return websocket_create(pair[0], NULL, 0, ret_websocket, &err);
+}
+
+/* Who takes the first only loses none of those that came with it. */
+static void messages_come_one_by_one(void **state)
+{
+    static const uint8_t frames[] = {0x82, 0x82, 0, 0, 0, 0, 3, '{', 0x82, 0x82, 0, 0, 0, 0, 0, 'a', 0x82, 0x81, 0, 0, 0, 0, 0};
+    static const char *const expected[] = {"3:{", "0:a", "0:"};
+    struct websocket *websocket;
+    char got[32] = "";
+    int pair[2];
+    (void)state;
+    assert_int_equal(connect_websocket(pair, &websocket), 0);
+    assert_int_equal(write(pair[1], frames, sizeof frames), sizeof frames);
+    close(pair[1]);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(websocket_timeout(websocket, true, 1000), i ? 0 : 1000);
+        assert_int_equal(websocket_timeout(websocket, false, 1000), 1000);
+        assert_true(websocket_pump(websocket, true, take, got));
+        assert_string_equal(got, expected[i]);
+    }
+    assert_false(websocket_pump(websocket, true, take, got));
+    websocket_free(websocket);
+    close(pair[0]);
+}
+
+/* The answers to its pings would else fill the memory. */
+static void a_client_that_takes_no_answers_is_not_heard(void **state)
+{
+    static const uint8_t ping[] = {0x89, 0x80, 0, 0, 0, 0};
+    struct websocket *websocket;
+    char got[32] = "";
+    int pair[2], idle = 0;
+    (void)state;
+    assert_int_equal(connect_websocket(pair, &websocket), 0);
+    for (int i = 0; i < 1000000 && idle < 3; i++) {
+        idle = send(pair[1], ping, sizeof ping, MSG_DONTWAIT) == sizeof ping ? 0 : idle + 1;
+        assert_true(websocket_pump(websocket, true, take, got));
+    }
+    assert_int_equal(idle, 3);
+    assert_int_equal(websocket_events(websocket, true), POLLOUT);
+    websocket_free(websocket);
+    close(pair[0]);
+    close(pair[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -329,6 +379,7 @@ int main(void)
         cmocka_unit_test(tokens_are_known_by_their_hash), cmocka_unit_test(peers_and_certificates),
         cmocka_unit_test(operations_run_and_end),       cmocka_unit_test(accept_is_as_the_rfc_says),
         cmocka_unit_test(messages_come_and_go),
+        cmocka_unit_test(messages_come_one_by_one),     cmocka_unit_test(a_client_that_takes_no_answers_is_not_heard),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -185,9 +185,12 @@ static int do_get(struct drive *drive, struct err *err)
 
 static int do_list(struct drive *drive, struct err *err)
 {
-    json_t *docs = NULL;
+    char *docs = NULL;
     int ret = instance_list(drive->instances, &docs, err);
-    return print(docs, ret);
+    if (!ret)
+        puts(docs);
+    free(docs);
+    return ret;
 }
 
 static int do_rm(struct drive *drive, struct err *err)
