@@ -2,6 +2,7 @@
 #include "api/operation.h"
 #include "api/routes.h"
 #include "api/schemas.h"
+#include "base/log.h"
 
 static int list_operations(struct request *request, struct err *err)
 {
@@ -21,8 +22,14 @@ static int get_operation(struct request *request, struct err *err)
 static int cancel_operation(struct request *request, struct err *err)
 {
     json_t *document;
+    struct request_audit audit;
+    request_audit(request, &audit, "operation.cancel", "operations/%s", request->params[0]);
     int r = operations_cancel(request->platform->operations, request->params[0], &document, err);
-    return r < 0 ? r : request_reply(request, document);
+    if (r < 0)
+        return r;
+    if (store_commit(request->platform->store, NULL, 0, &audit.audit, NULL, err) < 0)
+        log_warn("audit of %s %s cannot be kept", audit.audit.action, audit.audit.target);
+    return request_reply(request, document);
 }
 
 static const struct schema_field wait_query[] = {

@@ -260,7 +260,7 @@ void server_on_completed(void *arg, struct MHD_Connection *connection, void **co
     if (!exchange)
         return;
     end_stream(exchange, false);
-    peer_set_deadline(arg, exchange->peer, SERVER_HEAD_S);
+    peer_set_deadline(arg, exchange->peer, exchange->upgraded ? 0 : SERVER_HEAD_S);
     request_clear(&exchange->request);
     free(exchange->body);
     free(exchange);

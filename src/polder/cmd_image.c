@@ -137,7 +137,7 @@ static int run_prune(struct cli *cli, struct err *err)
 {
     json_t *answer = NULL, *result = NULL;
     char size[64] = "nothing";
-    int r = cli_post(cli, json_object(), &answer, err, "/v1/images/prune");
+    int r = cli_post(cli, NULL, &answer, err, "/v1/images/prune");
     if (r == 0)
         r = cli_finish(cli, answer, &result, err);
     if (r == 0 && cli->output == OUTPUT_JSON)
