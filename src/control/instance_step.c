@@ -365,11 +365,6 @@ static bool wait_goes_on(struct instance *instance)
     }
 }
 
-static bool is_vm(const json_t *doc)
-{
-    return !strcmp(json_text(json_object_get(doc, "spec"), "kind"), "vm");
-}
-
 /* The guest is up again within the same process: its agent waits to be told what to run. */
 static void note_reboot(struct instance *instance)
 {
@@ -431,7 +426,7 @@ static void step_running(struct instance *instance, const json_t *doc)
         if (commit(instance, now_in_state, &state, pause ? "instance.paused" : "instance.resumed", NULL) < 0)
             return;
     }
-    if (!pause && !is_vm(doc))
+    if (!pause && !instance_doc_is_vm(doc))
         watch_main(instance);
 }
 
@@ -450,7 +445,7 @@ static void ask(struct instance *instance, const json_t *doc, int64_t timeout_ms
     const struct instance_ops *ops = instance->owner->ops;
     instance->asked_to_stop = true;
     wake_up(instance, doc);
-    if (!is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
+    if (!instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
         return;
     if (ops->press_power(instance, &err) < 0)
         log_debug("instance %s: power button: %s", instance->name, err.message);
@@ -461,7 +456,7 @@ static void ask(struct instance *instance, const json_t *doc, int64_t timeout_ms
 static bool can_lose(const json_t *doc)
 {
     bool has_volumes = json_array_size(json_object_get(json_object_get(doc, "spec"), "volumes"));
-    return !is_vm(doc) && instance_doc_state(doc) != INSTANCE_STARTING && (has_volumes || !json_flag(doc, "deleting"));
+    return !instance_doc_is_vm(doc) && instance_doc_state(doc) != INSTANCE_STARTING && (has_volumes || !json_flag(doc, "deleting"));
 }
 
 /* The guest ends its main process without asking it, and goes down; false: it has to be killed. */
