@@ -113,6 +113,19 @@ def test_another_user_is_refused(daemon):
     assert json.loads(out.stdout)["error"]["code"] == "denied" and "group polder" in out.stdout
 
 
+def test_a_large_group_has_the_socket(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root to have groups of its own")
+    groups = tmp_path / "group"
+    groups.write_text("polder:x:7777:" + ",".join(f"somebody-{i}" for i in range(1000)) + "\n")
+    own = ("unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/group && exec "$@"', groups)
+    with polderd.Polderd(prefix=own) as d:
+        assert os.stat(d.socket).st_gid == 7777
+        out = subprocess.run(["setpriv", "--reuid=4242", "--regid=7777", "--clear-groups", "curl", "-s", "--unix-socket",
+                              d.socket, "http://x/v1/volumes"], capture_output=True, text=True, timeout=20, check=False)
+    assert json.loads(out.stdout) == []
+
+
 def test_the_socket_is_not_for_everyone(daemon):
     assert os.stat(daemon.socket).st_mode & 0o777 == 0o660
 
@@ -176,6 +189,16 @@ def tls_client(daemon, certificates, certificate=None):
     if certificate:
         context.load_cert_chain(certificates / f"{certificate}.pem", certificates / f"{certificate}.key")
     return polderd.Client(lambda t: http.client.HTTPSConnection("127.0.0.1", daemon.port, timeout=t, context=context))
+
+
+def test_who_is_switched_off_is_noticed(tls, certificates):
+    client = tls_client(tls, certificates, "viewer")
+    stream = client.events(follow=1)
+    assert next(stream) is None
+    sockets = subprocess.run(["ss", "-tnoH", "state", "established", f"sport = :{tls.port}"], capture_output=True, text=True,
+                             timeout=20, check=True).stdout
+    stream.close()
+    assert "timer:(keepalive" in sockets
 
 
 def test_nobody_in_particular_is_refused(tls, certificates):
