@@ -14,7 +14,8 @@ static int get_operation(struct request *request, struct err *err)
 {
     json_t *document;
     unsigned wait_ms = (unsigned)request_integer(request, "wait", 0) * 1000;
-    int r = operations_get(request->platform->operations, request->params[0], wait_ms, &document, err);
+    uint64_t revision = (uint64_t)request_integer(request, "revision", INT64_MAX);
+    int r = operations_get(request->platform->operations, request->params[0], revision, wait_ms, &document, err);
     return r < 0 ? r : request_reply(request, document);
 }
 
@@ -33,6 +34,7 @@ static int cancel_operation(struct request *request, struct err *err)
 
 static const struct schema_field wait_query[] = {
     {.name = "wait", .text = "Seconds to wait for its end.", .type = SCHEMA_INTEGER, .max = 600},
+    {.name = "revision", .text = "Waits only until it has a later one.", .type = SCHEMA_INTEGER, .max = INT64_MAX},
     {0},
 };
 

@@ -89,6 +89,7 @@ static const struct {
     CALL_ON("jit", ioctl, 0, KVM_SET_USER_MEMORY_REGION),
     CALL_ON("kvm", mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1),
     CALL_ON("kvm", mprotect, 0, 4096, PROT_READ | PROT_EXEC),
+    CALL(rt_sigaction, SIGSYS),
     CALL(fcntl, 0, F_SETOWN, 1),
     CALL(setrlimit, 0),
     CALL(prlimit64, 1),

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,22 +17,31 @@
 
 static const char *probe;
 
+/* What it said, NUL-terminated. */
+static char said[512];
+
 static int run(const char *engine, const char *word, bool *ret_refused)
 {
     char *argv[] = {(char *)(uintptr_t)probe, (char *)(uintptr_t)engine, (char *)(uintptr_t)word, NULL};
+    int log = memfd_create("log", MFD_CLOEXEC);
     struct sandbox_spec spec = {
-        .program = probe, .argv = argv, .log_fd = STDERR_FILENO, .own_ids = geteuid() == 0, .uid = 1234567, .gid = 1234567};
+        .program = probe, .argv = argv, .log_fd = log, .own_ids = geteuid() == 0, .uid = 1234567, .gid = 1234567};
     struct err err = {0};
     pid_t pid;
     int status = 0;
     if (sandbox_spawn(&spec, &pid, NULL, &err) < 0)
         fail_msg("%s", err.message);
     assert_int_equal(waitpid(pid, &status, 0), pid);
+    ssize_t len = pread(log, said, sizeof said - 1, 0);
+    said[len > 0 ? len : 0] = '\0';
+    close(log);
     *ret_refused = WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS;
     char text[160];
     sandbox_describe_end(status, text, sizeof text);
-    if (*ret_refused)
+    if (*ret_refused) {
         assert_non_null(strstr(text, "system call that its jail forbids"));
+        assert_non_null(strstr(said, "jail_probe: " SANDBOX_VIOLATION));
+    }
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
@@ -66,6 +77,7 @@ static unsigned count_probes(void)
 static void try_all(const char *engine)
 {
     bool refused;
+    char text[128];
     unsigned tried = 0, probes = count_probes();
     for (unsigned i = 0; i < probes; i++) {
         char word[16];
@@ -78,6 +90,8 @@ static void try_all(const char *engine)
     assert_true(tried > 50);
     run(engine, "vcpu", &refused); /* a vCPU may do less */
     assert_true(refused);
+    snprintf(text, sizeof text, SANDBOX_VIOLATION "%d\n", SYS_pread64);
+    assert_non_null(strstr(said, text));
 }
 
 static void test_each_forbidden_call_kills(void **state)
