@@ -164,13 +164,15 @@ def certificates(tmp_path_factory):
     for ca in ("ca", "other"):
         openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{ca}.key",
                 "-out", f"{ca}.pem", "-days", "2", "-subj", f"/CN={ca}", cwd=folder)
-    names = {"server": ("ca", "/CN=localhost"), "forged": ("other", "/CN=eve/OU=admin"), "king": ("ca", "/CN=louis/OU=king"),
+    (folder / "web.ext").write_text("extendedKeyUsage=serverAuth\n")
+    (folder / "any.ext").write_text("basicConstraints=CA:FALSE\n")
+    names = {"web": ("ca", "/CN=web/OU=admin"), "server": ("ca", "/CN=localhost"), "forged": ("other", "/CN=eve/OU=admin"), "king": ("ca", "/CN=louis/OU=king"),
              **{r: ("ca", f"/CN=test/OU={r}") for r in ROLES}}
     for name, (ca, subject) in names.items():
         openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key", "-out",
                 f"{name}.csr", "-subj", subject, cwd=folder)
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days",
-                "2", "-out", f"{name}.pem", cwd=folder)
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial", "-extfile",
+                "web.ext" if name == "web" else "any.ext", "-days", "2", "-out", f"{name}.pem", cwd=folder)
     return folder
 
 
@@ -211,7 +213,7 @@ def test_tokens_that_are_none(tls, certificates, header):
     assert tls_client(tls, certificates).raw("GET", "/v1/system", headers={"Authorization": header})[0] == 401
 
 
-@pytest.mark.parametrize("certificate, words", [("forged", "not signed by"), ("king", "OU must be")])
+@pytest.mark.parametrize("certificate, words", [("forged", "not signed by"), ("web", "not for clients"), ("king", "OU must be")])
 def test_certificates_that_do_not_do(tls, certificates, certificate, words):
     try:
         status, _, body = tls_client(tls, certificates, certificate).raw("GET", "/v1/system")
