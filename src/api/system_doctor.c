@@ -11,6 +11,7 @@
 
 #include "base/own.h"
 #include "base/program_find.h"
+#include "control/instance.h"
 #include "control/network.h"
 
 #define DISK_LOW_BYTES (UINT64_C(2) << 30)
@@ -55,37 +56,14 @@ static void check_kvm(const struct check *check, struct platform *platform, stru
     SAY(result, cure, "load kvm_intel or kvm_amd, and let polderd's user open /dev/kvm (group kvm)");
 }
 
-/* The controllers that a cgroup v2 hierarchy offers, wherever it is mounted. */
-static bool read_controllers(char *text, size_t size)
-{
-    static const char *const places[] = {"/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/unified/cgroup.controllers"};
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        own_fd int fd = open(places[i], O_RDONLY | O_CLOEXEC);
-        ssize_t n = fd >= 0 ? read(fd, text, size - 1) : -1;
-        if (n < 0)
-            continue;
-        text[n] = '\0';
-        text[strcspn(text, "\n")] = '\0';
-        return true;
-    }
-    return false;
-}
-
 static void check_cgroup(const struct check *check, struct platform *platform, struct result *result)
 {
-    char text[256] = "";
+    const char *why, *cure;
     (void)check;
-    (void)platform;
-    if (!read_controllers(text, sizeof text)) {
-        SAY(result, detail, "no cgroup v2 here: CPU weights and memory limits of instances are not enforced by the kernel");
-        SAY(result, cure, "boot with systemd.unified_cgroup_hierarchy=1");
-        return;
-    }
-    result->ok = strstr(text, "cpu") && strstr(text, "memory");
-    SAY(result, detail, "controllers of cgroup v2: %s%s", *text ? text : "none",
-        result->ok ? "" : "; limits that need cpu or memory are not enforced");
+    result->ok = instances_keep_limits(platform->instances, &why, &cure);
+    SAY(result, detail, "%s", result->ok ? "limits of CPU, memory and tasks are kept by cgroup v2" : why);
     if (!result->ok)
-        SAY(result, cure, "the others are bound to cgroup v1: boot with systemd.unified_cgroup_hierarchy=1");
+        SAY(result, cure, "%s", cure);
 }
 
 static void check_network(const struct check *check, struct platform *platform, struct result *result)

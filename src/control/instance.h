@@ -43,6 +43,8 @@ struct instances_config {
 must_check int instances_open(const struct instances_config *config, struct instances **ret_instances, struct err *err);
 /* Ends the work at the next safe point; machines run on. NULL is fine. */
 void instances_close(struct instances *instances);
+/* True when the kernel keeps the limits of all; otherwise why it does not, and the cure, for as long as `instances` is there. */
+bool instances_keep_limits(const struct instances *instances, const char **ret_why, const char **ret_cure);
 
 /* Who asks, and how a call that takes long tells how far it is. May be NULL, and so may every member. */
 struct instance_call {
@@ -124,9 +126,10 @@ must_check int instance_files_put(struct instances *instances, const char *name,
 /* The serial console: a connected stream socket of bytes, which the caller owns. */
 must_check int instance_console(struct instances *instances, const char *name, int *ret_fd, struct err *err);
 
-/* {"cpu_usage_ns", "memory_bytes", "memory_limit_bytes", "net_rx_bytes", "net_tx_bytes", "disk_read_bytes",
- * "disk_write_bytes", "pids", "guest": {...}}; what cannot be had is left out. */
-must_check int instance_stats(struct instances *instances, const char *name, json_t **ret_stats, struct err *err);
+/* {"state", "cpu_usage_ns", "memory_bytes", "memory_limit_bytes", "net_rx_bytes", "net_tx_bytes", "disk_read_bytes",
+ * "disk_write_bytes", "guest": {...}}; what cannot be had is left out. `ask_guest`: with the last, which takes longer. */
+must_check int instance_stats(struct instances *instances, const char *name, bool ask_guest, json_t **ret_stats,
+                              struct err *err);
 
 /* ---- logs ---- */
 

@@ -51,6 +51,21 @@ unsigned instance_uid(const char *id)
     return UID_BASE + ((unsigned)strtoull(id, NULL, 16) & UID_MASK);
 }
 
+bool instances_keep_limits(const struct instances *instances, const char **ret_why, const char **ret_cure)
+{
+    const struct cgroup_host *host = &instances->runtime->cgroups;
+    *ret_why = host->message;
+    *ret_cure = host->cure;
+    return !*host->message;
+}
+
+char *instance_cgroup(const struct instance *instance)
+{
+    char *path = NULL;
+    const char *parent = instance->owner->runtime->cgroups.parent;
+    return parent && asprintf(&path, "%s/%s", parent, instance->id) > 0 ? path : NULL;
+}
+
 /* ---- arguments and descriptors ---- */
 
 int launch_arg(struct launch *launch, struct err *err, const char *format, ...)
@@ -254,7 +269,7 @@ int launch_volumes(struct launch *launch, struct err *err)
         own_free char *path = NULL;
         unsigned fd;
         bool read_only = json_flag(entry, "read_only");
-        char device[] = {'v', 'd', (char)('c' + i), '\0'};
+        char device[] = {'v', 'd', LAUNCH_VOLUME_LETTER(i), '\0'};
         ret = volume_attach(launch->instance->owner->config.volumes, json_text(entry, "volume"), launch->instance->id,
                             read_only, &path, err);
         if (!ret)
@@ -393,14 +408,13 @@ void instance_let_go(struct instance *instance, const json_t *doc)
     size_t i;
     json_t *entry;
     const struct instances *instances = instance->owner;
-    own_free char *cgroup = NULL;
+    own_free char *cgroup = instance_cgroup(instance);
     if (instances->config.networks && network_detach(instances->config.networks, instance->id, &err) < 0)
         log_warn("instance %s: networks: %s", instance->name, err.message);
     json_array_foreach (json_object_get(json_object_get(doc, "spec"), "volumes"), i, entry) {
         if (volume_detach(instances->config.volumes, json_text(entry, "volume"), instance->id, &err) < 0)
             log_warn("instance %s: volume: %s", instance->name, err.message);
     }
-    if (instances->runtime->cgroups.parent &&
-        asprintf(&cgroup, "%s/%s", instances->runtime->cgroups.parent, instance->id) > 0 && cgroup_remove(cgroup, &err) < 0)
+    if (cgroup && cgroup_remove(cgroup, &err) < 0)
         log_warn("instance %s: %s", instance->name, err.message);
 }

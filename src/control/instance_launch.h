@@ -7,6 +7,7 @@
 #include "sandbox/sandbox.h"
 
 #define LAUNCH_ARGS_MAX 128
+#define LAUNCH_VOLUME_LETTER(index) ((char)('c' + (index))) /* vdc and on: two disks are the machine's own */
 
 struct instance_runtime {
     char *vmm, *img; /* paths of programs */
@@ -40,6 +41,8 @@ must_check int launch_vm(struct launch *launch, struct err *err);
 /* The volumes' disks; mounts for the agent. */
 must_check int launch_volumes(struct launch *launch, struct err *err);
 
+/* The folder of its cgroup, the caller's; NULL where the host has none. */
+char *instance_cgroup(const struct instance *instance);
 int instance_launch(struct instance *instance, const json_t *doc, pid_t *ret_pid, int *ret_pidfd, struct err *err);
 /* What is held only while the machine runs is given back; again is fine. */
 void instance_let_go(struct instance *instance, const json_t *doc);

@@ -9,6 +9,7 @@
 #include "control/network_daemon.h"
 
 #define SPEC_SIZE 40
+#define GATEWAY_MAC "52:55:0a:00:02:01" /* as guests see it: one is like another, each behind its own passt */
 
 /* Its own address, so that passt knows which queries to lead to the host's resolver. */
 uint32_t passt_dns(const struct network_info *network)
@@ -31,10 +32,12 @@ static int run(const struct network_info *network, const struct network_lease *l
 {
     char address[IPV4_TEXT_SIZE], gateway[IPV4_TEXT_SIZE], dns[IPV4_TEXT_SIZE], prefix[12];
     char specs[NETWORK_PORTS_MAX][SPEC_SIZE];
+    /* It takes what is not given from the interface with the default route, and does not start without one: all is given,
+     * and the interface only named, so that a host without a way out has user networks, too. */
     char *argv[24 + 2 * NETWORK_PORTS_MAX] = {
-        "passt", "--quiet", "--fd",   "3",           "--ipv4-only", "--no-map-gw", "--address",     address,
-        "--netmask", prefix, "--gateway", gateway, "--dns-forward", dns, "--dns", dns};
-    unsigned count = 16;
+        "passt",     "--quiet", "--fd",      "3",     "--ipv4-only",   "--no-map-gw", "--interface", "lo", "--mac-addr", GATEWAY_MAC,
+        "--address", address,   "--netmask", prefix,  "--gateway",     gateway,       "--dns-forward", dns, "--dns", dns};
+    unsigned count = 20;
     ipv4_format(lease->address, address);
     ipv4_format(network->gateway, gateway);
     ipv4_format(passt_dns(network), dns);

@@ -17,12 +17,15 @@
 
 #define PERIOD_US 100000u
 #define FILE_MAX 4096
+#define CURE_V1 "boot with systemd.unified_cgroup_hierarchy=1"
+#define CURE_USER "start polderd by systemd-run --user -p Delegate=yes, or by a unit with Delegate=yes (systemd.resource-control(5))"
 #define REMOVE_TRIES 100 /* of 10 ms */
 
+/* Memory first: see delegate(). */
 static const struct {
     const char *name;
     unsigned bit;
-} controllers[] = {{"cpu", CGROUP_CPU}, {"memory", CGROUP_MEMORY}, {"pids", CGROUP_PIDS}};
+} controllers[] = {{"memory", CGROUP_MEMORY}, {"cpu", CGROUP_CPU}, {"pids", CGROUP_PIDS}};
 #define CONTROLLERS (sizeof controllers / sizeof controllers[0])
 
 /* ---- files ---- */
@@ -99,8 +102,20 @@ static void delegate(const char *folder)
     for (unsigned i = 0; i < CONTROLLERS; i++) {
         char word[16];
         snprintf(word, sizeof word, "+%s", controllers[i].name);
-        (void)write_text(folder, "cgroup.subtree_control", word); /* what this did shows in the end */
+        /* What this did shows in the end. But a group with processes hands on cpu and pids alone, and those below it are then
+         * for threads only: all or none. */
+        if (write_text(folder, "cgroup.subtree_control", word) == -EBUSY)
+            return;
     }
+}
+
+/* A group that hands controllers on has no processes, but for the one at the top: in the way itself, this one steps aside. */
+static void step_aside(const char *base, const char *name)
+{
+    char aside[PATH_MAX];
+    snprintf(aside, sizeof aside, "%s/%s-daemon", base, name);
+    if (geteuid() != 0 && (mkdir(aside, 0755) == 0 || errno == EEXIST))
+        (void)write_text(aside, "cgroup.procs", "0");
 }
 
 static void say_missing(struct cgroup_host *host)
@@ -110,11 +125,15 @@ static void say_missing(struct cgroup_host *host)
         if (!(host->available & controllers[i].bit))
             snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", *names ? ", " : "", controllers[i].name);
     bool v1 = access("/sys/fs/cgroup/memory/cgroup.procs", F_OK) == 0 || access("/sys/fs/cgroup/cpu/cgroup.procs", F_OK) == 0;
-    if (*names)
-        snprintf(host->message, sizeof host->message, "cgroup v2 has no controller %s here: %s", names,
-                 v1                ? "they are bound to cgroup v1; boot with systemd.unified_cgroup_hierarchy=1"
-                 : geteuid() == 0 ? "the kernel lacks them, or the groups above do not hand them on"
-                                  : "they are not delegated to this user; see Delegate= in systemd.resource-control(5)");
+    if (!*names)
+        return;
+    const char *why = v1               ? "they are bound to cgroup v1"
+                      : geteuid() == 0 ? "the kernel lacks them, or the groups above do not hand them on"
+                                       : "they are not delegated to this user";
+    snprintf(host->message, sizeof host->message, "cgroup v2 has no controller %s here: %s", names, why);
+    host->cure = v1               ? CURE_V1
+                 : geteuid() == 0 ? "look at cgroup.controllers and cgroup.subtree_control from /sys/fs/cgroup down"
+                                  : CURE_USER;
 }
 
 void cgroup_host_init(const char *name, struct cgroup_host *ret_host)
@@ -126,12 +145,15 @@ void cgroup_host_init(const char *name, struct cgroup_host *ret_host)
     if (!base || asprintf(&parent, "%s/%s", base, name) < 0) {
         snprintf(ret_host->message, sizeof ret_host->message,
                  "no cgroup v2 is mounted below /sys/fs/cgroup: CPU and memory have no limits");
+        ret_host->cure = CURE_V1;
         return;
     }
+    step_aside(base, name);
     delegate(base);
     if (mkdir(parent, 0755) < 0 && errno != EEXIST) {
         snprintf(ret_host->message, sizeof ret_host->message, "cgroup '%.120s' cannot be made (%s): CPU and memory have no limits", parent,
                  strerror(errno));
+        ret_host->cure = geteuid() == 0 ? "mount /sys/fs/cgroup for writing" : CURE_USER;
         free(parent);
         return;
     }

@@ -16,6 +16,7 @@ struct cgroup_host {
     char *parent;                   /* folder below which instances' groups are made; NULL: no cgroup v2 here */
     unsigned available;             /* enum cgroup_controller that groups below it have */
     char message[ERR_MESSAGE_SIZE]; /* what is missing and why, one line; empty when all is there */
+    const char *cure;               /* of that, one line; NULL when all is there */
 };
 
 /* 0: a limit that is not set. */
@@ -35,7 +36,8 @@ struct cgroup_usage {
 };
 
 /* Finds or makes the parent `name` (such as "polder") in the caller's own cgroup v2, or at its top for root, and delegates the
- * controllers to it. Never fails: what cannot be had is in the message. */
+ * controllers to it; unless it is root, the caller moves into the group `name`-daemon beside it. Never fails: what cannot be had is in
+ * the message. */
 void cgroup_host_init(const char *name, struct cgroup_host *ret_host);
 void cgroup_host_free(struct cgroup_host *host);
 

@@ -14,7 +14,7 @@ import pytest
 import nested
 import vmm
 
-NESTED_IMAGES = ["busybox", "debian", "debian-full", "busybox-i386", "memtest"]
+NESTED_IMAGES = ["busybox", "debian", "debian-full", "busybox-i386", "memtest", "microvm"]
 NESTED_PROGRAMS = ["vsock-echo"]
 NESTED_TIMEOUT_S = int(os.environ.get("POLDER_NESTED_TIMEOUT", "2100"))
 

@@ -24,6 +24,12 @@ import vmm
 
 HERE = Path(__file__).resolve().parent
 STALL_S = 400
+# Those that the host has not.
+LINK_LIBRARIES = """
+for library in /work/lib/*; do
+    [ -e /usr/lib/x86_64-linux-gnu/${library##*/} ] || ln -s $library /usr/lib/x86_64-linux-gnu/
+done
+ldconfig"""
 TIMEOUT_SCALE = 6  # on idle CPUs no test needs its time limit even once
 
 
@@ -36,7 +42,7 @@ class Outcome:
 
 def missing():
     """Why there can be no nested host here, or None."""
-    for tool in ("qemu-system-x86_64", "mke2fs"):
+    for tool in ("qemu-system-x86_64", "mke2fs", "mkfs.erofs"):
         if not shutil.which(tool) and not Path("/sbin", tool).exists():
             return f"{tool} is not installed"
     return None
@@ -49,16 +55,29 @@ def work_disk(tmp, folder):
     return disk
 
 
-def add_program(folder, program):
-    """Copy a program with its shared libraries; a wrapper of its name uses them."""
+def copy_libraries(folder, program):
     listing = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     (folder / "lib").mkdir(parents=True, exist_ok=True)
     for library in re.findall(r"=> (/\S+)", listing):
         shutil.copy(library, folder / "lib")
+
+
+def add_program(folder, program):
+    """Copy a program with its shared libraries; a wrapper of its name uses them."""
+    copy_libraries(folder, program)
     shutil.copy(program, folder / f"{program.name}.real")
     wrapper = folder / program.name
     wrapper.write_text(f'#!/bin/sh\nexec env LD_LIBRARY_PATH=/work/lib /work/{program.name}.real "$@"\n')
     wrapper.chmod(0o755)
+
+
+def add_platform(folder):
+    """polderd and what it starts, as they are: polder-vmm gets no environment, so LINK_LIBRARIES makes their libraries known."""
+    names = [vmm.BINARY.parent / name for name in ("polderd", "polder", "polder-vmm", "polder-img")] + [Path(shutil.which("mkfs.erofs"))]
+    (folder / "bin").mkdir()
+    for program in names:
+        copy_libraries(folder, program)
+        shutil.copy(program, folder / "bin")
 
 
 def arguments(folder, host, work, disks, cpus, memory):
@@ -142,6 +161,7 @@ def run_tests(tmp, nodes, image_names, programs, timeout):
     folder = tmp / "work"
     shutil.copytree(HERE, folder / "tests/integration", ignore=shutil.ignore_patterns("__pycache__"))
     add_program(folder, vmm.BINARY)
+    add_platform(folder)
     disks = copy_images(folder, image_names)
     (folder / "images/programs").mkdir(parents=True)
     for name in programs:
@@ -149,7 +169,8 @@ def run_tests(tmp, nodes, image_names, programs, timeout):
             (folder / "images/programs" / name).write_bytes(program)
     (folder / "run").write_text(f"""#!/bin/sh
 export POLDER_VMM=/work/{vmm.BINARY.name} POLDER_IMAGES=/work/images POLDER_KVM=direct POLDER_TIMEOUT_SCALE={TIMEOUT_SCALE}
-export POLDER_RESULTS=/dev/ttyS1
+export POLDER_RESULTS=/dev/ttyS1 POLDER_BIN=/work/bin PATH=/work/bin:$PATH
+{LINK_LIBRARIES}
 cd /work/tests/integration
 python3 -m pytest -p no:cacheprovider -q --color=no $(cat /work/nodes)
 """)

@@ -25,6 +25,17 @@ def test_jit_without_optimisations(tmp, cpus):
         assert vmm.wait(30) == 0
 
 
+def test_jit_small_cache(tmp):
+    """Linux boots in a code cache far too small for it, which drops its blocks a few at a time."""
+    with busybox("jit,cache=1M", tmp, "--engine-stats", mode="boot") as vmm:
+        vmm.wait_for(r"^POLDER-INIT uptime=", 90)
+        assert vmm.wait(30) == 0
+    made, kept, pieces, again = (int(re.search(rf"vcpu0 {what}", vmm.errors)[1]) for what in (
+        r"blocks (\d+)", r"tables: blocks (\d+)", r"evictions (\d+)", r"evictions .* made again (\d+)"))
+    assert kept < 20000 and again > 100000, vmm.errors
+    assert pieces * 64 > (made - kept) // 2, vmm.errors
+
+
 def test_jit_debugger(tmp):
     """A watchpoint in the debug registers and single steps of a process, as gdb uses them."""
     program = static_program(tmp, "debug")

@@ -1,118 +1,120 @@
-"""polderd killed at each point of src/control/fault.c, its disk full, its store damaged: what the next polderd makes of it."""
-import itertools
-import json
-import os
+"""What goes wrong for a user, and what must come of it: told by the real `polder`, with machines on jit."""
 import re
-import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from busybox_platform import busybox_platform
-from polderd import SCALE, TOP, ApiError
-
-PARTS = ("create", "start", "stop", "remove")
-SPEC = {"image": "busybox", "name": "victim", "memory_bytes": 128 << 20, "ports": [{"host": 8080, "guest": 80}],
-        "volumes": [{"volume": "data", "path": "/srv"}]}
-
-
-def points():
-    """{part: [point]} as the source has them."""
-    table = re.search(r"fault_names\[\] = {(.*?)NULL", (TOP / "src/control/fault.c").read_text(), re.S)[1]
-    pieces = re.split(r"/\* (create|start|stop|remove) \*/", table)[1:]
-    return {part: re.findall(r'"([a-z.]+)"', text) for part, text in zip(pieces[::2], pieces[1::2])}
-
-
-LIVES = list(itertools.zip_longest(*(points()[part] for part in PARTS)))
+from busybox_platform import SMALL, busybox_platform
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory):
     with busybox_platform(tmp_path_factory.mktemp("faults")) as daemon:
-        daemon.client.post("/v1/volumes", {"name": "data", "size_bytes": 64 << 20, "fs": "ext4"})
         yield daemon
 
 
-def there(daemon):
-    return next((i for i in daemon.client.get("/v1/instances") if i["name"] == "victim"), None)
+@pytest.fixture(scope="module")
+def idle(platform):
+    """An instance that only runs, with a host port."""
+    platform.polder("run", "-d", "--name", "idle", "-p", "8080:80", *SMALL, "busybox", "sleep", "10000")
+    return "idle"
 
 
-def machines(daemon):
-    return [pid for pid in daemon.children() if Path(f"/proc/{pid}/comm").read_text() == "polder-vmm\n"]
+def names(platform):
+    return [instance["name"] for instance in platform.client.get("/v1/instances")]
 
 
-def links(daemon):
-    """Interfaces of the daemon's namespace that machines are on."""
-    out = subprocess.run(daemon.inside("ip", "-j", "link", "show", "type", "tun"), capture_output=True, text=True, check=True)
-    return [link["ifname"] for link in json.loads(out.stdout or "[]") if link]
+@pytest.mark.parametrize("program, status, said", [("no-such-program", 127, "No such file"), ("/etc", 126, "Permission denied")])
+def test_a_command_that_cannot_be_run(platform, idle, program, status, said):
+    """As shells say it, whether it is the main process or not."""
+    err = platform.polder("run", "--rm", *SMALL, "busybox", program, status=status)[1]
+    assert err.startswith("polder: ") and f"{program}: {said}" in err
+    err = platform.polder("exec", idle, "--", program, status=status)[1]
+    assert err == f"polder: {program}: {said}" + (" or directory\n" if status == 127 else "\n")
+    assert names(platform) == [idle]
 
 
-def do(daemon, point, method, path, document=None, **query):
-    """The call, with polderd killed at `point` on the way (None: not at all) and another one after it."""
-    if not point:
-        daemon.client.do(method, path, document, **query)
-        return
-    daemon.stop()
-    daemon.start("--fault", point)
-    try:
-        daemon.client.do(method, path, document, **query)
-    except (OSError, ApiError, AssertionError, subprocess.SubprocessError, ValueError):
-        pass  # it died: how is said below
-    assert daemon.process.wait(30 * SCALE) == -signal.SIGKILL, f"polderd did not come to {point}"
-    daemon.start()
+@pytest.mark.parametrize("options, said", [
+    (("-v", "nonesuch:/srv"), "there is no volume 'nonesuch'"),
+    (("--network", "nonesuch"), "there is no network 'nonesuch'"),
+    (("-p", "8080:80"), "port 8080 of the host is forwarded to instance 'idle' already"),
+])
+def test_what_cannot_be_made_leaves_nothing(platform, idle, options, said):
+    assert said in platform.polder("run", "--name", "other", *SMALL, *options, "busybox", "true", status=1)[1]
+    assert names(platform) == [idle]
+    platform.polder("run", "--rm", "--name", "other", *SMALL, "busybox", "true")  # the name is free
 
 
-def nothing_held(daemon):
-    system = daemon.client.get("/v1/system")
-    return (not machines(daemon) and not links(daemon) and system["admission"]["memory"]["reserved_bytes"] == 0
-            and not daemon.client.get("/v1/volumes/data").get("used_by"))
+def test_an_unknown_image_leaves_nothing(platform, idle):
+    platform.polder("run", "--pull", "never", "nonesuch", "true", status=1)
+    assert names(platform) == [idle]
 
 
-@pytest.mark.parametrize("create, start, stop, remove", LIVES, ids=["-".join(filter(None, life)) for life in LIVES])
-def test_killed_at_each_point(platform, create, start, stop, remove):
-    line = start or stop or remove
-    command = ["sh", "-c", f"echo {line} >>/srv/log; sync; exec sleep 1000"]
-    do(platform, create, "POST", "/v1/instances", {**SPEC, "command": command})
-    if create == "create.image":
-        assert not there(platform)
-        do(platform, None, "POST", "/v1/instances", {**SPEC, "command": command})
-    assert there(platform)["status"]["state"] == "created" and nothing_held(platform)
-    folder = f"instances/{there(platform)['id']}"
+def test_what_was_written_survives_a_sudden_end(platform):
+    """On a volume, and on the root disk where the instance stays; with the guest's cache not written yet."""
+    def execute(script):
+        return platform.polder("exec", "writer", "--", "sh", "-c", script)[0]
 
-    do(platform, start, "POST", "/v1/instances/victim/start", {})
-    platform.until(lambda: there(platform)["status"]["state"] == "running")
-    assert len(machines(platform)) == 1 and len(links(platform)) == 1
-    platform.until(lambda: line in platform.polder("exec", "victim", "--", "cat", "/srv/log")[0].split())
-
-    if stop == "stop.killed":
-        os.kill(machines(platform)[0], signal.SIGSTOP)  # it does not end when it is told to
-    do(platform, stop, "POST", "/v1/instances/victim/stop", {"timeout_s": 5 if stop == "stop.asked" else 0})
-    platform.until(lambda: there(platform)["status"]["state"] == "stopped")
-    platform.until(lambda: nothing_held(platform))
-
-    do(platform, remove, "DELETE", "/v1/instances/victim")
-    platform.until(lambda: not there(platform))
-    assert not (platform.state / folder).exists() and not (platform.run / folder).exists()
-    assert platform.client.get("/v1/networks/default")["leases"] == []
+    platform.polder("volume", "create", "kept")
+    platform.polder("run", "-d", "--name", "writer", "-v", "kept:/srv", *SMALL, "busybox", "sleep", "10000")
+    for how in (("kill", "writer"), ("stop", "-t", "0", "writer")):
+        execute(f"echo {how[0]} >/srv/note; echo {how[0]} >/root/note")
+        platform.polder(*how)
+        platform.polder("start", "writer")
+        assert execute("cat /srv/note /root/note") == f"{how[0]}\n" * 2
+    execute("echo rm >/srv/note")
+    platform.polder("rm", "-f", "writer")
+    assert platform.polder("run", "--rm", "-v", "kept:/srv", *SMALL, "busybox", "cat", "/srv/note")[0] == "rm\n"
+    platform.polder("volume", "rm", "kept")
 
 
-def test_the_volume_has_what_all_of_them_wrote(platform):
-    """And keeps what was synced when polder-vmm is killed."""
-    script = "cat /srv/log; echo last >>/srv/log; sync; exec sleep 1000"
-    platform.client.do("POST", "/v1/instances", {**SPEC, "command": ["sh", "-c", script], "start": True})
-    platform.until(lambda: "last" in platform.polder("exec", "victim", "--", "cat", "/srv/log")[0])
-    os.kill(machines(platform)[0], signal.SIGKILL)
-    platform.until(lambda: there(platform)["status"]["state"] == "failed" and nothing_held(platform))
-    platform.client.do("POST", "/v1/instances/victim/start", {})
-    lines = platform.polder("exec", "victim", "--", "cat", "/srv/log")[0].split()
-    assert lines.count("last") >= 1
-    assert [line for line, _ in itertools.groupby(lines) if line != "last"] == [life[1] or life[2] or life[3] for life in LIVES]
-    platform.client.do("DELETE", "/v1/instances/victim", force="true")
+def test_a_user_networks_forwards_answer_on_the_hosts_loopback(platform):
+    """On a host that has nothing but its loopback."""
+    script = "mkdir /www; head -c 200000 /dev/zero >/www/zeros; exec httpd -f -p 80 -h /www"
+    platform.polder("network", "create", "--kind", "user", "easy")
+    platform.polder("run", "-d", "--name", "server", "--network", "easy", "-p", "8081:80", "-p", "127.0.0.1:8082:80", *SMALL,
+                    "busybox", "sh", "-c", script)
+    for port in (8081, 8082):
+        fetch = platform.inside("curl", "-sS", "-m", "5", "--noproxy", "*", f"http://127.0.0.1:{port}/zeros")
+        assert platform.until(lambda: subprocess.run(fetch, capture_output=True, timeout=20).stdout) == bytes(200000)
+    platform.polder("rm", "-f", "server")
 
 
-def test_a_point_that_is_none_is_refused(platform):
-    done = subprocess.run([platform.binary, "--fault", "nope"], capture_output=True, text=True, timeout=20, check=False)
-    assert (done.returncode, done.stderr) == (2, "polderd: --fault: there is no point 'nope'\n")
-    shown = subprocess.run([platform.binary, "--help"], capture_output=True, text=True, timeout=20, check=True).stdout
-    assert "--fault" not in shown
+def test_an_import_is_seen_and_can_be_cancelled(platform):
+    """By others than who sends it, while it goes on."""
+    data = platform.archive.read_bytes()
+    connection = platform.client.connect(30)
+    connection.putrequest("PUT", "/v1/images/import?ref=never-there")
+    connection.putheader("Content-Length", str(len(data)))
+    connection.endheaders(data[:len(data) // 2])
+
+    def of_import():
+        running = [o for o in platform.client.get("/v1/operations") if o["kind"] == "image.import" and o["state"] == "running"]
+        return running and running[0].get("progress", {}).get("done", 0) > 0 and running[0]
+
+    operation = platform.until(of_import)
+    assert operation["target"] == "images/never-there"
+    platform.client.delete(f"/v1/operations/{operation['id']}")
+    connection.send(data[len(data) // 2:])
+    assert connection.getresponse().status == 503
+    connection.close()
+    assert platform.client.get(f"/v1/operations/{operation['id']}", wait=10)["state"] == "cancelled"
+    assert "never-there" not in platform.polder("image", "ls", "-q")[0]
+
+
+def test_what_an_instance_uses_is_counted(platform, idle):
+    """By its machine, not by the guest; and the same for Prometheus."""
+    work = "head -c 5000000 /dev/urandom >/root/noise; sync; for i in 1 2 3 4 5; do nslookup idle 10.88.0.1; done"
+    platform.polder("exec", idle, "--", "sh", "-c", work)
+    stats = platform.client.get(f"/v1/instances/{idle}/stats")
+    assert stats["disk_write_bytes"] > 5000000 and stats["disk_read_bytes"] > 100000
+    assert stats["net_tx_bytes"] > 300 and stats["net_rx_bytes"] > 300
+    assert stats["cpu_usage_ns"] > 0 and stats["guest"]["processes"] > 1
+    row, = [line for line in platform.polder("stats", "--no-stream", idle)[0].splitlines() if line.startswith(idle)]
+    assert row.count("MiB") >= 3 and re.search(r" [1-9]\d*$", row.rstrip()), row
+    text = platform.client.raw("GET", "/metrics")[2].decode()
+    label = f'{{name="idle",id="{platform.document(idle)["id"]}"}}'
+    for name, least in (("disk_written_bytes_total", 5000000), ("network_receive_bytes_total", 300), ("cpu_seconds_total", 0.01),
+                        ("memory_bytes", 1 << 20), ("memory_limit_bytes", 128 << 20)):
+        value, = [line.split()[1] for line in text.splitlines() if line.startswith(f"polder_instance_{name}{label} ")]
+        assert float(value) >= least, name

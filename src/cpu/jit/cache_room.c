@@ -1,5 +1,6 @@
 /* Room for translated code. The code memory and the tables are divided into regions, which are filled one after the other. When
- * as many are full as the cache uses, the blocks of the oldest are dropped, and it is filled again: short stalls, not one long.
+ * as many are full as the cache uses, the oldest is filled again. Its blocks are dropped before that, some at a time, while the
+ * second half of the region before it fills: no stall is long.
  * A cache starts small, as most code of a starting guest runs once. It grows, up to the size of the option, as long as more than
  * seven of eight blocks that it makes are ones that it has dropped before. */
 #include <errno.h>
@@ -14,6 +15,8 @@
 #define SITES_PER_INSN 6u /* rep movs */
 #define REGION_BYTES ((size_t)256 << 10)
 #define START_BYTES ((size_t)12 << 20)
+#define EVICT_BLOCKS 64u /* at a time */
+#define EVICT_EVERY 16u  /* new blocks: a region has some 600, so that all are dropped when the next one is due */
 #define DROPPED_BITS 21
 #define DROPPED_MAX (1u << (DROPPED_BITS - 2)) /* with more bits set, too many blocks look as if they came back */
 #define DROPPED_WORDS ((size_t)1 << (DROPPED_BITS - 6))
@@ -146,7 +149,7 @@ struct region cache_usage(const struct translator *tr)
 {
     struct region sum = {0};
     for (uint32_t r = 0; r < tr->region_count; r++) {
-        sum.end_block += tr->regions[r].end_block - first_block(tr, r);
+        sum.end_block += tr->regions[r].end_block - first_block(tr, r) - tr->regions[r].evicted;
         sum.sites += tr->regions[r].sites;
         sum.maps += tr->regions[r].maps;
         sum.links += tr->regions[r].links;
@@ -244,39 +247,57 @@ static uint64_t cpu_time(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static void evict_region(struct jit_vcpu *cpu, uint32_t region)
+/* Drops blocks [first, end) of one region, which is not being filled. */
+static void evict_blocks(struct jit_vcpu *cpu, uint32_t first, uint32_t end)
 {
     struct translator *tr = cpu->translator;
+    for (uint32_t id = first; id < end; id++)
+        tr->blocks[id].evicted = !tr->blocks[id].dead;
+    for (uint32_t id = first; id < end; id++) {
+        if (tr->blocks[id].evicted)
+            evict_block(cpu, &tr->blocks[id]);
+        if (!tr->blocks[id].pic) /* the dead too: their entries lead here until now */
+            jump_cache_drop(cpu, tr->blocks[id].key.pool, tr->blocks[id].rip);
+    }
+    const struct block *last = &tr->blocks[end - 1];
+    jump_cache_drop_user(cpu, block_entry(tr, &tr->blocks[first]), block_entry(tr, last) + last->code_length);
+    tr->generation++;
+}
+
+/* Drops the next blocks of a region, and says whether there are more. */
+static bool evict_some(struct jit_vcpu *cpu, uint32_t region)
+{
+    struct translator *tr = cpu->translator;
+    struct region *r = &tr->regions[region];
+    uint32_t first = first_block(tr, region) + r->evicted, end = r->end_block;
+    if (first == end)
+        return false;
+    if (end - first > EVICT_BLOCKS)
+        end = first + EVICT_BLOCKS;
+    uint64_t start = cpu_time();
     if (tr->dropped_count > DROPPED_MAX) {
         for (size_t i = 0; i < DROPPED_WORDS; i++)
             tr->dropped[i] = 0;
         tr->dropped_count = 0;
     }
-    uint32_t first = first_block(tr, region), end = tr->regions[region].end_block;
-    if (first == end)
-        return;
-    uint64_t start = cpu_time();
-    for (uint32_t id = first; id < end; id++)
-        tr->blocks[id].evicted = !tr->blocks[id].dead;
-    for (uint32_t id = first; id < end; id++)
-        if (tr->blocks[id].evicted)
-            evict_block(cpu, &tr->blocks[id]);
-    const uint8_t *code = mcode_executable(&tr->mcode, region_start(tr, region));
-    jump_cache_drop(cpu, code, code + tr->region_bytes);
-    tr->generation++;
+    evict_blocks(cpu, first, end);
+    r->evicted += end - first;
     tr->stat_evictions++;
     uint64_t took = cpu_time() - start;
     tr->stat_eviction_ns += took;
     if (took > tr->stat_longest_eviction_ns)
         tr->stat_longest_eviction_ns = took;
+    return end < r->end_block;
 }
 
-/* The region to fill next: one more when that pays, else the oldest. */
-static uint32_t next_region(struct translator *tr)
+static bool growth_pays(const struct translator *tr)
 {
     uint32_t made = tr->block_count - first_block(tr, tr->region);
-    if (tr->regions_used < tr->region_count && tr->again > made / 8 * 7)
-        return tr->regions_used++;
+    return tr->regions_used < tr->region_count && tr->again > made / 8 * 7;
+}
+
+static uint32_t oldest_region(const struct translator *tr)
+{
     uint32_t oldest = 0;
     for (uint32_t r = 1; r < tr->regions_used; r++)
         if (tr->regions[r].turn < tr->regions[oldest].turn)
@@ -284,18 +305,36 @@ static uint32_t next_region(struct translator *tr)
     return oldest;
 }
 
+static bool is_full(const struct translator *tr)
+{
+    return (size_t)(tr->hot_end - tr->hot) < CACHE_ROOM_HOT || (size_t)(tr->cold_end - tr->cold) < CACHE_ROOM_COLD ||
+           tr->block_count + 1 >= first_block(tr, tr->region + 1) ||
+           tr->site_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= (tr->region + 1) * tr->site_slice ||
+           tr->map_count + BLOCK_MAX_INSNS >= (tr->region + 1) * tr->map_slice ||
+           tr->link_count + BLOCK_MAX_LINKS >= (tr->region + 1) * tr->link_slice;
+}
+
+/* When the current region is half full, what it is followed by is emptied bit by bit. */
+static void evict_ahead(struct jit_vcpu *cpu)
+{
+    struct translator *tr = cpu->translator;
+    uint32_t made = tr->block_count - first_block(tr, tr->region);
+    size_t used = (size_t)(tr->hot - region_start(tr, tr->region));
+    if (made % EVICT_EVERY == 0 && used > tr->region_bytes / 8 * 3 && !growth_pays(tr))
+        (void)evict_some(cpu, oldest_region(tr));
+}
+
 void cache_make_room(struct jit_vcpu *cpu)
 {
     struct translator *tr = cpu->translator;
     note_region(tr);
-    if ((size_t)(tr->hot_end - tr->hot) < CACHE_ROOM_HOT || (size_t)(tr->cold_end - tr->cold) < CACHE_ROOM_COLD ||
-        tr->block_count + 1 >= first_block(tr, tr->region + 1) ||
-        tr->site_count + SITES_PER_INSN * BLOCK_MAX_INSNS >= (tr->region + 1) * tr->site_slice ||
-        tr->map_count + BLOCK_MAX_INSNS >= (tr->region + 1) * tr->map_slice ||
-        tr->link_count + BLOCK_MAX_LINKS >= (tr->region + 1) * tr->link_slice) {
-        uint32_t next = next_region(tr);
-        evict_region(cpu, next);
+    if (is_full(tr)) {
+        uint32_t next = growth_pays(tr) ? tr->regions_used++ : oldest_region(tr);
+        while (evict_some(cpu, next))
+            ;
         start_region(tr, next);
+    } else {
+        evict_ahead(cpu);
     }
     mcode_touch(&tr->mcode, tr->hot, CACHE_ROOM_HOT);
     mcode_touch(&tr->mcode, tr->cold, CACHE_ROOM_COLD);

@@ -200,35 +200,6 @@ void jump_cache_flush(struct jit_vcpu *cpu)
         jumps->pages[0][i] = jumps->pages[1][i] = 0;
 }
 
-static void drop_jumps(uint64_t *not_rip, const uint8_t *const *entry, unsigned count, const uint8_t *start, const uint8_t *end)
-{
-    for (unsigned i = 0; i < count; i++)
-        if (not_rip[i] && entry[i] >= start && entry[i] < end)
-            not_rip[i] = 0;
-}
-
-static void drop_listed(struct jump_cache *jumps, const uint32_t *list, uint64_t count, const uint8_t *start, const uint8_t *end)
-{
-    const uint8_t **entries = &jumps->entry[0][0];
-    for (uint64_t i = 0; i < count; i++)
-        drop_jumps(&flat_jumps(jumps)[list[i]], &entries[list[i]], 1, start, end);
-    empty_last_slots(jumps);
-}
-
-void jump_cache_drop(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *end)
-{
-    struct jump_cache *jumps = &cpu->jump_cache;
-    if (jumps->local_count <= JUMP_LISTED && jumps->global_count <= JUMP_LISTED) {
-        drop_listed(jumps, jumps->local, jumps->local_count, start, end);
-        drop_listed(jumps, jumps->global, jumps->global_count, start, end);
-        return;
-    }
-    drop_jumps(&jumps->not_rip[0][0], &jumps->entry[0][0], TLB_POOLS * JUMP_ENTRIES, start, end);
-    enum tlb_pool first = vcpu_jumps_by_place(cpu) ? TLB_USER + 1 : TLB_USER;
-    drop_jumps(jumps->not_rip2[first], jumps->entry2[first], (TLB_POOLS - first) * JUMP2_ENTRIES, start, end);
-    empty_last_slots(jumps);
-}
-
 static unsigned jump_index(uint64_t mask, uint64_t rip)
 {
     uint64_t slot;
@@ -241,6 +212,28 @@ static unsigned jump_index(uint64_t mask, uint64_t rip)
 static unsigned jump2_index(const struct jit_vcpu *cpu, uint64_t rip)
 {
     return jump_index(cpu->jump2_mask, rip + (rip >> JUMP2_ROTATE | rip << (64 - JUMP2_ROTATE)));
+}
+
+static void drop_jump(uint64_t *not_rip, uint64_t rip)
+{
+    if (*not_rip == ~rip)
+        *not_rip = 0;
+}
+
+void jump_cache_drop(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip)
+{
+    drop_jump(&cpu->jump_cache.not_rip[pool][jump_index(cpu->jump_mask, rip)], rip);
+    drop_jump(&cpu->jump_cache.not_rip2[pool][jump2_index(cpu, rip)], rip);
+    empty_last_slots(&cpu->jump_cache);
+}
+
+void jump_cache_drop_user(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *end)
+{
+    struct jump_cache *jumps = &cpu->jump_cache;
+    for (unsigned i = 0; i < JUMP_ENTRIES; i++)
+        if (jumps->entry[TLB_USER][i] >= start && jumps->entry[TLB_USER][i] < end)
+            jumps->not_rip[TLB_USER][i] = 0;
+    empty_last_slots(jumps);
 }
 
 const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip)

@@ -127,7 +127,9 @@ void jump_cache_drop_place(struct jit_vcpu *cpu, uint64_t place);
 void jump_cache_drop_places(struct jit_vcpu *cpu);
 /* What is known by place stays. */
 void jump_cache_flush(struct jit_vcpu *cpu);
-/* Drops the entries for code in [start, end), but those known by place. */
-void jump_cache_drop(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *end);
+/* Drops what is known by this rip. */
+void jump_cache_drop(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip);
+/* Drops what the first level has for user mode of code in [start, end), at whatever rips. */
+void jump_cache_drop_user(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *end);
 /* The entry for `rip`, or NULL. */
 const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip);

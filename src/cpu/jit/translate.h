@@ -118,6 +118,7 @@ struct trampolines {
 struct region {
     uint64_t turn;      /* counts the regions that were started */
     uint32_t end_block; /* number of the last block + 1 */
+    uint32_t evicted;   /* so many blocks from its first on are dropped */
     uint32_t sites, maps, links, hot, cold;
 };
 #define REGIONS_MAX 4096

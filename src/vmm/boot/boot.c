@@ -149,7 +149,7 @@ static int write_cmdline(struct mem *mem, const char *cmdline, const struct boot
 int boot_load(struct mem *mem, const struct boot_source *source, struct boot_start *ret_start, struct err *err)
 {
     uint8_t zero_page[4096] = {0};
-    struct boot_start start;
+    struct boot_start start = {0};
     uint64_t initrd = 0, initrd_len = 0;
     int r = load_kernel(mem, source, zero_page, &start, err);
     if (r == 0)
