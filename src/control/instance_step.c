@@ -221,12 +221,8 @@ static void note_end(struct instance *instance, const json_t *doc)
         instance_enqueue_in(instance, 1000);
         return;
     }
-<<<<<<< HEAD
     fault_here("end.released");
-    if (*instance->failure)
-=======
     if (*instance->failure && !strstr(text, SANDBOX_VIOLATION)) /* its own words have the call's number */
->>>>>>> main
         memcpy(text, instance->failure, sizeof text);
     if (end.code < 0 && asked)
         end.code = 137; /* killed: 128 + SIGKILL */
@@ -453,13 +449,9 @@ static void ask(struct instance *instance, const json_t *doc, int64_t timeout_ms
     const struct instance_ops *ops = instance->owner->ops;
     instance->asked_to_stop = true;
     wake_up(instance, doc);
-<<<<<<< HEAD
-    bool asked = !is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err);
+    bool asked = !instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err);
     fault_here("stop.asked");
     if (asked)
-=======
-    if (!instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
->>>>>>> main
         return;
     if (ops->press_power(instance, &err) < 0)
         log_debug("instance %s: power button: %s", instance->name, err.message);
