@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from busybox_platform import BIN, busybox_platform
-from polderd import ApiError, Polderd
+from busybox_platform import busybox_platform
+from polderd import BIN, ApiError, Polderd
 
 LOST = "0123456789abcdef"
 
