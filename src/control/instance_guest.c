@@ -224,7 +224,7 @@ static int host_ended(struct instance *instance, const json_t *doc, int *ret_cod
     if (*ret_code < 0 && instance_doc_is_vm(doc) && !*text)
         *ret_code = 0; /* it powered off */
     if (*ret_code < 0 && !*text)
-        snprintf(text, size, "the machine ended without a word; its console may tell: polder logs --boot");
+        snprintf(text, size, "the machine ended without a word; its console may tell: polder logs --source boot");
     instance_let_go(instance, doc);
     return 0;
 }

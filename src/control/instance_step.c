@@ -219,7 +219,7 @@ static void note_end(struct instance *instance, const json_t *doc)
         instance_enqueue_in(instance, 1000);
         return;
     }
-    if (*instance->failure)
+    if (*instance->failure && !strstr(text, SANDBOX_VIOLATION)) /* its own words have the call's number */
         memcpy(text, instance->failure, sizeof text);
     if (end.code < 0 && asked)
         end.code = 137; /* killed: 128 + SIGKILL */
@@ -330,7 +330,7 @@ static void step_starting(struct instance *instance, const json_t *doc)
     }
     if (ret < 0) {
         if (ret == -EAGAIN)
-            err_say(&err, ETIMEDOUT, "the guest did not come up in %d s: see polder logs --boot", GREET_MS / 1000);
+            err_say(&err, ETIMEDOUT, "the guest did not come up in %d s: see polder logs --source boot", GREET_MS / 1000);
         snprintf(instance->failure, sizeof instance->failure, "%s", err.message);
         kill_process(instance);
         return;
