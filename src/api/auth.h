@@ -10,8 +10,10 @@
 
 #define TOKEN_SIZE 72 /* text of a token and its NUL */
 
-/* root, polderd's own user and members of the group `polder` are admin; -EACCES for others. `pid`: whose supplementary
- * groups are looked at beside `gid`; the kernel's own answer where it has one (SO_PEERGROUPS). */
+/* The group `polder`; false: there is none. */
+bool auth_group(gid_t *ret_gid);
+/* Of a unix socket's other end: root, polderd's own user and members of the group `polder` (SO_PEERGROUPS) are admin; -EACCES for
+ * others. */
 must_check int auth_peer(int fd, struct actor *ret_actor, struct err *err);
 /* "Bearer TOKEN" of an Authorization header. -EACCES. */
 must_check int auth_token(struct store *store, const char *header, struct actor *ret_actor, struct err *err);

@@ -12,12 +12,12 @@ static const char *image_of(const struct store_doc *instance)
     return json_string_value(json_object_get(json_object_get(instance->value, "spec"), "image"));
 }
 
-/* Instances made from an image by its digest, which no tag may lead to; borrowed from their documents. */
+/* The images that instances were made from, whatever their tags lead to now; borrowed from the documents. */
 static size_t collect_pins(const struct store_list *list, const char **pins)
 {
     size_t count = 0;
     for (size_t i = 0; i < list->count; i++) {
-        const char *image = image_of(&list->docs[i]);
+        const char *image = json_string_value(json_object_get(list->docs[i].value, "image_digest"));
         if (image && image_digest_valid(image))
             pins[count++] = image;
     }

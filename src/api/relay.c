@@ -111,7 +111,7 @@ static bool wait_sides(const struct relay *relay, short guest_events, bool recei
         {.fd = relay->session ? agent_fd(relay->session) : relay->fd, .events = guest_events},
         {.fd = websocket_fd(relay->websocket), .events = websocket_events(relay->websocket, receive)},
     };
-    if (poll(fds, 2, TICK_MS) < 0 && errno != EINTR)
+    if (poll(fds, 2, websocket_timeout(relay->websocket, receive, TICK_MS)) < 0 && errno != EINTR)
         return false;
     *ret_guest = fds[0].revents;
     *ret_client = fds[1].revents;

@@ -2,6 +2,7 @@
 #include "api/request.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,6 +41,12 @@ void request_audit(const struct request *request, struct request_audit *ret_audi
     snprintf(ret_audit->action, sizeof ret_audit->action, "%s", action);
     ret_audit->audit = (struct store_audit){.actor = ret_audit->actor, .origin = ret_audit->origin,
                                             .action = ret_audit->action, .target = ret_audit->target};
+}
+
+bool request_is_over(const struct platform *platform, int peer_fd)
+{
+    struct pollfd peer = {.fd = peer_fd, .events = POLLRDHUP};
+    return platform_stopping(platform) || (poll(&peer, 1, 0) > 0 && (peer.revents & (POLLRDHUP | POLLHUP | POLLERR)));
 }
 
 /* ---- answers ---- */
@@ -85,7 +92,7 @@ void request_clear(struct request *request)
         answer->free_arg(answer->arg);
     if (request->body_fd >= 0)
         close(request->body_fd);
-    *request = (struct request){.body_fd = -1};
+    *request = (struct request){.body_fd = -1, .peer_fd = -1};
 }
 
 /* ---- the client's bytes ---- */

@@ -40,6 +40,7 @@ struct request {
     json_t *query; /* object of checked parameters, each of its field's type */
     json_t *body;  /* checked; NULL when there is none */
     int body_fd;   /* BODY_STREAM: reads until the client's end; -1 otherwise */
+    int peer_fd;   /* of the connection, to be looked at only; -1: there is none */
     struct answer answer;
 };
 
@@ -60,6 +61,10 @@ struct request_audit {
 /* `target` as printf. */
 void request_audit(const struct request *request, struct request_audit *ret_audit, const char *action, const char *target, ...)
     __attribute__((format(printf, 4, 5)));
+
+/* Whether nobody waits for an answer any more: the client of that connection (request.peer_fd) has closed it, or polderd ends. A
+ * handler that waits looks now and then, so that those who leave hold no thread and no place in the queue. */
+bool request_is_over(const struct platform *platform, int peer_fd);
 
 /* ---- the answer: one of these, once. All take what they are given ---- */
 

@@ -16,12 +16,13 @@
 
 #define HEARTBEAT_MS 15000
 #define POLL_MS 1000
+#define TOKEN "token" /* for admins, as is their list */
 
 struct reader {
     struct platform *platform;
     struct event_stream stream;
     char kind[32]; /* empty: all */
-    bool follow;
+    bool follow, admin;
     json_t *states; /* key: status.state as last seen */
     char *line;     /* being sent */
     size_t len, sent;
@@ -43,7 +44,7 @@ static bool split_key(const char *key, const char **ret_kind, const char **ret_n
 {
     static const struct {
         const char *prefix, *kind;
-    } kinds[] = {{"instances/", "instance"}, {"networks/", "network"}, {"volumes/", "volume"}, {"tokens/", "token"}};
+    } kinds[] = {{"instances/", "instance"}, {"networks/", "network"}, {"volumes/", "volume"}, {"tokens/", TOKEN}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         size_t len = strlen(kinds[i].prefix);
         if (strncmp(key, kinds[i].prefix, len) != 0 || strchr(key + len, '/'))
@@ -101,7 +102,7 @@ static void take_store_event(struct reader *reader, const struct store_event *ev
 {
     struct event out = {.revision = event->doc.revision};
     events_note_revision(reader->platform->events, out.revision);
-    if (!split_key(event->doc.key, &out.kind, &out.name))
+    if (!split_key(event->doc.key, &out.kind, &out.name) || (!reader->admin && !strcmp(out.kind, TOKEN)))
         return;
     out.action = action_of(reader, event);
     if (reader->kind[0] && strcmp(reader->kind, out.kind) != 0)
@@ -206,6 +207,9 @@ static int begin(struct reader *reader, int64_t since, struct err *err)
 static int get_events(struct request *request, struct err *err)
 {
     const char *kind = request_text(request, "kind");
+    bool admin = request->actor.role == ROLE_ADMIN;
+    if (kind && !strcmp(kind, TOKEN) && !admin)
+        return err_say(err, EACCES, "events of tokens need the role %s", role_name(ROLE_ADMIN));
     struct reader *reader = calloc(1, sizeof *reader);
     if (!reader || !(reader->states = json_object())) {
         free(reader);
@@ -213,6 +217,7 @@ static int get_events(struct request *request, struct err *err)
     }
     reader->platform = request->platform;
     reader->follow = request_flag(request, "follow");
+    reader->admin = admin;
     snprintf(reader->kind, sizeof reader->kind, "%s", kind ? kind : "");
     int r = begin(reader, request_integer(request, "since", -1), err);
     if (r < 0) {
@@ -225,11 +230,11 @@ static int get_events(struct request *request, struct err *err)
     return request_reply_stream(request, stream, reader, reader_free);
 }
 
-static const char *const kinds[] = {"instance", "network", "volume", "token", "image", "operation", NULL};
+static const char *const kinds[] = {"instance", "network", "volume", TOKEN, "image", "operation", NULL};
 static const struct schema_field query[] = {
     {.name = "follow", .text = "Waits for more; otherwise the stream ends with what is there.", .type = SCHEMA_BOOL},
     {.name = "since", .text = "Changes of the store after this revision, too.", .type = SCHEMA_INTEGER, .max = INT64_MAX},
-    {.name = "kind", .text = "Only events of this kind.", .type = SCHEMA_STRING, .values = kinds},
+    {.name = "kind", .text = "Only events of this kind; those of tokens are for admins.", .type = SCHEMA_STRING, .values = kinds},
     {0},
 };
 

@@ -152,17 +152,49 @@ static int prune_images(struct request *request, struct err *err)
 
 /* ---- archives ---- */
 
-static int import_image(struct request *request, struct err *err)
+/* The body is a disk when its format is said, else an archive. */
+static int take_image(const struct request *request, const struct image_progress *progress, char ref[static IMAGE_REF_SIZE],
+                      struct err *err)
 {
-    struct request_audit audit;
+    struct image_store *images = request->platform->images;
+    const char *given = request_text(request, "ref");
+    const struct image_disk disk = {.fd = request->body_fd,
+                                    .format = request_text(request, "disk"),
+                                    .kernel_fd = -1,
+                                    .initrd_fd = -1,
+                                    .cmdline = request_text(request, "cmdline")};
+    char digest[IMAGE_DIGEST_SIZE];
+    if (!disk.format && disk.cmdline)
+        return err_say(err, EINVAL, "cmdline: goes with the format of a disk");
+    if (!disk.format)
+        return image_import(images, disk.fd, given, progress, ref, err);
+    if (!given)
+        return err_say(err, EINVAL, "ref: a disk has no name of its own: give the image one");
+    snprintf(ref, IMAGE_REF_SIZE, "%s", given);
+    return image_import_disk(images, ref, &disk, progress, digest, err);
+}
+
+static int run_import(struct operation *operation, void *arg, json_t **ret_result, struct err *err)
+{
+    const struct request *request = arg;
+    const struct image_progress progress = work_image_progress(operation);
     char ref[IMAGE_REF_SIZE];
-    json_t *image;
-    int r = image_import(request->platform->images, request->body_fd, request_text(request, "ref"), NULL, ref, err);
+    int r = take_image(request, &progress, ref, err);
     if (r < 0)
         return r;
-    request_audit(request, &audit, "image.import", "images/%.140s", ref);
+    struct request_audit audit;
+    request_audit(request, &audit, "image.import", "images/%.140s", ref); /* the archive may have named it */
     note(request->platform, &audit.audit, ref, "imported");
-    r = image_inspect(request->platform->images, ref, &image, err);
+    return image_inspect(request->platform->images, ref, ret_result, err);
+}
+
+static int import_image(struct request *request, struct err *err)
+{
+    char target[160];
+    const char *ref = request_text(request, "ref");
+    json_t *image = NULL;
+    snprintf(target, sizeof target, "images/%.140s", ref ? ref : "");
+    int r = request_run_operation(request, "image.import", target, run_import, request, &image, err);
     return r < 0 ? r : request_reply(request, image);
 }
 
@@ -207,7 +239,14 @@ static const struct schema_field tag_fields[] = {
 };
 static const struct schema tag_schema = {"ImageTag", "Another name for an image.", tag_fields, false};
 static const struct schema_field ref_query[] = {REF_FIELD(true), {0}};
-static const struct schema_field import_query[] = {REF_FIELD(false), {0}};
+static const struct schema_field import_query[] = {
+    REF_FIELD(false),
+    {.name = "disk", .text = "The body is a disk of this format with a system of its own; left out, an archive.", .type = SCHEMA_STRING,
+     .values = (const char *const[]){"raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", NULL}},
+    {.name = "cmdline", .text = "Of the disk's kernel, if not \"root=\" of its system's partition and \"ro console=ttyS0\".",
+     .type = SCHEMA_STRING, .max = 2047},
+    {0},
+};
 
 const struct route routes_images[] = {
     {.method = "GET", .path = "/v1/images", .role = ROLE_VIEWER, .handler = list_images, .answer = ANSWER_LIST,

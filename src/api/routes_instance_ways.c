@@ -139,6 +139,7 @@ static int open_console(struct request *request, struct err *err)
 
 struct log_stream {
     struct platform *platform;
+    int peer_fd;
     struct instance_log *log;
 };
 
@@ -155,7 +156,7 @@ static ssize_t log_next(void *arg, char *buffer, size_t size)
     ssize_t n;
     do
         n = instance_log_read(stream->log, buffer, size, 1000);
-    while (n == -EAGAIN && !platform_stopping(stream->platform));
+    while (n == -EAGAIN && !request_is_over(stream->platform, stream->peer_fd));
     return n == -EAGAIN ? 0 : n < 0 ? -1 : n;
 }
 
@@ -172,6 +173,7 @@ static int get_logs(struct request *request, struct err *err)
     if (!stream)
         return err_set(err, ENOMEM, "log");
     stream->platform = request->platform;
+    stream->peer_fd = request->peer_fd;
     int r = instance_log_open(request->platform->instances, request->params[0], log_source(request_text(request, "source")),
                               request_integer(request, "tail", -1), request_flag(request, "follow"), &stream->log, err);
     if (r == 0)

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -14,6 +13,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "api/auth.h"
 #include "base/log.h"
 #include "base/own.h"
 
@@ -42,11 +42,8 @@ static int remove_stale(const struct sockaddr_un *address, struct err *err)
 
 static void give_to_group(const char *path)
 {
-    struct group entry, *group = NULL;
-    char buffer[4096];
-    if (getgrnam_r("polder", &entry, buffer, sizeof buffer, &group) != 0 || !group)
-        return;
-    if (chown(path, (uid_t)-1, group->gr_gid) < 0)
+    gid_t gid;
+    if (auth_group(&gid) && chown(path, (uid_t)-1, gid) < 0)
         log_warn("socket '%s' stays with polderd's own group: %s", path, strerror(errno));
 }
 
@@ -199,7 +196,7 @@ int server_start(const struct server_config *config, struct server **ret_server,
     if (r == 0 && config->listen)
         r = start_tls(server, err);
     if (r < 0) {
-        server_stop(server);
+        (void)server_stop(server);
         return r;
     }
     *ret_server = server;
@@ -227,16 +224,14 @@ static void wipe(char *secret)
     free(secret);
 }
 
-void server_stop(struct server *server)
+bool server_stop(struct server *server)
 {
     if (!server)
-        return;
+        return true;
     if (server->local)
         unlink(server->config.socket_path);
-    if (!wait_websockets(server)) {
-        log_warn("a console or session does not end; polderd goes without waiting for it");
-        return;
-    }
+    if (!wait_websockets(server))
+        return false;
     if (server->local)
         MHD_stop_daemon(server->local);
     if (server->tls)
@@ -252,6 +247,7 @@ void server_stop(struct server *server)
     pthread_cond_destroy(&server->changed);
     pthread_mutex_destroy(&server->lock);
     free(server);
+    return true;
 }
 
 unsigned server_port(const struct server *server)

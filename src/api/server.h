@@ -5,6 +5,8 @@
  * of their own, so that nobody on the network keeps the administrator out. */
 #pragma once
 
+#include <stdbool.h>
+
 #include "api/platform.h"
 #include "base/err.h"
 
@@ -20,7 +22,8 @@ struct server_config {
 
 /* `config` is copied, the strings are borrowed. */
 must_check int server_start(const struct server_config *config, struct server **ret_server, struct err *err);
-/* Takes no more connections, ends those that are (platform.stopping must be set), removes the socket. NULL is fine. */
-void server_stop(struct server *server);
+/* Takes no more connections, ends those that are (platform.stopping must be set), removes the socket. NULL is fine. False when a
+ * session does not end: then all still runs, and nothing that requests use may be freed. */
+bool server_stop(struct server *server);
 /* The port that --listen got (for port 0); 0 without TLS. */
 unsigned server_port(const struct server *server);

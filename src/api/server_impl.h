@@ -50,6 +50,7 @@ struct exchange {
     char *body;
     size_t len, size;
     int body_fd; /* BODY_STREAM: the client's end of a socket pair whose other end the handler reads; -1: none */
+    bool upgraded; /* to a WebSocket: there will be no next header to wait for */
     bool running;
     pthread_t handler; /* runs the handler meanwhile, if `running` */
     int result;

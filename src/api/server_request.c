@@ -222,7 +222,10 @@ static enum MHD_Result begin(struct server *server, struct MHD_Connection *conne
     if (!exchange)
         return MHD_NO;
     *exchange = (struct exchange){.server = server, .connection = connection, .peer = info ? info->socket_context : NULL,
-                                  .body_fd = -1, .request = {.platform = server->config.platform, .body_fd = -1}};
+                                  .body_fd = -1,
+                                  .request = {.platform = server->config.platform, .body_fd = -1, .peer_fd = -1}};
+    if (exchange->peer)
+        exchange->request.peer_fd = exchange->peer->fd;
     *context = exchange;
     bool stream = check_head(exchange, method, url) == 0 && exchange->request.route->body == BODY_STREAM;
     peer_set_deadline(server, exchange->peer, stream ? 0 : SERVER_BODY_S);
@@ -257,7 +260,7 @@ void server_on_completed(void *arg, struct MHD_Connection *connection, void **co
     if (!exchange)
         return;
     end_stream(exchange, false);
-    peer_set_deadline(arg, exchange->peer, SERVER_HEAD_S);
+    peer_set_deadline(arg, exchange->peer, exchange->upgraded ? 0 : SERVER_HEAD_S);
     request_clear(&exchange->request);
     free(exchange->body);
     free(exchange);

@@ -105,7 +105,8 @@ enum MHD_Result exchange_upgrade(struct exchange *exchange)
     MHD_add_response_header(response, "Upgrade", "websocket");
     MHD_add_response_header(response, "Sec-WebSocket-Accept", accept);
     enum MHD_Result queued = MHD_queue_response(exchange->connection, 101, response);
-    if (queued == MHD_YES)
+    exchange->upgraded = queued == MHD_YES;
+    if (exchange->upgraded)
         exchange->request.answer = (struct answer){0};
     else
         free(upgrade);

@@ -15,15 +15,23 @@
 #include "base/own.h"
 
 #define ACCEPT_GUID "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+#define UNSENT_BYTES (1u << 20) /* a client that takes no answers, of pings say, is not heard any more beyond this, */
+#define UNSENT_COUNT 4096u      /* or beyond so many of them */
+
+/* wslay reads ahead: messages behind the one that was handed out wait here. They are what its buffer held, so few. */
+struct held {
+    struct held *next;
+    size_t len;
+    uint8_t bytes[];
+};
 
 struct websocket {
     int fd;
     wslay_event_context_ptr context;
     uint8_t *early;
     size_t early_len, early_taken;
-    bool ended, taken; /* taken: a message came in this pump */
-    websocket_message_fn *fn;
-    void *arg;
+    bool ended;
+    struct held *first, **last;
 };
 
 static int64_t now_ms(void)
@@ -33,20 +41,27 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+static bool is_full(const struct websocket *ws)
+{
+    return wslay_event_get_queued_msg_length(ws->context) > UNSENT_BYTES ||
+           wslay_event_get_queued_msg_count(ws->context) > UNSENT_COUNT;
+}
+
 static ssize_t receive(wslay_event_context_ptr context, uint8_t *buffer, size_t len, int flags, void *arg)
 {
     struct websocket *ws = arg;
     (void)flags;
-    if (ws->early_taken < ws->early_len) {
+    bool wait = ws->first || is_full(ws);
+    if (!wait && ws->early_taken < ws->early_len) {
         size_t part = ws->early_len - ws->early_taken < len ? ws->early_len - ws->early_taken : len;
         memcpy(buffer, ws->early + ws->early_taken, part);
         ws->early_taken += part;
         return (ssize_t)part;
     }
-    ssize_t n = ws->taken ? -1 : recv(ws->fd, buffer, len, MSG_DONTWAIT);
+    ssize_t n = wait ? -1 : recv(ws->fd, buffer, len, MSG_DONTWAIT);
     if (n > 0)
         return n;
-    bool later = ws->taken || (n < 0 && (errno == EAGAIN || errno == EINTR));
+    bool later = wait || (n < 0 && (errno == EAGAIN || errno == EINTR));
     if (!later)
         ws->ended = true;
     wslay_event_set_error(context, later ? WSLAY_ERR_WOULDBLOCK : WSLAY_ERR_CALLBACK_FAILURE);
@@ -73,8 +88,23 @@ static void on_message(wslay_event_context_ptr context, const struct wslay_event
         wslay_event_queue_close(context, WSLAY_CODE_UNSUPPORTED_DATA, NULL, 0);
         return;
     }
-    ws->taken = true;
-    ws->fn(ws->arg, message->msg[0], message->msg + 1, message->msg_length - 1);
+    struct held *held = malloc(sizeof *held + message->msg_length);
+    if (!held) {
+        wslay_event_queue_close(context, WSLAY_CODE_INTERNAL_SERVER_ERROR, NULL, 0);
+        return;
+    }
+    *held = (struct held){.len = message->msg_length};
+    memcpy(held->bytes, message->msg, message->msg_length);
+    *ws->last = held;
+    ws->last = &held->next;
+}
+
+static struct held *next_held(struct websocket *ws)
+{
+    struct held *held = ws->first;
+    if (held && !(ws->first = held->next))
+        ws->last = &ws->first;
+    return held;
 }
 
 int websocket_create(int fd, const void *early, size_t early_len, struct websocket **ret_websocket, struct err *err)
@@ -91,6 +121,7 @@ int websocket_create(int fd, const void *early, size_t early_len, struct websock
         memcpy(ws->early, early, early_len);
     ws->early_len = early_len;
     ws->fd = fd;
+    ws->last = &ws->first;
     wslay_event_config_set_max_recv_msg_length(ws->context, WEBSOCKET_MESSAGE_MAX + 1);
     *ret_websocket = ws;
     return 0;
@@ -102,6 +133,8 @@ void websocket_free(struct websocket *ws)
         return;
     if (ws->context)
         wslay_event_context_free(ws->context);
+    for (struct held *held; (held = next_held(ws)) != NULL;)
+        free(held);
     free(ws->early);
     free(ws);
 }
@@ -113,24 +146,30 @@ int websocket_fd(const struct websocket *ws)
 
 short websocket_events(const struct websocket *ws, bool receive_too)
 {
-    int events = receive_too ? POLLIN : 0;
+    int events = receive_too && !is_full(ws) ? POLLIN : 0;
     if (wslay_event_want_write(ws->context))
         events |= POLLOUT;
     return (short)events;
 }
 
+int websocket_timeout(const struct websocket *ws, bool receive_too, int timeout_ms)
+{
+    return receive_too && ws->first ? 0 : timeout_ms;
+}
+
 bool websocket_pump(struct websocket *ws, bool receive_too, websocket_message_fn *fn, void *arg)
 {
-    ws->fn = fn;
-    ws->arg = arg;
-    ws->taken = false;
-    if (receive_too && wslay_event_recv(ws->context) != 0)
+    if (receive_too && !ws->first && wslay_event_recv(ws->context) != 0)
         ws->ended = true;
+    struct held *held = receive_too ? next_held(ws) : NULL;
+    if (held)
+        fn(arg, held->bytes[0], held->bytes + 1, held->len - 1);
+    free(held);
     if (wslay_event_send(ws->context) != 0)
         ws->ended = true;
     if (!wslay_event_want_read(ws->context) && !wslay_event_want_write(ws->context))
         ws->ended = true;
-    return !ws->ended;
+    return !ws->ended || ws->first;
 }
 
 bool websocket_send(struct websocket *ws, enum websocket_stream stream, const void *data, size_t len)
@@ -173,7 +212,7 @@ static bool pump_until(struct websocket *ws, bool closed, int64_t end_ms)
         struct pollfd fd = {.fd = ws->fd, .events = websocket_events(ws, true)};
         if (!closed && !wslay_event_want_write(ws->context))
             return true;
-        if (left_ms <= 0 || poll(&fd, 1, (int)left_ms) <= 0)
+        if (left_ms <= 0 || poll(&fd, 1, websocket_timeout(ws, true, (int)left_ms)) < 0)
             return false;
     }
     return false;

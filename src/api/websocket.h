@@ -17,7 +17,7 @@ enum websocket_stream { WEBSOCKET_STDIN, WEBSOCKET_STDOUT, WEBSOCKET_STDERR, WEB
 
 struct websocket;
 
-/* A message came: its first byte and the rest. Called within websocket_pump, at most a few times each. */
+/* A message came: its first byte and the rest. Called within websocket_pump, at most once. */
 typedef void websocket_message_fn(void *arg, uint8_t stream, const uint8_t *data, size_t len);
 
 /* On a connected socket, which stays the caller's and is made non-blocking. `early`: bytes already read from it (copied). */
@@ -27,7 +27,9 @@ void websocket_free(struct websocket *websocket); /* NULL is fine */
 int websocket_fd(const struct websocket *websocket);
 /* What to poll for. `receive`: whether the caller can take messages. */
 short websocket_events(const struct websocket *websocket, bool receive);
-/* Sends what waits and, with `receive`, takes what came. False when the connection has ended. */
+/* How long to poll: `timeout_ms`, or 0 when a message is here already, which no poll would tell. */
+int websocket_timeout(const struct websocket *websocket, bool receive, int timeout_ms);
+/* Sends what waits and, with `receive`, takes the next message that came. False when the connection has ended. */
 bool websocket_pump(struct websocket *websocket, bool receive, websocket_message_fn *fn, void *arg);
 /* Queues a message (copied). False when it cannot be sent any more. */
 bool websocket_send(struct websocket *websocket, enum websocket_stream stream, const void *data, size_t len);

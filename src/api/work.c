@@ -69,13 +69,14 @@ struct instance_call work_call(struct operation *operation)
                                   .arg = operation};
 }
 
-static bool stopping(void *platform)
+static bool is_over(void *request)
 {
-    return platform_stopping(platform);
+    const struct request *r = request;
+    return request_is_over(r->platform, r->peer_fd);
 }
 
 struct instance_call request_call(const struct request *request)
 {
-    return (struct instance_call){.actor = request->actor.name, .origin = request->actor.origin, .cancelled = stopping,
-                                  .arg = request->platform};
+    return (struct instance_call){.actor = request->actor.name, .origin = request->actor.origin, .cancelled = is_over,
+                                  .arg = (void *)(uintptr_t)request};
 }

@@ -49,6 +49,9 @@ static void log_line(enum log_level level, const char *format, va_list args)
         n += (size_t)more;
     if (n > sizeof line - 2)
         n = sizeof line - 2;
+    for (size_t i = 0; i < n; i++) /* what others said stays one line, and no command for a terminal */
+        if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
+            line[i] = '?';
     line[n++] = '\n';
     ssize_t ignored = write(log_fd, line, n);
     (void)ignored;

@@ -174,6 +174,6 @@ must_check int block_open_new(const char *path, struct err *err);
 bool block_is_nbd_uri(const char *path);
 
 /* What format a file has whose user states none: the one that its name says (.qcow2, .luks, .vmdk, ...) when its header agrees,
- * else "raw". NULL, not sure: the header says qcow2 and the name does not; a guest that owns a raw disk can write such a
- * header, so believing it would let the guest name host files to read. */
-const char *block_guess_format(const char *path);
+ * else "raw". -EINVAL, not sure: the header says qcow2 and the name does not; a guest that owns a raw disk can write such a
+ * header, so believing it would let the guest name host files to read. Another -errno: the header cannot be read. */
+must_check int block_guess_format(const char *path, const char **ret_format);

@@ -73,23 +73,35 @@ static const struct {
     {"vmdk", ".vmdk", 0, 8, {'#', ' ', 'D', 'i', 's', 'k', ' ', 'D'}},
 };
 
-static bool has_magic(int fd, unsigned i)
+/* 1, 0 or -errno. */
+static int has_magic(int fd, unsigned i)
 {
     char there[8];
-    off_t at = formats[i].at < 0 ? lseek(fd, 0, SEEK_END) + formats[i].at : formats[i].at;
-    return at >= 0 && pread(fd, there, formats[i].len, at) == (ssize_t)formats[i].len &&
-           memcmp(there, formats[i].magic, formats[i].len) == 0;
+    off_t end = lseek(fd, 0, SEEK_END), at = formats[i].at < 0 ? end + formats[i].at : formats[i].at;
+    ssize_t n = end < 0 || at < 0 ? 0 : pread(fd, there, formats[i].len, at);
+    if (end < 0 || n < 0)
+        return -errno;
+    return n == (ssize_t)formats[i].len && memcmp(there, formats[i].magic, formats[i].len) == 0;
 }
 
-const char *block_guess_format(const char *path)
+int block_guess_format(const char *path, const char **ret_format)
 {
     own_fd int fd = fdname_open(path, O_RDONLY, 0);
     size_t len = strlen(path);
-    for (unsigned i = 0; fd >= 0 && i < sizeof formats / sizeof *formats; i++) {
+    int r = fd < 0 ? -errno : 0;
+    for (unsigned i = 0; r == 0 && i < sizeof formats / sizeof *formats; i++) {
         size_t suffix = strlen(formats[i].suffix);
         bool named = len > suffix && strcmp(path + len - suffix, formats[i].suffix) == 0;
-        if ((named || i == 0) && has_magic(fd, i))
-            return named ? formats[i].format : NULL;
+        if (named || i == 0)
+            r = has_magic(fd, i);
+        if (r > 0 && !named)
+            return -EINVAL;
+        if (r > 0) {
+            *ret_format = formats[i].format;
+            return 0;
+        }
     }
-    return "raw";
+    if (r == 0)
+        *ret_format = "raw";
+    return r;
 }

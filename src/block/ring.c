@@ -18,13 +18,14 @@ int block_ring_create(const char *engine, struct block_ring **ret_ring, struct e
     for (unsigned i = 0; i < ENGINE_COUNT; i++) {
         if (engine && strcmp(engine, engines[i]->name) != 0)
             continue;
-        int r = engines[i]->create(ret_ring, err);
+        bool last = engine || i + 1 == ENGINE_COUNT; /* that another one takes over is no error */
+        int r = engines[i]->create(ret_ring, last ? err : NULL);
         if (r == 0) {
             (*ret_ring)->engine = engines[i];
             log_debug("block: I/O engine %s", engines[i]->name);
             return 0;
         }
-        if (engine || i + 1 == ENGINE_COUNT)
+        if (last)
             return r;
     }
     return err_say(err, EINVAL, "I/O engine '%s' is not known", engine);

@@ -137,13 +137,13 @@ static void new_id(char id[static INSTANCE_ID_SIZE])
     snprintf(id, INSTANCE_ID_SIZE, "%016llx", (unsigned long long)number);
 }
 
-int instance_new_doc(const json_t *spec, const char *name, json_t **ret_doc, struct err *err)
+int instance_new_doc(const json_t *spec, const char *name, const char *image_digest, json_t **ret_doc, struct err *err)
 {
     char id[INSTANCE_ID_SIZE];
     new_id(id);
-    json_t *doc = json_pack("{s:s, s:s, s:O, s:s, s:{s:s, s:i, s:s, s:i, s:s, s:[], s:i}}", "id", id, "name", name, "spec",
-                            spec, "desired", "stopped", "status", "state", "created", "pid", 0, "engine", "", "exit_code", 0,
-                            "error", "", "addresses", "restarts", 0);
+    json_t *doc = json_pack("{s:s, s:s, s:O, s:s, s:s, s:{s:s, s:i, s:s, s:i, s:s, s:[], s:i}}", "id", id, "name", name,
+                            "spec", spec, "image_digest", image_digest, "desired", "stopped", "status", "state", "created",
+                            "pid", 0, "engine", "", "exit_code", 0, "error", "", "addresses", "restarts", 0);
     if (!doc)
         return err_set(err, ENOMEM, "instance");
     json_object_set_new(json_object_get(doc, "spec"), "name", json_string(name));
@@ -152,24 +152,60 @@ int instance_new_doc(const json_t *spec, const char *name, json_t **ret_doc, str
     return 0;
 }
 
-/* The image is here and its root file system is made, so that starting is quick. */
-static int fetch_image(struct instances *instances, const json_t *spec, const struct instance_call *call, struct err *err)
+/* Sees that the image is here. */
+static int fetch_image(struct instances *instances, const char *ref, const struct image_progress *progress,
+                       char digest[static IMAGE_DIGEST_SIZE], bool *ret_disk, struct err *err)
 {
-    const char *ref = json_text(spec, "image");
     struct image image = {0};
-    char digest[IMAGE_DIGEST_SIZE];
+    int ret = image_get(instances->config.images, ref, &image, err);
+    if (ret == -ENOENT) {
+        ret = image_pull(instances->config.images, ref, NULL, progress, digest, err);
+        if (!ret)
+            ret = image_get(instances->config.images, ref, &image, err);
+    }
+    if (!ret) {
+        *ret_disk = !strcmp(image.config.media_type, IMAGE_DISK_CONFIG_TYPE);
+        memcpy(digest, image.manifest.digest, IMAGE_DIGEST_SIZE);
+    }
+    image_clear(&image);
+    return ret;
+}
+
+/* The kind, where none was asked for, is the image's: its presets are others. */
+static int take_kind(const json_t *body, bool disk, json_t **spec, struct err *err)
+{
+    const char *kind = json_text(body, "kind");
+    if (*kind && !strcmp(kind, "vm") != disk)
+        return err_say(err, EINVAL, disk ? "kind: the image is a disk with a system of its own, for kind vm"
+                                         : "kind: the image is no disk, as kind vm needs: leave the kind out");
+    if (!disk && *json_text(body, "user_data"))
+        return err_say(err, EINVAL, "user_data: the image is no disk with a system that would read it");
+    if (!disk || *kind)
+        return 0;
+    own_json json_t *more = json_copy((json_t *)(uintptr_t)body);
+    json_object_set_new(more, "kind", json_string("vm"));
+    json_decref(*spec);
+    *spec = NULL;
+    return instance_spec_check(more, spec, err);
+}
+
+/* The image is here and its root file system is made, so that starting is quick. */
+static int prepare_image(struct instances *instances, const json_t *body, const struct instance_call *call, json_t **spec,
+                         char digest[static IMAGE_DIGEST_SIZE], struct err *err)
+{
+    bool disk = false;
     own_free char *root = NULL;
     struct image_progress progress = {0};
+    const char *ref = json_text(body, "image");
     if (!instances->config.images)
         return 0;
     if (call)
         progress = (struct image_progress){.report = call->progress, .cancelled = call->cancelled, .context = call->arg};
-    int ret = image_get(instances->config.images, ref, &image, err);
-    if (ret == -ENOENT)
-        ret = image_pull(instances->config.images, ref, NULL, &progress, digest, err);
-    image_clear(&image);
-    if (!ret && !strcmp(json_text(spec, "kind"), "microvm"))
-        ret = image_root(instances->config.images, ref, &progress, &root, digest, err);
+    int ret = fetch_image(instances, ref, &progress, digest, &disk, err);
+    if (!ret)
+        ret = take_kind(body, disk, spec, err);
+    if (!ret && !disk)
+        ret = image_root(instances->config.images, digest, &progress, &root, digest, err);
     return ret;
 }
 
@@ -190,8 +226,8 @@ static void make_up_name(const json_t *spec, char name[static INSTANCE_NAME_SIZE
     snprintf(name + len, INSTANCE_NAME_SIZE - len, "%s%.6s", len ? "-" : "i", id);
 }
 
-static int add_named(struct instances *instances, json_t *spec, const struct instance_call *call, json_t **ret_doc,
-                     struct err *err)
+static int add_named(struct instances *instances, json_t *spec, const char *image_digest, const struct instance_call *call,
+                     json_t **ret_doc, struct err *err)
 {
     char name[INSTANCE_NAME_SIZE];
     const char *given = json_text(spec, "name");
@@ -201,7 +237,7 @@ static int add_named(struct instances *instances, json_t *spec, const struct ins
             snprintf(name, sizeof name, "%s", given);
         else
             make_up_name(spec, name);
-        int ret = instance_new_doc(spec, name, &doc, err);
+        int ret = instance_new_doc(spec, name, image_digest, &doc, err);
         if (!ret)
             ret = instance_doc_add(instances, name, doc, "instance.create", call, err);
         if ((ret == -EAGAIN || (ret == -EEXIST && !*given)) && tries < 8)
@@ -251,15 +287,16 @@ int instance_create(struct instances *instances, const json_t *body, bool start,
 {
     own_json json_t *spec = NULL;
     own_json json_t *doc = NULL;
+    char digest[IMAGE_DIGEST_SIZE] = "";
     int ret = instance_spec_check(body, &spec, err);
     if (!ret)
         ret = check_parts(instances, spec, err);
     if (!ret)
-        ret = fetch_image(instances, spec, call, err);
+        ret = prepare_image(instances, body, call, &spec, digest, err);
     if (!ret)
         ret = instance_check_process(instances, spec, err);
     if (!ret)
-        ret = add_named(instances, spec, call, &doc, err);
+        ret = add_named(instances, spec, digest, call, &doc, err);
     if (ret < 0)
         return ret;
     own_instance struct instance *instance = instance_add(instances, doc);

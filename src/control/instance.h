@@ -125,9 +125,10 @@ must_check int instance_files_put(struct instances *instances, const char *name,
 /* The serial console: a connected stream socket of bytes, which the caller owns. */
 must_check int instance_console(struct instances *instances, const char *name, int *ret_fd, struct err *err);
 
-/* {"cpu_usage_ns", "memory_bytes", "memory_limit_bytes", "net_rx_bytes", "net_tx_bytes", "disk_read_bytes",
- * "disk_write_bytes", "pids", "guest": {...}}; what cannot be had is left out. */
-must_check int instance_stats(struct instances *instances, const char *name, json_t **ret_stats, struct err *err);
+/* {"state", "cpu_usage_ns", "memory_bytes", "memory_limit_bytes", "net_rx_bytes", "net_tx_bytes", "disk_read_bytes",
+ * "disk_write_bytes", "guest": {...}}; what cannot be had is left out. `ask_guest`: with the last, which takes longer. */
+must_check int instance_stats(struct instances *instances, const char *name, bool ask_guest, json_t **ret_stats,
+                              struct err *err);
 
 /* ---- logs ---- */
 

@@ -29,6 +29,17 @@ enum instance_state instance_doc_state(const json_t *doc)
     return INSTANCE_CREATED;
 }
 
+const char *instance_doc_image(const json_t *doc)
+{
+    const char *digest = json_text(doc, "image_digest");
+    return *digest ? digest : json_text(json_object_get(doc, "spec"), "image");
+}
+
+bool instance_doc_is_vm(const json_t *doc)
+{
+    return !strcmp(json_text(json_object_get(doc, "spec"), "kind"), "vm");
+}
+
 enum instance_desired instance_doc_desired(const json_t *doc)
 {
     const char *name = json_text(doc, "desired");

@@ -24,11 +24,6 @@ static char *run_path(const struct instance *instance, const char *name)
     return instance_path(instance->owner->config.run_dir, instance->id, name);
 }
 
-static bool is_vm(const json_t *doc)
-{
-    return !strcmp(json_text(json_object_get(doc, "spec"), "kind"), "vm");
-}
-
 /* ---- start ---- */
 
 static int read_start(const struct instance *instance, json_t **ret_start, struct err *err)
@@ -90,12 +85,8 @@ static int host_greet(struct instance *instance, const json_t *doc, json_t **ret
     own_free char *vsock = run_path(instance, "vsock.sock");
     if (!vsock)
         return err_set(err, ENOMEM, "guest");
-    if (is_vm(doc)) {
-        *ret_status = json_object();
-        return 0;
-    }
     int ret = read_start(instance, &start, err);
-    if (!ret)
+    if (!ret && !instance_doc_is_vm(doc)) /* a system of its own takes its time, and may have no agent */
         ret = send_start(instance, vsock, start, err);
     if (ret < 0)
         return ret;
@@ -230,10 +221,10 @@ static int host_ended(struct instance *instance, const json_t *doc, int *ret_cod
         snprintf(text, size, "the machine needed more memory than its limit allows: give it more (--memory)");
     else if (*ret_code < 0)
         last_words(instance, text, size);
-    if (*ret_code < 0 && is_vm(doc) && !*text)
+    if (*ret_code < 0 && instance_doc_is_vm(doc) && !*text)
         *ret_code = 0; /* it powered off */
     if (*ret_code < 0 && !*text)
-        snprintf(text, size, "the machine ended without a word; its console may tell: polder logs --boot");
+        snprintf(text, size, "the machine ended without a word; its console may tell: polder logs --source boot");
     instance_let_go(instance, doc);
     return 0;
 }

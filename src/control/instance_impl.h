@@ -13,6 +13,7 @@
 #include "control/instance_spec.h"
 #include "control/json.h"
 
+#define INSTANCE_BASE "base.qcow2" /* of kind vm: the image's disk, below root.qcow2 */
 #define INSTANCE_ID_SIZE 17
 #define INSTANCE_NAME_SIZE 64
 #define INSTANCE_BUCKETS 1024
@@ -116,7 +117,7 @@ must_check int instances_open_with(const struct instances_config *config, const 
                                    struct instances **ret_instances, struct err *err);
 
 /* A document of a new instance; `spec` becomes part of it. */
-must_check int instance_new_doc(const json_t *spec, const char *name, json_t **ret_doc, struct err *err);
+must_check int instance_new_doc(const json_t *spec, const char *name, const char *image_digest, json_t **ret_doc, struct err *err);
 
 /* ---- what runs it (instance_launch.c, instance_guest.c) ---- */
 
@@ -152,6 +153,9 @@ must_check int instance_doc_add(struct instances *instances, const char *name, c
 must_check int instance_doc_get(struct instances *instances, const char *name, json_t **ret_doc, struct err *err);
 enum instance_state instance_doc_state(const json_t *doc);
 enum instance_desired instance_doc_desired(const json_t *doc);
+bool instance_doc_is_vm(const json_t *doc); /* of kind vm */
+/* The image as it was when the instance was made, whatever its name leads to today: its manifest's digest. */
+const char *instance_doc_image(const json_t *doc);
 void instance_doc_set_state(json_t *doc, enum instance_state state);
 void instance_doc_set_desired(json_t *doc, enum instance_desired desired);
 void instance_doc_set_time(json_t *object, const char *member);

@@ -268,7 +268,7 @@ int launch_volumes(struct launch *launch, struct err *err)
         own_free char *path = NULL;
         unsigned fd;
         bool read_only = json_flag(entry, "read_only");
-        char device[] = {'v', 'd', (char)('c' + i), '\0'};
+        char device[] = {'v', 'd', LAUNCH_VOLUME_LETTER(i), '\0'};
         ret = volume_attach(launch->instance->owner->config.volumes, json_text(entry, "volume"), launch->instance->id,
                             read_only, &path, err);
         if (!ret)

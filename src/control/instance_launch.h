@@ -7,6 +7,7 @@
 #include "sandbox/sandbox.h"
 
 #define LAUNCH_ARGS_MAX 128
+#define LAUNCH_VOLUME_LETTER(index) ((char)('c' + (index))) /* vdc and on: two disks are the machine's own */
 
 struct instance_runtime {
     char *vmm, *img; /* paths of programs */

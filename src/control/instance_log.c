@@ -86,10 +86,13 @@ int instance_log_open(struct instances *instances, const char *name, enum instan
                       bool follow, struct instance_log **ret_log, struct err *err)
 {
     own_instance struct instance *instance = NULL;
+    own_json json_t *doc = NULL;
     struct stat st;
-    int ret = instance_find_name(instances, name, &instance, NULL, err);
+    int ret = instance_find_name(instances, name, &instance, &doc, err);
     if (ret < 0)
         return ret;
+    if (source == INSTANCE_LOG_MAIN && instance_doc_is_vm(doc))
+        source = INSTANCE_LOG_BOOT; /* it has no main process; its system writes to the serial port */
     struct instance_log *log = calloc(1, sizeof *log);
     if (!log)
         return err_set(err, ENOMEM, "log");

@@ -78,7 +78,7 @@ static int add_root(struct launch *launch, struct err *err)
     own_free char *disk = instance_path(config->state_dir, launch->instance->id, "root.qcow2");
     char digest[IMAGE_DIGEST_SIZE];
     unsigned root_fd = 0, disk_fd = 0;
-    int ret = disk ? image_root(config->images, json_text(launch->spec, "image"), NULL, &root, digest, err)
+    int ret = disk ? image_root(config->images, instance_doc_image(launch->doc), NULL, &root, digest, err)
                    : err_set(err, ENOMEM, "disk");
     if (!ret && access(disk, F_OK) < 0)
         ret = volume_root_create(config->volumes, disk, (uint64_t)json_number(launch->spec, "disk_bytes"), err);
@@ -99,7 +99,7 @@ static int begin_start(struct launch *launch, struct err *err)
     own_json json_t *config = NULL;
     json_t *process = NULL;
     const char *hostname = json_text(launch->spec, "hostname");
-    int ret = image_process(launch->instance->owner->config.images, json_text(launch->spec, "image"), &config, err);
+    int ret = image_process(launch->instance->owner->config.images, instance_doc_image(launch->doc), &config, err);
     if (!ret)
         ret = instance_spec_process(launch->spec, config, &process, err);
     if (ret < 0)

@@ -245,6 +245,17 @@ static int copy_running(const struct work *work, const char *to, struct err *err
     return ret < 0 ? ret : resumed;
 }
 
+/* The disk of an image below it is shared. */
+static int link_base(const struct work *work, const char *id, struct err *err)
+{
+    const char *state_dir = work->instance->owner->config.state_dir;
+    own_free char *from = instance_path(state_dir, work->instance->id, INSTANCE_BASE);
+    own_free char *to = instance_path(state_dir, id, INSTANCE_BASE);
+    if (!from || !to)
+        return err_set(err, ENOMEM, "clone");
+    return link(from, to) < 0 && errno != ENOENT ? err_set(err, errno, "link '%s'", to) : 0;
+}
+
 /* The copy's disk, in its folder, before its document is there: without one the next start-up removes it. */
 static int copy_disk(const struct work *work, const char *id, struct err *err)
 {
@@ -257,6 +268,9 @@ static int copy_disk(const struct work *work, const char *id, struct err *err)
         return 0;
     if (mkdir(folder, 0700) < 0)
         return err_set(err, errno, "make the folder '%s'", folder);
+    int ret = link_base(work, id, err);
+    if (ret < 0)
+        return ret;
     return work->runs ? copy_running(work, to, err) : copy_file(work->path, to, err);
 }
 
@@ -272,7 +286,7 @@ static int clone_doc(const struct work *work, const char *name, json_t **ret_doc
     }
     json_object_set_new(spec, "ports", json_array());
     json_object_del(spec, "hostname");
-    return instance_new_doc(spec, name, ret_doc, err);
+    return instance_new_doc(spec, name, json_text(work->doc, "image_digest"), ret_doc, err);
 }
 
 int instance_clone(struct instances *instances, const char *name, const char *new_name, const struct instance_call *call,

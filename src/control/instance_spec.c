@@ -19,6 +19,7 @@ struct member {
     const char *name;
     enum kind kind;
     const char *preset; /* JSON text; NULL: stays absent */
+    const char *vm_preset; /* the same of kind vm; NULL: no other */
     int64_t min, max;   /* NUMBER: of the value; TEXT: max bytes */
     const char *choices; /* CHOICE: "|no|always|" */
     bool changes; /* instance_spec_change takes it */
@@ -39,7 +40,8 @@ static const struct member members[] = {
     {.name = "stdin", .kind = FLAG, .preset = "false"},
     {.name = "cpus", .kind = NUMBER, .preset = "1", .min = 1, .max = 32, .changes = true},
     {.name = "cpu_weight", .kind = NUMBER, .preset = "100", .min = 1, .max = 10000, .changes = true},
-    {.name = "memory_bytes", .kind = NUMBER, .preset = "268435456", .min = 64 * MIB, .max = MIB << 20, .changes = true},
+    {.name = "memory_bytes", .kind = NUMBER, .preset = "268435456", .vm_preset = "1073741824", .min = 64 * MIB, .max = MIB << 20,
+     .changes = true},
     {.name = "disk_bytes", .kind = NUMBER, .preset = "10737418240", .min = 16 * MIB, .max = MIB << 26},
     {.name = "networks", .kind = NETWORKS},
     {.name = "ports", .kind = PORTS, .preset = "[]", .changes = true},
@@ -239,8 +241,6 @@ static int check_together(const json_t *spec, struct err *err)
     const json_t *networks = json_object_get(spec, "networks");
     if (!*json_text(spec, "image"))
         return err_say(err, EINVAL, "image: the image to run is missing, such as \"debian\"");
-    if (!vm && *json_text(spec, "user_data"))
-        return err_say(err, EINVAL, "user_data: only instances of kind vm read it");
     if (vm && (json_array_size(json_object_get(spec, "command")) || json_object_get(spec, "entrypoint")))
         return err_say(err, EINVAL, "command: an instance of kind vm runs its own init");
     if (networks && !json_array_size(networks) && json_array_size(json_object_get(spec, "ports")))
@@ -272,12 +272,13 @@ static int take_members(const json_t *from, bool all, json_t *spec, struct err *
     return 0;
 }
 
-static json_t *presets(void)
+static json_t *presets(bool vm)
 {
     json_t *spec = json_object();
     for (size_t i = 0; i < sizeof members / sizeof members[0]; i++) {
-        if (members[i].preset)
-            json_object_set_new(spec, members[i].name, json_loads(members[i].preset, JSON_DECODE_ANY, NULL));
+        const char *preset = vm && members[i].vm_preset ? members[i].vm_preset : members[i].preset;
+        if (preset)
+            json_object_set_new(spec, members[i].name, json_loads(preset, JSON_DECODE_ANY, NULL));
     }
     return spec;
 }
@@ -293,7 +294,7 @@ static int finish(json_t *spec, json_t **ret_spec, struct err *err)
 
 int instance_spec_check(const json_t *body, json_t **ret_spec, struct err *err)
 {
-    own_json json_t *spec = presets();
+    own_json json_t *spec = presets(!strcmp(json_text(body, "kind"), "vm"));
     int ret = take_members(body, true, spec, err);
     return ret < 0 ? ret : finish(spec, ret_spec, err);
 }

@@ -2,7 +2,7 @@
  * functions.
  *
  * {"name", "image" (required), "kind": "microvm"|"vm", "command": [..], "entrypoint": [..], "env": ["K=V"], "user", "workdir",
- *  "hostname", "tty", "stdin", "cpus": 1, "cpu_weight": 100, "memory_bytes": 256 MiB, "disk_bytes": 10 GiB,
+ *  "hostname", "tty", "stdin", "cpus": 1, "cpu_weight": 100, "memory_bytes": 256 MiB (vm: 1 GiB), "disk_bytes": 10 GiB,
  *  "networks": [{"network", "address", "mac"}] (absent: the default network), "ports": [{"host_address", "host", "guest",
  *  "protocol"}], "volumes": [{"volume", "path", "read_only"}], "restart": "no"|"on-failure"|"always", "remove",
  *  "labels": {}, "engine": "auto"|"kvm"|"jit", "user_data"} */

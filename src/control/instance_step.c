@@ -219,7 +219,7 @@ static void note_end(struct instance *instance, const json_t *doc)
         instance_enqueue_in(instance, 1000);
         return;
     }
-    if (*instance->failure)
+    if (*instance->failure && !strstr(text, SANDBOX_VIOLATION)) /* its own words have the call's number */
         memcpy(text, instance->failure, sizeof text);
     if (end.code < 0 && asked)
         end.code = 137; /* killed: 128 + SIGKILL */
@@ -330,7 +330,7 @@ static void step_starting(struct instance *instance, const json_t *doc)
     }
     if (ret < 0) {
         if (ret == -EAGAIN)
-            err_say(&err, ETIMEDOUT, "the guest did not come up in %d s: see polder logs --boot", GREET_MS / 1000);
+            err_say(&err, ETIMEDOUT, "the guest did not come up in %d s: see polder logs --source boot", GREET_MS / 1000);
         snprintf(instance->failure, sizeof instance->failure, "%s", err.message);
         kill_process(instance);
         return;
@@ -363,11 +363,6 @@ static bool wait_goes_on(struct instance *instance)
             return false;
         }
     }
-}
-
-static bool is_vm(const json_t *doc)
-{
-    return !strcmp(json_text(json_object_get(doc, "spec"), "kind"), "vm");
 }
 
 /* The guest is up again within the same process: its agent waits to be told what to run. */
@@ -431,7 +426,7 @@ static void step_running(struct instance *instance, const json_t *doc)
         if (commit(instance, now_in_state, &state, pause ? "instance.paused" : "instance.resumed", NULL) < 0)
             return;
     }
-    if (!pause && !is_vm(doc))
+    if (!pause && !instance_doc_is_vm(doc))
         watch_main(instance);
 }
 
@@ -450,7 +445,7 @@ static void ask(struct instance *instance, const json_t *doc, int64_t timeout_ms
     const struct instance_ops *ops = instance->owner->ops;
     instance->asked_to_stop = true;
     wake_up(instance, doc);
-    if (!is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
+    if (!instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
         return;
     if (ops->press_power(instance, &err) < 0)
         log_debug("instance %s: power button: %s", instance->name, err.message);
@@ -461,7 +456,7 @@ static void ask(struct instance *instance, const json_t *doc, int64_t timeout_ms
 static bool can_lose(const json_t *doc)
 {
     bool has_volumes = json_array_size(json_object_get(json_object_get(doc, "spec"), "volumes"));
-    return !is_vm(doc) && instance_doc_state(doc) != INSTANCE_STARTING && (has_volumes || !json_flag(doc, "deleting"));
+    return !instance_doc_is_vm(doc) && instance_doc_state(doc) != INSTANCE_STARTING && (has_volumes || !json_flag(doc, "deleting"));
 }
 
 /* The guest ends its main process without asking it, and goes down; false: it has to be killed. */

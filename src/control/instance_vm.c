@@ -1,5 +1,6 @@
 /* A virtual machine from a disk image, with an init of its own: kernel and initrd of the image, an overlay on its disk, and
- * what cloud-init reads on a small seed disk (NoCloud: a volume named CIDATA with meta-data, user-data, network-config). */
+ * what cloud-init reads on a small seed disk (NoCloud: a volume named CIDATA with meta-data, user-data, vendor-data,
+ * network-config), which brings the agent too. */
 #include "control/instance_launch.h"
 
 #include <archive.h>
@@ -7,29 +8,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include "base/child.h"
 #include "base/own.h"
 #include "image/image.h"
 #include "image/rootfs.h"
 
-/* ---- the image ---- */
-
-static int read_config(struct image_store *store, const struct image *image, json_t **ret_config, struct err *err)
-{
-    own_fd int fd = image_blob_open(store, image->config.digest, err);
-    if (fd < 0)
-        return fd;
-    if (strcmp(image->config.media_type, IMAGE_DISK_CONFIG_TYPE) != 0 || image->config.size_bytes > IMAGE_JSON_MAX)
-        return err_say(err, EINVAL, "the image is no disk image: run it without kind vm");
-    *ret_config = json_loadfd(fd, 0, NULL);
-    return *ret_config ? 0 : err_say(err, EBADMSG, "the image's configuration is no JSON");
-}
-
 static int add_blob(struct launch *launch, const char *option, const char *digest, struct err *err)
 {
     unsigned number;
-    if (!image_digest_valid(digest))
-        return err_say(err, EINVAL, "the image has no %s of its own", option);
     int fd = image_blob_open(launch->instance->owner->config.images, digest, err);
     int ret = fd < 0 ? fd : launch_pass(launch, fd, &number, err);
     return ret < 0 ? ret : launch_arg(launch, err, "--%s=fd:%u", option, number);
@@ -37,15 +25,29 @@ static int add_blob(struct launch *launch, const char *option, const char *diges
 
 /* ---- the root disk: the image's own is never written to ---- */
 
-static int make_overlay(struct launch *launch, const char *path, struct err *err)
+/* The image's disk under a name in the instance's folder: polder-img finds it beside the overlay, and it outlives the image. */
+static int link_base(struct launch *launch, const char *digest, const char *path, struct err *err)
 {
-    const struct instances *instances = launch->instance->owner;
+    char name[32];
+    own_fd int fd = image_blob_open(launch->instance->owner->config.images, digest, err);
+    if (fd < 0)
+        return fd;
+    snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+    if (linkat(AT_FDCWD, name, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0 && errno != EEXIST)
+        return err_set(err, errno, "link '%s' to the image's disk", path);
+    return 0;
+}
+
+static int make_overlay(struct launch *launch, const char *path, uint64_t least_bytes, struct err *err)
+{
+    uint64_t bytes = (uint64_t)json_number(launch->spec, "disk_bytes");
     own_free char *size = NULL;
     own_free char *part = NULL;
-    if (asprintf(&size, "%lld", (long long)json_number(launch->spec, "disk_bytes")) < 0 ||
+    if (asprintf(&size, "%llu", (unsigned long long)(bytes > least_bytes ? bytes : least_bytes)) < 0 ||
         asprintf(&part, "%s.part", path) < 0)
         return err_set(err, ENOMEM, "disk");
-    const char *argv[] = {instances->runtime->img, "create", "-f", "qcow2", part, size, NULL};
+    const char *argv[] = {launch->instance->owner->runtime->img, "create", "-f", "qcow2", "-b", INSTANCE_BASE, "-F", "qcow2",
+                          part, size, NULL};
     struct child child = {CHILD_INIT, .argv = argv};
     unlink(part);
     int ret = child_run(&child, NULL, err);
@@ -54,17 +56,22 @@ static int make_overlay(struct launch *launch, const char *path, struct err *err
     return ret;
 }
 
-static int add_disk(struct launch *launch, const struct image *image, struct err *err)
+static int add_disk(struct launch *launch, const struct image_disk_parts *image, struct err *err)
 {
     const struct instances_config *config = &launch->instance->owner->config;
     own_free char *path = instance_path(config->state_dir, launch->instance->id, "root.qcow2");
+    own_free char *base_path = instance_path(config->state_dir, launch->instance->id, INSTANCE_BASE);
     unsigned disk = 0, base = 0;
-    if (!path || !image->layer_count)
-        return err_say(err, EINVAL, "the image has no disk");
-    int ret = access(path, F_OK) < 0 ? make_overlay(launch, path, err) : 0;
-    int fd = ret < 0 ? ret : image_blob_open(config->images, image->layers[0].digest, err);
+    if (!path || !base_path)
+        return err_set(err, ENOMEM, "disk");
+    int ret = 0;
+    if (access(path, F_OK) < 0) {
+        ret = link_base(launch, image->disk, base_path, err);
+        if (!ret)
+            ret = make_overlay(launch, path, image->disk_bytes, err);
+    }
     if (!ret)
-        ret = fd < 0 ? fd : launch_pass(launch, fd, &base, err);
+        ret = launch_open(launch, base_path, O_RDONLY, &base, err);
     if (!ret)
         ret = launch_open(launch, path, O_RDWR, &disk, err);
     return ret < 0 ? ret : launch_arg(launch, err, "--disk=fd:%u,format=qcow2,backing=fd:%u", disk, base);
@@ -72,35 +79,92 @@ static int add_disk(struct launch *launch, const struct image *image, struct err
 
 /* ---- the seed ---- */
 
-static int write_entry(struct archive *archive, const char *name, const char *text)
+/* Run once in an instance, early. */
+static const char install_agent[] =
+    "mkdir -p /run/polder; mount -o ro -L CIDATA /run/polder; install -m 755 /run/polder/polder-agent /usr/local/sbin/;"
+    " install -m 644 /run/polder/polder-agent.service /etc/systemd/system/; umount /run/polder; systemctl daemon-reload;"
+    " systemctl enable --now --no-block polder-agent";
+
+static const char agent_unit[] =
+    "[Unit]\nDescription=Polder's agent: commands, files and figures for the host\nConditionVirtualization=vm\n\n"
+    "[Service]\nExecStart=/usr/local/sbin/polder-agent --service\nRestart=on-failure\nOOMScoreAdjust=-900\n"
+    "KillMode=process\n\n[Install]\nWantedBy=multi-user.target\n";
+
+static const char network_config[] =
+    "version: 2\nethernets:\n  all:\n    match:\n      name: \"e*\"\n    dhcp4: true\n";
+
+/* Volumes are mounted where they belong; vendor data, so that user data may still be anything. JSON is YAML too. */
+static char *vendor_data(const struct launch *launch)
+{
+    size_t i;
+    json_t *volume;
+    json_t *mounts = json_array();
+    json_array_foreach (json_object_get(launch->spec, "volumes"), i, volume) {
+        char device[] = {'/', 'd', 'e', 'v', '/', 'v', 'd', LAUNCH_VOLUME_LETTER(i), '\0'};
+        json_array_append_new(mounts, json_pack("[s, s, s, s, s, s]", device, json_text(volume, "path"), "ext4",
+                                                json_flag(volume, "read_only") ? "ro,nofail" : "defaults,nofail", "0", "2"));
+    }
+    own_json json_t *config = json_pack("{s:[[s, s, s, s, s, s]], s:o}", "bootcmd", "cloud-init-per", "instance",
+                                        "polder-agent", "sh", "-ec", install_agent, "mounts", mounts);
+    own_free char *json = config ? json_dumps(config, JSON_COMPACT) : NULL;
+    char *text = NULL;
+    return json && asprintf(&text, "#cloud-config\n%s\n", json) >= 0 ? text : NULL;
+}
+
+static int write_entry(struct archive *archive, const char *name, const void *bytes, size_t size)
 {
     struct archive_entry *entry = archive_entry_new();
     if (!entry)
         return ARCHIVE_FATAL;
     archive_entry_set_pathname(entry, name);
-    archive_entry_set_size(entry, (la_int64_t)strlen(text));
+    archive_entry_set_size(entry, (la_int64_t)size);
     archive_entry_set_filetype(entry, AE_IFREG);
     archive_entry_set_perm(entry, 0444);
     int ret = archive_write_header(archive, entry);
-    if (ret == ARCHIVE_OK && archive_write_data(archive, text, strlen(text)) < 0)
+    if (ret == ARCHIVE_OK && archive_write_data(archive, bytes, size) < 0)
         ret = ARCHIVE_FATAL;
     archive_entry_free(entry);
+    return ret;
+}
+
+static int write_agent(const struct launch *launch, struct archive *archive)
+{
+    const char *folder = launch->instance->owner->config.guest_dir;
+    own_free char *path = NULL;
+    struct stat st;
+    if (!folder || asprintf(&path, "%s/polder-agent", folder) < 0)
+        return ARCHIVE_OK; /* a machine without an agent is one still */
+    own_fd int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return ARCHIVE_OK;
+    void *bytes = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (bytes == MAP_FAILED)
+        return ARCHIVE_OK;
+    int ret = write_entry(archive, "polder-agent", bytes, (size_t)st.st_size);
+    munmap(bytes, (size_t)st.st_size);
     return ret;
 }
 
 static int write_seed(const struct launch *launch, struct archive *archive)
 {
     char meta[256];
+    own_free char *vendor = vendor_data(launch);
+    if (!vendor)
+        return ARCHIVE_FATAL;
     const char *hostname = json_text(launch->spec, "hostname"), *user_data = json_text(launch->spec, "user_data");
     snprintf(meta, sizeof meta, "instance-id: %s\nlocal-hostname: %s\n", launch->instance->id,
              *hostname ? hostname : json_text(launch->doc, "name"));
-    int ret = write_entry(archive, "meta-data", meta);
-    if (ret == ARCHIVE_OK)
-        ret = write_entry(archive, "user-data", *user_data ? user_data : "#cloud-config\n{}\n");
-    if (ret == ARCHIVE_OK)
-        ret = write_entry(archive, "network-config",
-                          "version: 2\nethernets:\n  all:\n    match:\n      name: \"e*\"\n    dhcp4: true\n");
-    return ret;
+    const struct {
+        const char *name, *text;
+    } files[] = {{"meta-data", meta},
+                 {"user-data", *user_data ? user_data : "#cloud-config\n{}\n"},
+                 {"vendor-data", vendor},
+                 {"network-config", network_config},
+                 {"polder-agent.service", agent_unit}};
+    int ret = ARCHIVE_OK;
+    for (size_t i = 0; i < sizeof files / sizeof *files && ret == ARCHIVE_OK; i++)
+        ret = write_entry(archive, files[i].name, files[i].text, strlen(files[i].text));
+    return ret == ARCHIVE_OK ? write_agent(launch, archive) : ret;
 }
 
 /* ISO 9660 with Rock Ridge and the volume id that cloud-init looks for. */
@@ -136,16 +200,13 @@ static int add_seed(struct launch *launch, struct err *err)
 
 /* ---- the whole ---- */
 
-static int add_all(struct launch *launch, const struct image *image, struct err *err)
+static int add_all(struct launch *launch, const struct image_disk_parts *image, struct err *err)
 {
-    own_json json_t *config = NULL;
-    int ret = read_config(launch->instance->owner->config.images, image, &config, err);
+    int ret = add_blob(launch, "kernel", image->kernel, err);
+    if (!ret && *image->initrd)
+        ret = add_blob(launch, "initrd", image->initrd, err);
     if (!ret)
-        ret = add_blob(launch, "kernel", json_text(config, "kernel"), err);
-    if (!ret)
-        ret = add_blob(launch, "initrd", json_text(config, "initrd"), err);
-    if (!ret)
-        ret = launch_arg(launch, err, "--cmdline=%.2000s", json_text(config, "cmdline"));
+        ret = launch_arg(launch, err, "--cmdline=%s", image->cmdline);
     if (!ret)
         ret = add_disk(launch, image, err);
     if (!ret)
@@ -155,10 +216,10 @@ static int add_all(struct launch *launch, const struct image *image, struct err 
 
 int launch_vm(struct launch *launch, struct err *err)
 {
-    struct image image = {0};
-    int ret = image_get(launch->instance->owner->config.images, json_text(launch->spec, "image"), &image, err);
-    if (!ret)
-        ret = add_all(launch, &image, err);
-    image_clear(&image);
-    return ret;
+    struct image_disk_parts image;
+    launch->start = json_pack("{s:[], s:[]}", "networks", "mounts");
+    if (!launch->start)
+        return err_set(err, ENOMEM, "instance");
+    int ret = image_disk_parts(launch->instance->owner->config.images, instance_doc_image(launch->doc), &image, err);
+    return ret < 0 ? ret : add_all(launch, &image, err);
 }

@@ -37,9 +37,10 @@ static int child_setup(const struct daemon_start *start, int log_fd)
     int null = open("/dev/null", O_RDONLY);
     if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(log_fd, STDOUT_FILENO) < 0 || dup2(log_fd, STDERR_FILENO) < 0)
         return -errno;
-    if (start->fd == CHILD_FD)
-        return fcntl(CHILD_FD, F_SETFD, 0) < 0 ? -errno : 0;
-    return start->fd >= 0 && dup2(start->fd, CHILD_FD) < 0 ? -errno : 0;
+    if (start->fd == CHILD_FD ? fcntl(CHILD_FD, F_SETFD, 0) < 0 : start->fd >= 0 && dup2(start->fd, CHILD_FD) < 0)
+        return -errno;
+    /* libraries open some that would go on through exec */
+    return close_range(start->fd >= 0 ? CHILD_FD + 1 : CHILD_FD, ~0u, CLOSE_RANGE_CLOEXEC) < 0 ? -errno : 0;
 }
 
 _Noreturn static void child(const struct daemon_start *start, const char *path, int log_fd)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "control/network_claim.h"
+#include "control/network_passt.h"
 
 static const struct network_ports no_ports;
 
@@ -109,11 +110,25 @@ static int choose_address(struct store *store, const struct network_info *networ
                    network->name, network->leases);
 }
 
+/* Neither the gateway's nor that of the resolver that passt answers for. */
+static bool is_free_for_user(const struct network_info *network, uint32_t address)
+{
+    return subnet_is_host(network->subnet, address) && address != network->gateway && address != passt_dns(network);
+}
+
+static uint32_t user_address(const struct network_info *network)
+{
+    uint32_t address = network->subnet.base + 1;
+    while (!is_free_for_user(network, address)) /* a subnet has six hosts at least */
+        address++;
+    return address;
+}
+
 static int give_address(struct store *store, struct network_info *network, uint32_t wanted, uint32_t *ret_address, struct err *err)
 {
     if (network->kind == NETWORK_USER) { /* each has a passt of its own: all are alike */
-        *ret_address = wanted ? wanted : network->gateway + 1;
-        if (wanted && (!subnet_is_host(network->subnet, wanted) || wanted == network->gateway))
+        *ret_address = wanted ? wanted : user_address(network);
+        if (!is_free_for_user(network, *ret_address))
             return err_say(err, EINVAL, "the address is not a free host address of network '%s'", network->name);
         return 0;
     }

@@ -164,6 +164,38 @@ int vmm_power_button(const char *socket_path, struct err *err)
     return send_body(socket_path, "PUT", "/actions", json_pack("{s:s}", "action_type", "SendCtrlAltDel"), TIMEOUT_MS, err);
 }
 
+/* A counter of the machine's: never negative, so that sums grow. */
+static uint64_t counter(const json_t *group, const char *name)
+{
+    json_int_t value = json_integer_value(json_object_get(group, name));
+    return value > 0 ? (uint64_t)value : 0;
+}
+
+void vmm_read_traffic(const json_t *metrics, struct vmm_traffic *ret_traffic)
+{
+    const char *name;
+    json_t *group;
+    *ret_traffic = (struct vmm_traffic){0};
+    json_object_foreach ((json_t *)(uintptr_t)metrics, name, group) {
+        if (!strncmp(name, "net_", 4)) {
+            ret_traffic->net_rx += counter(group, "rx_bytes_count");
+            ret_traffic->net_tx += counter(group, "tx_bytes_count");
+        } else if (!strncmp(name, "block_", 6)) {
+            ret_traffic->disk_read += counter(group, "read_bytes");
+            ret_traffic->disk_written += counter(group, "write_bytes");
+        }
+    }
+}
+
+int vmm_get_traffic(const char *socket_path, unsigned timeout_ms, struct vmm_traffic *ret_traffic, struct err *err)
+{
+    own_json json_t *metrics = NULL;
+    int ret = vmm_request(socket_path, "GET", "/metrics", NULL, timeout_ms, &metrics, err);
+    if (!ret)
+        vmm_read_traffic(metrics, ret_traffic);
+    return ret;
+}
+
 static void snapshot_path(const char *disk, char path[128])
 {
     snprintf(path, 128, "/drives/%.64s/snapshot", disk);

@@ -139,7 +139,9 @@ int volume_remove(struct volumes *volumes, const char *name, const struct store_
     struct volume_file file = volume_file(name, "qcow2"), gone = volume_file(name, "gone");
     if (renameat(volumes->dir_fd, file.name, volumes->dir_fd, gone.name) < 0 && errno != ENOENT)
         return err_set(err, errno, "remove '%s/%s'", volumes->dir, file.name);
-    r = volume_forget(volumes, name, doc.revision, audit, err);
+    r = volume_sync_dir(volumes, err); /* before its document goes: a file without one would be taken for a volume */
+    if (r == 0)
+        r = volume_forget(volumes, name, doc.revision, audit, err);
     if (r < 0) {
         if (renameat(volumes->dir_fd, gone.name, volumes->dir_fd, file.name) < 0 && errno != ENOENT)
             return err_set(err, errno, "bring back '%s/%s'", volumes->dir, file.name);

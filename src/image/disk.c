@@ -184,8 +184,8 @@ static int take_boot_files(const struct stage *stage, const struct disk_table *t
     for (unsigned i = 0; i < table->count && !(boot->version[0] && boot->root); i++)
         look_into(stage, &table->partitions[i], boot);
     if (!boot->version[0])
-        return err_say(err, ENOENT, "found no /boot/vmlinuz-* on an ext2, ext3 or ext4 partition of the disk: give its kernel and "
-                                    "initrd with --kernel and --initrd");
+        return err_say(err, ENOENT, "found no /boot/vmlinuz-* on an ext2, ext3 or ext4 partition of the disk: a kernel must be "
+                                    "installed in it");
     int r = take_boot_file(stage, boot, "vmlinuz-", "kernel", err);
     return r == 0 && boot->has_initrd ? take_boot_file(stage, boot, "initrd.img-", "initrd", err) : r;
 }
@@ -204,6 +204,7 @@ static void make_cmdline(const struct boot *boot, char *text, size_t size)
 struct found {
     int disk, kernel, initrd;
     char cmdline[2048];
+    uint64_t disk_bytes;
 };
 
 static int find_boot(const struct stage *stage, const struct image_disk *disk, struct found *found, struct err *err)
@@ -213,7 +214,10 @@ static int find_boot(const struct stage *stage, const struct image_disk *disk, s
     own_fd int raw = open_made(stage, "raw", err);
     if (raw < 0 || !table)
         return raw < 0 ? raw : err_set(err, ENOMEM, "import the disk");
-    int r = disk_table_read(raw, table, err);
+    struct stat st;
+    int r = fstat(raw, &st) < 0 ? err_set(err, errno, "import the disk") : disk_table_read(raw, table, err);
+    if (r == 0)
+        found->disk_bytes = (uint64_t)st.st_size;
     if (r == 0 && disk->kernel_fd < 0)
         r = take_boot_files(stage, table, &boot, err);
     for (unsigned i = 0; r == 0 && disk->kernel_fd >= 0 && !disk->cmdline && i < table->count && !boot.root; i++)
@@ -254,7 +258,8 @@ static int store_disk(const struct stage *stage, const char *ref, const struct i
     int initrd = disk->kernel_fd >= 0 ? disk->initrd_fd : found->initrd;
     const struct image_layer_source layers[] = {
         {found->disk, IMAGE_DISK_LAYER_TYPE}, {kernel, IMAGE_DISK_KERNEL_TYPE}, {initrd, IMAGE_DISK_INITRD_TYPE}};
-    json_t *config = json_pack("{s:s, s:s, s:s}", "cmdline", found->cmdline, "architecture", "amd64", "os", "linux");
+    json_t *config = json_pack("{s:s, s:I, s:s, s:s}", "cmdline", found->cmdline, "disk_bytes", (json_int_t)found->disk_bytes,
+                               "architecture", "amd64", "os", "linux");
     int r = config ? image_add(stage->store, ref, layers, initrd >= 0 ? 3 : 2, config, IMAGE_DISK_CONFIG_TYPE, stage->progress,
                                ret_digest, err)
                    : err_say(err, EINVAL, "the kernel's command line is not UTF-8");
@@ -292,7 +297,7 @@ int image_import_disk(struct image_store *store, const char *ref, const struct i
                       const struct image_progress *progress, char ret_digest[static IMAGE_DIGEST_SIZE], struct err *err)
 {
     struct stage stage = {.store = store, .progress = progress, .fd = -1};
-    struct found found = {-1, -1, -1, ""};
+    struct found found = {.disk = -1, .kernel = -1, .initrd = -1};
     int r = check(ref, disk, err);
     if (r == 0)
         r = begin(&stage, err);
@@ -306,7 +311,7 @@ int image_import_disk(struct image_store *store, const char *ref, const struct i
 
 /* ---- and back ---- */
 
-static int read_cmdline(struct image_store *store, const struct image *image, struct image_disk_parts *parts, struct err *err)
+static int read_disk_config(struct image_store *store, const struct image *image, struct image_disk_parts *parts, struct err *err)
 {
     own_fd int fd = image_blob_open(store, image->config.digest, err);
     if (fd < 0)
@@ -314,7 +319,9 @@ static int read_cmdline(struct image_store *store, const struct image *image, st
     json_error_t error;
     json_t *config = json_loadfd(fd, JSON_REJECT_DUPLICATES, &error);
     const char *cmdline = json_string_value(json_object_get(config, "cmdline"));
-    bool fits = cmdline && strlen(cmdline) < sizeof parts->cmdline;
+    json_int_t bytes = json_integer_value(json_object_get(config, "disk_bytes"));
+    bool fits = cmdline && strlen(cmdline) < sizeof parts->cmdline && bytes >= 0;
+    parts->disk_bytes = (uint64_t)bytes;
     if (fits)
         snprintf(parts->cmdline, sizeof parts->cmdline, "%s", cmdline);
     json_decref(config);
@@ -344,7 +351,7 @@ int image_disk_parts(struct image_store *store, const char *ref, struct image_di
     if (strcmp(image.config.media_type, IMAGE_DISK_CONFIG_TYPE) != 0 || !parts.disk[0] || !parts.kernel[0])
         r = err_say(err, EINVAL, "image '%.100s' is not the image of a disk: run it as a microvm", ref);
     else
-        r = read_cmdline(store, &image, &parts, err);
+        r = read_disk_config(store, &image, &parts, err);
     if (r == 0)
         *ret_parts = parts;
     image_clear(&image);

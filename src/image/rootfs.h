@@ -48,8 +48,8 @@ must_check int image_build_debian(struct image_store *store, const char *ref, co
                                   const struct image_progress *progress, char ret_digest[static IMAGE_DIGEST_SIZE],
                                   struct err *err);
 
-/* An image of kind "disk" (IMAGE_DISK_CONFIG_TYPE): configuration {"cmdline", "architecture", "os"}; its layers are known by
- * their types. */
+/* An image of kind "disk" (IMAGE_DISK_CONFIG_TYPE): configuration {"cmdline", "disk_bytes", "architecture", "os"}; its layers
+ * are known by their types. */
 #define IMAGE_DISK_LAYER_TYPE "application/vnd.polder.disk.layer.v1.qcow2"
 #define IMAGE_DISK_KERNEL_TYPE "application/vnd.polder.disk.kernel.v1"
 #define IMAGE_DISK_INITRD_TYPE "application/vnd.polder.disk.initrd.v1"
@@ -69,6 +69,7 @@ must_check int image_import_disk(struct image_store *store, const char *ref, con
 struct image_disk_parts {
     char disk[IMAGE_DIGEST_SIZE], kernel[IMAGE_DIGEST_SIZE], initrd[IMAGE_DIGEST_SIZE]; /* digests of blobs; initrd may be "" */
     char cmdline[2048];
+    uint64_t disk_bytes; /* what the guest sees of it */
 };
 /* -EINVAL when the image is not of kind "disk". */
 must_check int image_disk_parts(struct image_store *store, const char *ref, struct image_disk_parts *ret_parts,

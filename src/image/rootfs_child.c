@@ -1,17 +1,20 @@
-/* The child that unpacks: its root is the folder being filled, and of root's powers it has those over owners, modes and
- * capabilities of files. It is a fork, not a program: what it needs is descriptors and libarchive, which is here. */
+/* The child that unpacks: its root is the folder being filled, it has no descriptor that leads out of it, and of root's powers
+ * it has those over owners, modes and capabilities of files. It is a fork, not a program: what it needs is descriptors and
+ * libarchive, which is here. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "base/userns.h"
 #include "image/rootfs_impl.h"
 #include "image/rootfs_child.h"
 
@@ -44,9 +47,36 @@ static int keep_capabilities(void)
     return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
+static int by_number(const void *a, const void *b)
+{
+    return *(const int *)a - *(const int *)b;
+}
+
+/* What else the caller has open, a store and folders outside of the root among it, is not for who reads foreign bytes. */
+static int close_others(const struct rootfs_work *work, int result_fd, struct err *err)
+{
+    int kept[3 + IMAGE_LAYERS_MAX] = {STDERR_FILENO, work->root_fd, result_fd};
+    size_t count = 3;
+    if (work->layer_count > IMAGE_LAYERS_MAX)
+        return err_say(err, EINVAL, "an image has at most %d layers", IMAGE_LAYERS_MAX);
+    for (size_t i = 0; i < work->layer_count; i++)
+        kept[count++] = work->layers[i];
+    qsort(kept, count, sizeof *kept, by_number);
+    for (size_t i = 0; i < count; i++) {
+        unsigned first = (unsigned)kept[i] + 1, last = i + 1 < count ? (unsigned)kept[i + 1] - 1 : ~0u;
+        if (first <= last && close_range(first, last, 0) < 0)
+            return err_set(err, errno, "close what the unpacking shall not have");
+    }
+    return 0;
+}
+
 static int shut_in(int root_fd, struct err *err)
 {
     int r = limit_memory();
+    if (r == 0 && geteuid() != 0)
+        r = userns_become_root();
+    if (r == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0) /* new powers may have taken it away */
+        r = -errno;
     if (r == 0 && (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || fchdir(root_fd) < 0 || chroot(".") < 0))
         r = -errno;
     if (r == 0)
@@ -54,11 +84,13 @@ static int shut_in(int root_fd, struct err *err)
     return r < 0 ? err_set(err, -r, "shut the unpacking in") : 0;
 }
 
-static int unpack_all(const struct rootfs_work *work, struct err *err)
+static int unpack_all(const struct rootfs_work *work, int result_fd, struct err *err)
 {
     struct rootfs_counts counts = {0};
     locale_t before, set;
     int r = rootfs_locale_set(&before, &set, err); /* its files cannot be had later */
+    if (r == 0)
+        r = close_others(work, result_fd, err);
     if (r == 0)
         r = shut_in(work->root_fd, err);
     for (size_t i = 0; r == 0 && i < work->layer_count; i++) {
@@ -74,7 +106,7 @@ static _Noreturn void run_child(const struct rootfs_work *work, int result_fd, p
     struct err err = {0};
     int r = -EINTR;
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) == 0 && getppid() == parent)
-        r = unpack_all(work, &err);
+        r = unpack_all(work, result_fd, &err);
     _exit(r == 0 ? 0 : write(result_fd, &err, sizeof err) == sizeof err ? 1 : 2);
 }
 

@@ -13,7 +13,10 @@
 
 int img_guess(const char *path, const char *format, const char **ret_format, struct err *err)
 {
-    if (!format && !(format = block_guess_format(path)))
+    int r = format ? 0 : block_guess_format(path, &format);
+    if (r < 0 && r != -EINVAL)
+        return err_set(err, -r, "disk '%s'", path);
+    if (r < 0)
         return err_say(err, EINVAL, "'%s' has a qcow2 header and no such name; say -f qcow2, or -f raw if a guest wrote it", path);
     if (strcmp(format, "raw") != 0 && !block_find_class(format))
         return err_say(err, EINVAL,

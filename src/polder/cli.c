@@ -146,7 +146,7 @@ int cli_suggest(struct cli *cli, const char *path, const char *name, int r, stru
             nearest = candidate;
     }
     size_t used = strlen(err->message);
-    if (nearest)
+    if (nearest && strcmp(nearest, name) != 0) /* else something else is not there */
         snprintf(err->message + used, sizeof err->message - used, "; did you mean '%s'?", nearest);
     json_decref(answer);
     return r;

@@ -59,6 +59,8 @@ struct cli_column {
 int cli_print_list(const struct cli *cli, const json_t *list, const struct cli_column *columns);
 /* One document: JSON, but for `-o name`, which is its member `name`. */
 int cli_print_document(const struct cli *cli, const json_t *document);
+/* "polder: ..." on standard error, made harmless. */
+void cli_complain(const struct err *err);
 /* "web", unless --quiet or JSON: what was made or changed. */
 void cli_say(const struct cli *cli, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -137,25 +137,47 @@ static int run_prune(struct cli *cli, struct err *err)
 {
     json_t *answer = NULL, *result = NULL;
     char size[64] = "nothing";
-    int r = cli_post(cli, json_object(), &answer, err, "/v1/images/prune");
+    int r = cli_post(cli, NULL, &answer, err, "/v1/images/prune");
     if (r == 0)
         r = cli_finish(cli, answer, &result, err);
     if (r == 0 && cli->output == OUTPUT_JSON)
         r = cli_print_document(cli, result);
     else if (r == 0) {
-        cli_show_size(result, cli_member(result, "freed_bytes"), size, sizeof size);
+        cli_show_size(result, cli_member(result, "bytes"), size, sizeof size);
         cli_say(cli, "freed %s", size);
     }
     json_decref(result);
     return r;
 }
 
+/* The format by the name's end; NULL: an archive. */
+static const char *disk_format(const char *path)
+{
+    static const char *const ends[][2] = {{".qcow2", "qcow2"}, {".raw", "raw"}, {".img", "raw"}, {".vmdk", "vmdk"},
+                                          {".vhd", "vhd"}, {".vhdx", "vhdx"}, {".vdi", "vdi"}};
+    const char *end = strrchr(path, '.');
+    for (size_t i = 0; end && i < sizeof ends / sizeof *ends; i++)
+        if (strcmp(end, ends[i][0]) == 0)
+            return ends[i][1];
+    return NULL;
+}
+
 static int run_import(struct cli *cli, struct err *err)
 {
     char request[CLIENT_URL_MAX];
-    const char *ref = cli_operand(cli, 1) ? cli_operand(cli, 1) : "";
-    int r = client_path(request, err, *ref ? "/v1/images/import?ref=%s" : "/v1/images/import", ref);
-    return r < 0 ? r : transfer_put(cli, request, cli_operand(cli, 0), *ref ? ref : "imported", err);
+    const char *file = cli_operand(cli, 0), *ref = cli_operand(cli, 1), *cmdline = cli_value(cli, "cmdline");
+    const char *format = cli_value(cli, "disk") ? cli_value(cli, "disk") : disk_format(file);
+    int r;
+    if (!ref && format)
+        return err_say(err, EINVAL, "a disk has no name of its own: polder image import %.200s NAME", file);
+    if (!format && cmdline)
+        return err_say(err, EINVAL, "--cmdline is for disks: say the disk's format with --disk");
+    if (format)
+        r = client_path(request, err, cmdline ? "/v1/images/import?ref=%s&disk=%s&cmdline=%s" : "/v1/images/import?ref=%s&disk=%s",
+                        ref, format, cmdline);
+    else
+        r = client_path(request, err, ref ? "/v1/images/import?ref=%s" : "/v1/images/import", ref);
+    return r < 0 ? r : transfer_put(cli, request, file, ref ? ref : "imported", err);
 }
 
 static int run_export(struct cli *cli, struct err *err)
@@ -177,6 +199,12 @@ static const struct option_spec build_options[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static const struct option_spec import_options[] = {
+    {"disk", "FORMAT", "FILE is a disk: raw, qcow2, vmdk, vhd, vhdx, vdi", "Without: as the name's end says.", NULL},
+    {"cmdline", "TEXT", "the command line of the disk's kernel", NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 const struct command image_commands[] = {
     {.name = "ls", .operands = "", .summary = "list images", .run = run_ls},
     {.name = "pull", .operands = "IMAGE", .summary = "fetch an image from a registry", .options = registry_options, .run = run_pull},
@@ -184,7 +212,8 @@ const struct command image_commands[] = {
      .options = registry_options, .run = run_push},
     {.name = "build", .operands = "IMAGE", .summary = "make an image", .options = build_options, .run = run_build,
      .examples = "polder image build --debian bookworm debian\npolder image build --debian bookworm,nginx-light web\n"},
-    {.name = "import", .operands = "FILE [IMAGE]", .summary = "take an image from an archive or a disk image", .run = run_import,
+    {.name = "import", .operands = "FILE [IMAGE]", .summary = "take an image from an archive or a disk image", .options = import_options,
+     .run = run_import,
      .description = "FILE is an OCI layout or docker archive in a tar file, or a disk (raw, qcow2) with a system of its own; \"-\" is "
                     "standard input.",
      .examples = "polder image import alpine.tar alpine\npolder image import disk.qcow2 my-system\n"},

@@ -19,7 +19,7 @@ static int each(struct cli *cli, int (*one)(struct cli *cli, const char *name, s
             result = r;
             *err = mine;
         } else
-            fprintf(stderr, "polder: %s\n", mine.message);
+            cli_complain(&mine);
     }
     return result;
 }
@@ -80,19 +80,52 @@ static int to_new_name(struct cli *cli, const char *verb, struct err *err)
 static int run_rename(struct cli *cli, struct err *err) { return to_new_name(cli, "rename", err); }
 static int run_clone(struct cli *cli, struct err *err) { return to_new_name(cli, "clone", err); }
 
+struct answer {
+    char text[256];
+    size_t len;
+};
+
+static bool take_answer(void *arg, const char *data, size_t len)
+{
+    struct answer *answer = arg;
+    bool fits = len < sizeof answer->text - answer->len;
+    if (fits)
+        memcpy(answer->text + answer->len, data, len);
+    answer->len += fits ? len : 0;
+    return fits;
+}
+
+/* As a stream: such an answer may take days. */
+static int wait_one(struct cli *cli, const char *name, json_int_t *ret_status, struct err *err)
+{
+    char path[CLIENT_URL_MAX];
+    struct answer answer = {.len = 0};
+    int r = cli_open(cli, err);
+    if (r == 0)
+        r = client_path(path, err, "/v1/instances/%s/wait", name);
+    if (r == 0)
+        r = client_stream(cli->client, path, take_answer, &answer, err);
+    if (r < 0)
+        return cli_suggest(cli, "/v1/instances", name, r, err);
+    json_t *document = json_loadb(answer.text, answer.len, 0, NULL);
+    const json_t *status = json_object_get(document, "exit_code");
+    bool known = json_is_integer(status);
+    *ret_status = json_integer_value(status);
+    json_decref(document);
+    return known ? 0 : err_say(err, EPROTO, "the server's answer has no exit status: is it a polderd?");
+}
+
 /* Until all have stopped; ends with the status of the last. */
 static int run_wait(struct cli *cli, struct err *err)
 {
     const char *name;
     json_int_t status = 0;
     for (size_t at = 0; (name = cli_operand(cli, at)) != NULL; at++) {
-        json_t *answer = NULL;
-        int r = cli_get(cli, &answer, err, "/v1/instances/%s/wait", name);
+        int r = wait_one(cli, name, &status, err);
         if (r < 0)
-            return cli_suggest(cli, "/v1/instances", name, r, err);
-        status = json_integer_value(json_object_get(answer, "exit_code"));
-        json_decref(answer);
-        cli_say(cli, "%lld", (long long)status);
+            return r;
+        if (!cli->quiet)
+            printf("%lld\n", (long long)status);
     }
     return (int)(status & 0xff);
 }

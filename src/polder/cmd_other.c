@@ -29,7 +29,7 @@ static int run_version(struct cli *cli, struct err *err)
 }
 
 static const struct cli_column audit_columns[] = {
-    {"REVISION", "revision", NULL, false}, {"TIME", "time", cli_show_time, false}, {"WHO", "actor", NULL, false},
+    {"ID", "id", NULL, false},             {"TIME", "time", cli_show_time, false}, {"WHO", "actor", NULL, false},
     {"FROM", "origin", NULL, false},       {"WHAT", "action", NULL, false},        {"TARGET", "target", NULL, false},
     {"DETAIL", "detail", NULL, true},      {NULL, NULL, NULL, false},
 };
@@ -38,7 +38,7 @@ static int run_audit(struct cli *cli, struct err *err)
 {
     json_t *answer = NULL;
     long limit = 50, before = 0;
-    int r = cli_number(cli, "limit", 1, 10000, &limit, err);
+    int r = cli_number(cli, "limit", 1, 1000, &limit, err);
     if (r == 0)
         r = cli_number(cli, "before", 1, INT32_MAX, &before, err);
     if (r == 0)
@@ -91,8 +91,8 @@ static int run_help(struct cli *cli, struct err *err)
 }
 
 static const struct option_spec audit_options[] = {
-    {"n,limit", "N", "the last N (default: 50)", NULL, NULL},
-    {"before", "REVISION", "those before a revision", NULL, NULL},
+    {"n,limit", "N", "the last N, at most 1000 (default: 50)", NULL, NULL},
+    {"before", "ID", "those before a record", NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static const struct option_spec help_options[] = {

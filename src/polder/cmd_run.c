@@ -7,6 +7,7 @@
 #include "polder/commands.h"
 #include "polder/session.h"
 #include "polder/spec.h"
+#include "polder/text.h"
 
 static const struct option_spec instance_options[] = {
     {"", NULL, "The instance", NULL, NULL},
@@ -101,7 +102,8 @@ static int show(const struct cli *cli, const json_t *instance)
 {
     if (cli->output == OUTPUT_JSON)
         return cli_print_document(cli, instance);
-    printf("%s\n", cli_text(instance, "name"));
+    text_print(stdout, cli_text(instance, "name"), "");
+    putchar('\n');
     return 0;
 }
 
@@ -145,6 +147,25 @@ static int attach_to(struct cli *cli, const char *name, struct err *err)
     return status;
 }
 
+/* A machine with a system of its own has no main process: its serial port is what there is to see. */
+static int attach_to_vm(struct cli *cli, const json_t *instance, struct err *err)
+{
+    const char *name = cli_text(instance, "name");
+    if (cli_has(cli, "tty"))
+        return session_console(cli, name, err);
+    if (!cli->quiet)
+        fprintf(stderr, "%s starts its own system; see it: polder logs -f %s; log in: polder console %s\n", name, name, name);
+    return show(cli, instance);
+}
+
+static int attach(struct cli *cli, const json_t *instance, struct err *err)
+{
+    if (cli_has(cli, "detach"))
+        return show(cli, instance);
+    bool vm = strcmp(cli_text(instance, "spec.kind"), "vm") == 0;
+    return vm ? attach_to_vm(cli, instance, err) : attach_to(cli, cli_text(instance, "name"), err);
+}
+
 static int run_run(struct cli *cli, struct err *err)
 {
     json_t *instance = NULL;
@@ -152,7 +173,7 @@ static int run_run(struct cli *cli, struct err *err)
         return err_say(err, EINVAL, "-t wants a terminal, and standard input is none: leave -t out");
     int r = make(cli, true, &instance, err);
     if (r == 0)
-        r = cli_has(cli, "detach") ? show(cli, instance) : attach_to(cli, cli_text(instance, "name"), err);
+        r = attach(cli, instance, err);
     json_decref(instance);
     if (r == -EPIPE) { /* it ran */
         fprintf(stderr, "polder: %s; polder ps -a shows what became of it\n", err->message);

@@ -95,10 +95,9 @@ static int run_attach(struct cli *cli, struct err *err)
     return end(cli, name, r, status, err);
 }
 
-static int run_console(struct cli *cli, struct err *err)
+int session_console(struct cli *cli, const char *name, struct err *err)
 {
     char path[CLIENT_URL_MAX];
-    const char *name = cli_operand(cli, 0);
     bool tty = isatty(STDIN_FILENO);
     struct session session = {.path = path, .use_stdin = true, .tty = tty, .leave = LEAVE_CONSOLE, .console = true};
     int status = 0;
@@ -108,6 +107,11 @@ static int run_console(struct cli *cli, struct err *err)
     if (r == 0)
         r = session_run(cli, &session, &status, err);
     return end(cli, name, r, status, err);
+}
+
+static int run_console(struct cli *cli, struct err *err)
+{
+    return session_console(cli, cli_operand(cli, 0), err);
 }
 
 /* "web:/path" -> "web", "/path"; false: a path of this host ("./a:b" and "/a:b" are). */

@@ -7,9 +7,22 @@
 #include "polder/documents.h"
 #include "polder/transfer.h"
 
+/* Ids of instances. */
+static void show_users(const json_t *document, const json_t *member, char *text, size_t size)
+{
+    size_t at, used = 0;
+    json_t *user;
+    (void)document;
+    json_array_foreach(member, at, user) {
+        used += (size_t)snprintf(text + used, size - used, "%s%s", used ? " " : "", cli_text(user, "instance"));
+        if (used >= size)
+            return;
+    }
+}
+
 static const struct cli_column columns[] = {
     {"NAME", "name", NULL, false},        {"SIZE", "size_bytes", cli_show_size, false}, {"FS", "fs", NULL, false},
-    {"FORMAT", "format", NULL, true},     {"USED BY", "used_by", cli_show_words, false},  {"CREATED", "created_at", cli_show_age, false},
+    {"FORMAT", "format", NULL, true},     {"USED BY", "used_by", show_users, false},  {"CREATED", "created_at", cli_show_age, false},
     {NULL, NULL, NULL, false},
 };
 

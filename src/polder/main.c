@@ -14,9 +14,7 @@
 
 static int fail(const struct err *err, int status)
 {
-    fputs("polder: ", stderr);
-    text_print(stderr, err->message, "");
-    fputc('\n', stderr);
+    cli_complain(err);
     return status;
 }
 
@@ -140,6 +138,20 @@ static int descend(struct cli *cli, const struct command_group *group, int argc,
     return fail(&err, CLI_STATUS_USAGE);
 }
 
+/* What could not be printed is a failure, but nobody needs to be told that nobody reads. */
+static int finish_output(int status)
+{
+    struct err err = {0};
+    bool lost = ferror(stdout);
+    if (fflush(stdout) == 0 && !lost)
+        return status;
+    if (errno != EPIPE) {
+        (void)err_set(&err, errno, "standard output");
+        cli_complain(&err);
+    }
+    return status ? status : CLI_STATUS_FAILED;
+}
+
 int main(int argc, char **argv)
 {
     struct cli cli = {0};
@@ -150,7 +162,5 @@ int main(int argc, char **argv)
     int status = descend(&cli, NULL, argc, argv);
     client_close(cli.client);
     args_clear(&cli.args);
-    if (fflush(stdout) != 0 && status == 0)
-        status = CLI_STATUS_FAILED; /* nobody reads, or no room */
-    return status;
+    return finish_output(status);
 }

@@ -223,11 +223,18 @@ int cli_print_document(const struct cli *cli, const json_t *document)
     return 0;
 }
 
+void cli_complain(const struct err *err)
+{
+    fputs("polder: ", stderr);
+    text_print(stderr, err->message, "");
+    fputc('\n', stderr);
+}
+
 void cli_say(const struct cli *cli, const char *format, ...)
 {
     char text[1024];
     va_list args;
-    if (cli->quiet)
+    if (cli->quiet || cli->output == OUTPUT_JSON)
         return;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);

@@ -20,3 +20,5 @@ struct session {
 /* Runs it until the command ends or the user leaves. *ret_status: 0..255, or SESSION_DETACHED. -EPIPE: the connection was lost
  * while the command ran. */
 must_check int session_run(struct cli *cli, const struct session *session, int *ret_status, struct err *err);
+/* The serial console of the instance `name`, until it ends or the user leaves. The command's status. */
+must_check int session_console(struct cli *cli, const char *name, struct err *err);

@@ -2,10 +2,13 @@
 #include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <systemd/sd-daemon.h>
 
 #include "base/option.h"
 #include "polderd/polderd.h"
+
+#define FILES_WANTED 65536 /* as in polderd.service */
 
 enum { STATUS_OK = 0, STATUS_FAILURE = 1, STATUS_USAGE = 2 };
 
@@ -33,6 +36,16 @@ static void block_signals(sigset_t *ret_set)
     signal(SIGHUP, SIG_IGN);
 }
 
+/* Connections and machines take several each; the usual limit of a shell is for programs that use select(). */
+static void raise_files(void)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < FILES_WANTED) {
+        files.rlim_cur = files.rlim_max < FILES_WANTED ? files.rlim_max : FILES_WANTED;
+        (void)setrlimit(RLIMIT_NOFILE, &files);
+    }
+}
+
 static void serve(const struct polderd *polderd, const sigset_t *signals)
 {
     int number = 0;
@@ -47,7 +60,7 @@ static void serve(const struct polderd *polderd, const sigset_t *signals)
 
 int main(int argc, char **argv)
 {
-    struct polderd polderd = {.lock_fd = -1, .options.log_level = LOG_INFO};
+    struct polderd polderd = {.lock_fd = -1, .run_lock_fd = -1, .options.log_level = LOG_INFO};
     struct err err = {0};
     sigset_t signals;
     mallopt(M_ARENA_MAX, 2); /* hundreds of threads that allocate little share two arenas */
@@ -59,7 +72,10 @@ int main(int argc, char **argv)
         return STATUS_OK;
     log_threshold = polderd.options.log_level;
     block_signals(&signals);
-    int r = polderd_start(&polderd, &err);
+    raise_files();
+    int r = environment_clean(&err);
+    if (r == 0)
+        r = polderd_start(&polderd, &err);
     if (r < 0)
         fprintf(stderr, "polderd: %s\n", err.message);
     else

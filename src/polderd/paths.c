@@ -80,18 +80,19 @@ static int make_folder(const char *path, mode_t mode, struct err *err)
     return 0;
 }
 
-static int take_lock(struct polderd *polderd, struct err *err)
+/* `option` gives another folder. */
+static int take_lock(const char *folder, const char *name, const char *option, int *ret_fd, struct err *err)
 {
     own_free char *path = NULL;
-    int r = join(&path, polderd->state_dir, "lock", err);
+    int r = join(&path, folder, name, err);
     if (r < 0)
         return r;
     own_fd int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return err_set(err, errno, "lock '%s'", path);
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-        return err_say(err, EBUSY, "another polderd uses '%s': end it, or give another --state-dir", polderd->state_dir);
-    polderd->lock_fd = TAKE_FD(fd);
+        return err_say(err, EBUSY, "another polderd uses '%s': end it, or give another %s", folder, option);
+    *ret_fd = TAKE_FD(fd);
     return 0;
 }
 
@@ -127,5 +128,7 @@ int polderd_find_paths(struct polderd *polderd, struct err *err)
         r = make_folder(polderd->state_dir, 0711, err); /* jailed machines reach their own files below */
     if (r == 0)
         r = make_folder(polderd->run_dir, 0755, err);
-    return r < 0 ? r : take_lock(polderd, err);
+    if (r == 0)
+        r = take_lock(polderd->state_dir, "lock", "--state-dir", &polderd->lock_fd, err);
+    return r < 0 ? r : take_lock(polderd->run_dir, "polderd.lock", "--run-dir", &polderd->run_lock_fd, err);
 }

@@ -99,17 +99,23 @@ int polderd_start(struct polderd *polderd, struct err *err)
     return r < 0 ? r : start_api(polderd, err);
 }
 
+/* Threads still use what would be freed; the store is consistent at any instant. */
+static _Noreturn void leave_now(const char *why)
+{
+    log_warn("%s", why);
+    _exit(0);
+}
+
 void polderd_stop(struct polderd *polderd)
 {
     struct platform *platform = &polderd->platform;
     atomic_store(&platform->stopping, true);
-    if (platform->operations && !operations_stop(platform->operations, OPERATIONS_END_MS)) {
-        log_warn("operations under way did not end in time; the next polderd takes over what they left");
-        _exit(0); /* their threads use what would be freed; the store is consistent at any instant */
-    }
+    if (platform->operations && !operations_stop(platform->operations, OPERATIONS_END_MS))
+        leave_now("operations under way did not end in time; the next polderd takes over what they left");
     if (platform->events)
         events_wake(platform->events);
-    server_stop(polderd->server);
+    if (!server_stop(polderd->server))
+        leave_now("a console or session does not end; polderd goes without waiting for it");
     operations_free(platform->operations);
     events_free(platform->events);
     metrics_free(platform->metrics);
@@ -120,6 +126,8 @@ void polderd_stop(struct polderd *polderd)
     store_close(platform->store);
     if (polderd->lock_fd >= 0)
         close(polderd->lock_fd);
+    if (polderd->run_lock_fd >= 0)
+        close(polderd->run_lock_fd);
     free(polderd->state_dir);
     free(polderd->run_dir);
     free(polderd->socket_path);

@@ -21,12 +21,14 @@ extern const struct option_program polderd_program;
 struct polderd {
     struct options options;
     char *state_dir, *run_dir, *socket_path, *guest_dir; /* as they were worked out */
-    int lock_fd;
+    int lock_fd, run_lock_fd; /* of the state folder, of the run folder */
     struct platform platform;
     struct server *server;
 };
 
-/* Fills in the paths that no option gave, makes the folders, takes the lock of the state folder. */
+/* Leaves what programs need and a PATH of the system's own folders; before any thread starts. */
+must_check int environment_clean(struct err *err);
+/* Fills in the paths that no option gave, makes the folders, takes the locks of the state and the run folder. */
 must_check int polderd_find_paths(struct polderd *polderd, struct err *err);
 must_check int polderd_start(struct polderd *polderd, struct err *err);
 /* Operations under way get some seconds. */

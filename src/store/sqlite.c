@@ -329,8 +329,7 @@ static int trim(struct commit *c, struct err *err)
     if (c->revision % SQLITE_TRIM_EVERY || c->revision <= SQLITE_CHANGES_KEPT)
         return 0;
     c->forgotten = c->revision - SQLITE_CHANGES_KEPT;
-    int ret = set_number(c->s, SQL_TRIM_CHANGES, c->forgotten, err);
-    return ret < 0 ? ret : set_number(c->s, SQL_TRIM_AUDIT, SQLITE_AUDIT_KEPT, err);
+    return set_number(c->s, SQL_TRIM_CHANGES, c->forgotten, err);
 }
 
 static int apply_all(struct commit *c, const struct store_op *ops, char *const *texts, size_t count,

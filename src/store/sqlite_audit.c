@@ -11,6 +11,18 @@ static void bind_text(sqlite3_stmt *statement, int index, const char *text)
         sqlite3_bind_text(statement, index, text, -1, SQLITE_TRANSIENT);
 }
 
+/* By records, not by revisions: there are commits of a record alone. */
+static int trim(struct sqlite_store *s, struct err *err)
+{
+    if (sqlite3_last_insert_rowid(s->db) % SQLITE_TRIM_EVERY)
+        return 0;
+    sqlite3_stmt *statement = sqlite_statement(s, SQL_TRIM_AUDIT, err);
+    if (!statement)
+        return -EIO;
+    sqlite3_bind_int64(statement, 1, SQLITE_AUDIT_KEPT);
+    return sqlite_run(s, statement, "audit", err);
+}
+
 int sqlite_audit_add(struct sqlite_store *s, const struct store_audit *audit, uint64_t revision, struct err *err)
 {
     char now[32];
@@ -29,7 +41,8 @@ int sqlite_audit_add(struct sqlite_store *s, const struct store_audit *audit, ui
     bind_text(statement, 5, audit->action);
     bind_text(statement, 6, audit->target);
     bind_text(statement, 7, audit->detail);
-    return sqlite_run(s, statement, "audit", err);
+    int ret = sqlite_run(s, statement, "audit", err);
+    return ret < 0 ? ret : trim(s, err);
 }
 
 static json_t *column_text(sqlite3_stmt *row, int column)

@@ -551,8 +551,11 @@ static int check_request(const struct disk_copy_request *request, struct facts *
         return 0;
     if (!request->bitmap || strcmp(request->format, "qcow2") != 0)
         return err_say(err, EINVAL, "a backup with a base has format qcow2 and a bitmap");
-    const char *format = block_guess_format(request->base);
-    if (!format)
+    const char *format;
+    int r = block_guess_format(request->base, &format);
+    if (r < 0 && r != -EINVAL)
+        return err_set(err, -r, "'%s'", request->base);
+    if (r < 0)
         return err_say(err, EINVAL, "'%s' has a qcow2 header; if it is a qcow2 image give it a name that ends in .qcow2", request->base);
     *ret_base = (struct facts){.path = (char *)(uintptr_t)request->base, .format = format};
     return 0;

@@ -55,14 +55,17 @@ int machine_open_disk(const struct vm_config *config, const struct vm_disk *disk
                                     .direct = disk->direct,
                                     .backing = disk->backing[0] && !strcmp(path, disk->path) ? backing : NULL,
                                     .allow_dirs = dirs};
-    if (!options.driver && !(options.driver = block_guess_format(path)))
+    int r = options.driver ? 0 : block_guess_format(path, &options.driver);
+    if (r < 0 && r != -EINVAL)
+        return err_set(err, -r, "disk '%s'", path);
+    if (r < 0)
         log_warn("disk '%s' has a qcow2 header and is taken as raw; say format=qcow2 if it is an image", path);
     if (options.driver && strcmp(options.driver, "raw") != 0 && strcmp(options.driver, "qcow2") != 0 &&
         strcmp(options.driver, "luks") != 0)
         return err_say(err, EINVAL, "disk '%s' has the format %s: convert it first (polder-img convert), or say format=raw", path,
                        options.driver);
     struct block_key *key = NULL;
-    int r = disk->key_path ? block_key_read(disk->key_path, &key, err) : 0;
+    r = disk->key_path ? block_key_read(disk->key_path, &key, err) : 0;
     options.key = key;
     if (r == 0)
         r = block_open(&options, ret_node, err);

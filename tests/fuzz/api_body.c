@@ -21,7 +21,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     char *text = calloc(1, size + 1), *at = text, allow[64];
-    struct request request = {.body_fd = -1};
+    struct request request = {.body_fd = -1, .peer_fd = -1};
     struct err err = {0};
     if (!text)
         return 0;

@@ -7,12 +7,11 @@ import os
 import shutil
 import subprocess
 import tarfile
-import time
 
 import pytest
 
 from images import image
-from polderd import BIN, SCALE, Polderd
+from polderd import Platform
 
 BUSYBOX = shutil.which("busybox")
 if os.geteuid() != 0 or not BUSYBOX:
@@ -51,28 +50,6 @@ def busybox_archive():
               "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]}}
     manifest = [{"Config": "config.json", "RepoTags": ["busybox:latest"], "Layers": ["layer.tar"]}]
     return tar({"config.json": json.dumps(config).encode(), "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()})
-
-
-class Platform(Polderd):
-    def polder(self, *args, stdin=b"", timeout=60, status=0):
-        """What `polder` printed: (stdout, stderr); it must end with `status`, if that is not None."""
-        done = subprocess.run(self.command(*args), input=stdin, capture_output=True, timeout=timeout * SCALE)
-        assert status in (None, done.returncode), (args, done.returncode, done.stdout, done.stderr)
-        return done.stdout.decode(), done.stderr.decode()
-
-    def command(self, *args):
-        return self.inside(BIN / "polder", "--socket", self.socket, *args)
-
-    def document(self, name):
-        return self.client.get(f"/v1/instances/{name}")
-
-    def until(self, seen, timeout=30):
-        """What `seen` returns, as soon as that is true."""
-        deadline = time.monotonic() + timeout * SCALE
-        while not (result := seen()):
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.1)
-        return result
 
 
 @contextlib.contextmanager

@@ -208,3 +208,27 @@ class Polderd:
         if kind:
             print(self.log())
         self.close()
+
+
+class Platform(Polderd):
+    """A polderd with the `polder` that speaks to it."""
+
+    def polder(self, *args, stdin=b"", timeout=60, status=0):
+        """What `polder` printed: (stdout, stderr); it must end with `status`, if that is not None."""
+        done = subprocess.run(self.command(*args), input=stdin, capture_output=True, timeout=timeout * SCALE)
+        assert status in (None, done.returncode), (args, done.returncode, done.stdout, done.stderr)
+        return done.stdout.decode(), done.stderr.decode()
+
+    def command(self, *args):
+        return self.inside(BIN / "polder", "--socket", self.socket, *args)
+
+    def document(self, name):
+        return self.client.get(f"/v1/instances/{name}")
+
+    def until(self, seen, timeout=30):
+        """What `seen` returns, as soon as that is true."""
+        deadline = time.monotonic() + timeout * SCALE
+        while not (result := seen()):
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.1)
+        return result

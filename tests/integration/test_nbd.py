@@ -42,6 +42,16 @@ def wait_until_larger(path, size, process):
         time.sleep(0.002)
 
 
+def survives(handle, offset):
+    """An I/O error or data: the server is there, and answers."""
+    for command in (lambda: handle.pread(65536, offset), lambda: handle.pwrite(b"x" * 65536, offset), lambda: handle.zero(65536, offset),
+                    lambda: handle.flush()):
+        try:
+            command()
+        except nbd.Error as error:
+            assert error.errno in ("EIO", "ENOSPC"), error
+
+
 class Server:
     """polder-img serve on a unix socket; ends with SIGTERM and must then exit 0 and remove its socket."""
 
@@ -503,3 +513,24 @@ def test_socket_of_another_server_and_left_over(folder):
     (folder / "file").write_text("x")
     assert "another file" in run(POLDER_IMG, "serve", "--socket", "file", other, status=1)
     assert (folder / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+@pytest.mark.parametrize("left", [0, 70000, SIZE // 2])
+def test_a_file_made_shorter_under_the_server(tmp_path, form, left):
+    """Reads of what is gone fail; nothing hangs, and what is written afterwards to a raw file is there."""
+    image = tmp_path / f"disk.{form}"
+    (tmp_path / "data.raw").write_bytes(random.Random(1).randbytes(SIZE))
+    run(POLDER_IMG, "convert", "-O", form, tmp_path / "data.raw", image)
+    server = Server(tmp_path, "-f", form, image)
+    handle = nbd.NBD()
+    handle.connect_unix(str(server.path))
+    os.truncate(image, left)
+    with pytest.raises(nbd.Error):
+        handle.pread(65536, SIZE - 4 * 65536)
+    for offset in (SIZE - 65536, left // 65536 * 65536, 0):
+        survives(handle, offset)
+    if form == "raw":
+        assert handle.pread(65536, SIZE - 65536) == bytes(65536) and handle.pread(65536, 0) == bytes(65536)
+    handle.shutdown()
+    server.stop()

@@ -1,10 +1,12 @@
 """The platform as a user has it: the real `polder` against a real polderd, with machines on jit and a busybox image."""
+import contextlib
 import json
 import os
 import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import termios
 import time
@@ -42,11 +44,57 @@ def test_exec(platform, web):
     platform.polder("exec", web, "--", "sh", "-c", "no-such-program", status=127)
 
 
+def test_prune(platform, web):
+    assert platform.polder("image", "prune")[0].startswith("freed ")
+    assert json.loads(platform.polder("image", "prune", "-o", "json")[0])["blobs"] == 0
+    assert "did you mean" not in platform.polder("cp", "/no/such/file", f"{web}:/", status=1)[1]
+
+
 def test_logs_and_state(platform, web):
     platform.until(lambda: "out" in platform.polder("logs", web)[0])
     assert re.search(r"^web\b.*running", platform.polder("ps")[0], re.M)
     assert web in platform.polder("stats", "--no-stream")[0]
     assert json.loads(platform.polder("inspect", web)[0])
+
+
+def slow_header(platform):
+    """How long a client lasts that sends one byte a second."""
+    started = time.monotonic()
+    with socket.socket(socket.AF_UNIX) as s, contextlib.suppress(ConnectionError):
+        s.connect(str(platform.socket))
+        s.settimeout(1)
+        while time.monotonic() - started < 100:
+            s.sendall(b"a")
+            with contextlib.suppress(socket.timeout):
+                if not s.recv(1):
+                    break
+    return time.monotonic() - started
+
+
+def test_a_minute(platform, web):
+    """Is what a header may take, and nothing to a session, where nothing is said for so long."""
+    command = platform.command("exec", "-i", web, "--", "sh", "-c", "cat; exit 3")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+        time.sleep(1)
+        assert 50 < slow_header(platform) < 80 * SCALE
+        time.sleep(2)
+        assert session.communicate(b"still there\n", timeout=30 * SCALE)[0] == b"still there\n"
+        assert session.returncode == 3
+
+
+@pytest.mark.parametrize("question", ["wait", "logs?follow=1"])
+def test_who_leaves_is_not_waited_for(platform, web, question):
+    """Each would else keep a thread and a connection of polderd's as long as the instance runs on."""
+    def threads():
+        return len(os.listdir(f"/proc/{platform.process.pid}/task"))
+    before, clients = threads(), []
+    for _ in range(20):
+        clients.append(platform.client.connect(30))
+        clients[-1].request("GET", f"/v1/instances/{web}/{question}")
+    platform.until(lambda: threads() >= before + 20)
+    for client in clients:
+        client.close()
+    platform.until(lambda: threads() < before + 10)
 
 
 def test_port_forward(platform, web):
@@ -131,6 +179,15 @@ def test_volume_outlives_its_user(platform):
     platform.polder("run", "--rm", *SMALL, "-v", "data:/srv", "busybox", "sh", "-c", "echo kept >/srv/file")
     assert platform.polder("run", "--rm", *SMALL, "-v", "data:/srv", "busybox", "cat", "/srv/file")[0] == "kept\n"
     platform.polder("volume", "rm", "data")
+
+
+def test_a_volume_is_unmounted_wherever_it_was(platform, tmp_path):
+    platform.polder("volume", "create", "--size", "64M", "blank")
+    platform.polder("run", "--rm", *SMALL, "-v", "blank:/with a blank", "busybox", "sh", "-c", "echo kept >'/with a blank/file'")
+    platform.polder("volume", "export", "--format", "raw", "blank", tmp_path / "disk")
+    features = subprocess.run(["dumpe2fs", "-h", tmp_path / "disk"], capture_output=True, text=True, check=True).stdout
+    assert "has_journal" in features and "needs_recovery" not in features
+    platform.polder("volume", "rm", "blank")
 
 
 def test_readme(platform):

@@ -371,15 +371,19 @@ static void test_an_image_that_backs_itself(void **state)
 static void test_guesses(void **state)
 {
     (void)state;
+    const char *format;
     char other[128];
     make(NULL);
-    assert_string_equal(block_guess_format(path), "qcow2");
+    assert_int_equal(block_guess_format(path, &format), 0);
+    assert_string_equal(format, "qcow2");
     snprintf(other, sizeof other, "%s/disk.img", folder);
     assert_int_equal(rename(path, other), 0);
-    assert_null(block_guess_format(other));
+    assert_int_equal(block_guess_format(other, &format), -EINVAL);
     make_file("plain.qcow2");
     snprintf(other, sizeof other, "%s/plain.qcow2", folder);
-    assert_string_equal(block_guess_format(other), "raw");
+    assert_int_equal(block_guess_format(other, &format), 0);
+    assert_string_equal(format, "raw");
+    assert_int_equal(block_guess_format("/nope/x.qcow2", &format), -ENOENT);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)

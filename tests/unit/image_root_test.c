@@ -9,6 +9,7 @@
 
 #include "base/child.h"
 #include "image/rootfs.h"
+#include "image/rootfs_child.h"
 #include "image_tar.h"
 
 struct place {
@@ -190,9 +191,54 @@ static void what_fails_leaves_nothing(void **state)
     assert_int_equal(0, rmdir(path_in(p, "images/roots")));
 }
 
+/* A layer that comes by a pipe, whose writing end is closed once the child is there. */
+struct pipe_layer {
+    int write_fd;
+    unsigned looks;
+};
+
+static void close_writer(void *context, const char *what, uint64_t done, uint64_t total)
+{
+    struct pipe_layer *layer = context;
+    (void)what, (void)done, (void)total;
+    if (layer->write_fd >= 0)
+        close(layer->write_fd);
+    layer->write_fd = -1;
+}
+
+static bool in_vain(void *context)
+{
+    return ++((struct pipe_layer *)context)->looks > 100; /* ten seconds */
+}
+
+/* If it had the writing end too, it would wait for its own end. */
+static void the_child_has_no_other_descriptors(void **state)
+{
+    struct place *p = *state;
+    struct tar tar = {0};
+    struct stat st;
+    int ends[2];
+    if (needs_root())
+        skip();
+    tar_add(&tar, (struct tar_entry){.name = "file", .content = "x"});
+    assert_int_equal(0, pipe2(ends, O_CLOEXEC));
+    assert_int_equal(tar.len, write(ends[1], tar.bytes, tar.len));
+    free(tar.bytes);
+    assert_int_equal(0, mkdir(path_in(p, "root"), 0755));
+    int root_fd = open(path_in(p, "root"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct pipe_layer layer = {.write_fd = ends[1]};
+    const struct image_progress progress = {.report = close_writer, .cancelled = in_vain, .context = &layer};
+    const struct rootfs_work work = {.root_fd = root_fd, .layers = &ends[0], .layer_count = 1, .progress = &progress, .what = "unpack"};
+    ok(rootfs_work_run(&work, &p->err));
+    assert_int_equal(0, stat(path_in(p, "root/file"), &st));
+    close(root_fd);
+    close(ends[0]);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-    const struct CMUnitTest tests[] = {TEST(made_once_and_shared), TEST(goes_with_its_image), TEST(what_fails_leaves_nothing)};
+    const struct CMUnitTest tests[] = {TEST(made_once_and_shared), TEST(goes_with_its_image), TEST(what_fails_leaves_nothing),
+                                       TEST(the_child_has_no_other_descriptors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

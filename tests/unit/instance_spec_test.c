@@ -59,7 +59,6 @@ static void refuses(void **state)
         {"{\"image\": \"d\", \"restart\": \"\"}", "restart"},
         {"{\"image\": \"d\", \"restart\": \"no|on-failure\"}", "restart"},
         {"{\"image\": \"d\", \"restart\": \"always\", \"remove\": true}", "remove"},
-        {"{\"image\": \"d\", \"user_data\": \"x\"}", "user_data"},
         {"{\"image\": \"d\", \"kind\": \"vm\", \"command\": [\"x\"]}", "command"},
         {"{\"image\": \"d\", \"volumes\": [{\"volume\": \"v\", \"path\": \"srv\"}]}", "path"},
         {"{\"image\": \"d\", \"volumes\": [{\"volume\": \"v\", \"path\": \"/\"}]}", "path"},

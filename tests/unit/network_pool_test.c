@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "control/network_passt.h"
 #include "control/network_pool.h"
 #include "control/network_txn.h"
 
@@ -129,6 +130,32 @@ static void host_ports_meet(void **state)
     assert_int_equal(attach("b", lan, any, &grant, NULL), 0);
 }
 
+/* Each instance has a passt of its own, which takes two addresses of the subnet: whichever the gateway is, the instance's is a
+ * third. */
+static void an_address_of_a_user_network_is_of_a_host(void **state)
+{
+    (void)state;
+    struct pool_grant grant;
+    struct err err = {0};
+    for (uint32_t gateway = 0x0a580001; gateway < 0x0a580007; gateway++) {
+        struct network_info info = {.name = "lan", .kind = NETWORK_USER, .gateway = gateway, .created_at = "2026-01-01T00:00:00Z"};
+        char text[IPV4_TEXT_SIZE], entry[80], id[8];
+        assert_int_equal(subnet_parse("10.88.0.0/29", &info.subnet, NULL), 0);
+        json_t *document = network_info_to_json(&info);
+        struct store_op op = {.kind = STORE_PUT, .key = "networks/lan", .value = document, .expected = STORE_ANY};
+        assert_int_equal(store_commit(store, &op, 1, NULL, NULL, NULL), 0);
+        json_decref(document);
+        snprintf(id, sizeof id, "i%u", gateway & 7);
+        assert_int_equal(attach(id, "{\"network\": \"lan\"}", "[]", &grant, NULL), 0);
+        assert_true(subnet_is_host(info.subnet, grant.lease.address));
+        assert_int_not_equal(grant.lease.address, gateway);
+        assert_int_not_equal(grant.lease.address, passt_dns(&info));
+        ipv4_format(passt_dns(&info), text);
+        snprintf(entry, sizeof entry, "{\"network\": \"lan\", \"address\": \"%s\"}", text);
+        assert_int_equal(attach("z", entry, "[]", &grant, &err), -EINVAL);
+    }
+}
+
 static struct pool_grant grants[THREADS][EACH];
 
 static void *work(void *arg)
@@ -179,6 +206,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_lease_stays_until_it_is_released, setup, teardown),
         cmocka_unit_test_setup_teardown(an_address_rests_before_it_is_given_again, setup, teardown),
         cmocka_unit_test_setup_teardown(host_ports_meet, setup, teardown),
+        cmocka_unit_test_setup_teardown(an_address_of_a_user_network_is_of_a_host, setup, teardown),
         cmocka_unit_test_setup_teardown(threads_never_get_the_same, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

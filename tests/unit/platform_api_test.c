@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,7 +81,7 @@ static void the_reference_names_every_route(void **state)
 
 static int check_body(const char *method, const char *path, const char *body, struct err *err)
 {
-    struct request request = {.body_fd = -1};
+    struct request request = {.body_fd = -1, .peer_fd = -1};
     char allow[64];
     assert_int_equal(route_find(method, path, &request.route, request.params, allow, err), 0);
     int r = request_set_body(&request, body, strlen(body), err);
@@ -124,7 +125,7 @@ static void bodies_are_checked(void **state)
 
 static void parameters_are_checked(void **state)
 {
-    struct request request = {.body_fd = -1};
+    struct request request = {.body_fd = -1, .peer_fd = -1};
     char allow[64];
     struct err err = {0};
     (void)state;
@@ -240,7 +241,7 @@ static int until_cancelled(struct operation *operation, void *arg, json_t **ret_
 
 static json_t *run_operation(struct platform *platform, operation_fn *fn, const char *arg, bool cancel)
 {
-    struct request request = {.platform = platform, .actor = {.name = "uid:7"}, .body_fd = -1};
+    struct request request = {.platform = platform, .actor = {.name = "uid:7"}, .body_fd = -1, .peer_fd = -1};
     struct err err = {0};
     json_t *document;
     char id[17];
@@ -251,8 +252,24 @@ static json_t *run_operation(struct platform *platform, operation_fn *fn, const 
         assert_int_equal(operations_cancel(platform->operations, id, &document, &err), 0);
         json_decref(document);
     }
-    assert_int_equal(operations_get(platform->operations, id, 60000, &document, &err), 0);
+    assert_int_equal(operations_get(platform->operations, id, UINT64_MAX, 60000, &document, &err), 0);
     return document;
+}
+
+static void open_operations(struct platform *platform)
+{
+    struct err err = {0};
+    assert_int_equal(events_create(NULL, &platform->events, &err), 0);
+    assert_int_equal(metrics_create(&platform->metrics, &err), 0);
+    assert_int_equal(operations_create(platform->events, platform->metrics, &platform->operations, &err), 0);
+}
+
+static void close_operations(struct platform *platform)
+{
+    assert_true(operations_stop(platform->operations, 60000));
+    operations_free(platform->operations);
+    metrics_free(platform->metrics);
+    events_free(platform->events);
 }
 
 static void operations_run_and_end(void **state)
@@ -260,9 +277,7 @@ static void operations_run_and_end(void **state)
     struct platform platform = {0};
     struct err err = {0};
     (void)state;
-    assert_int_equal(events_create(NULL, &platform.events, &err), 0);
-    assert_int_equal(metrics_create(&platform.metrics, &err), 0);
-    assert_int_equal(operations_create(platform.events, platform.metrics, &platform.operations, &err), 0);
+    open_operations(&platform);
     json_t *done = run_operation(&platform, succeed, "half", false);
     assert_string_equal(json_string_value(json_object_get(done, "state")), "succeeded");
     assert_string_equal(json_string_value(json_object_get(done, "target")), "tests/1");
@@ -273,10 +288,82 @@ static void operations_run_and_end(void **state)
     done = run_operation(&platform, until_cancelled, "", true);
     assert_string_equal(json_string_value(json_object_get(done, "state")), "cancelled");
     json_decref(done);
-    assert_true(operations_stop(platform.operations, 60000));
-    operations_free(platform.operations);
-    metrics_free(platform.metrics);
-    events_free(platform.events);
+    close_operations(&platform);
+}
+
+/* Goes on from step to step when the test lets it. */
+static int in_steps(struct operation *operation, void *arg, json_t **ret_result, struct err *err)
+{
+    static const char *const steps[] = {"one", "two", "three"};
+    (void)ret_result;
+    (void)err;
+    for (unsigned i = 0; i < 3; i++) {
+        sem_wait(arg);
+        operation_progress(operation, steps[i], 0, 0);
+    }
+    sem_wait(arg);
+    return 0;
+}
+
+static void each_step_is_seen_by_who_waits(void **state)
+{
+    static const char *const seen[] = {"one", "two", "three"};
+    struct platform platform = {0};
+    struct request request = {.platform = &platform, .body_fd = -1};
+    struct err err = {0};
+    sem_t go;
+    (void)state;
+    open_operations(&platform);
+    sem_init(&go, 0, 0);
+    assert_int_equal(request_reply_operation(&request, "test.run", in_steps, &go, NULL, &err, "tests"), 0);
+    json_t *document = json_incref(request.answer.json);
+    for (unsigned step = 0; step < 3;) {
+        json_t *next = NULL;
+        const char *id = json_string_value(json_object_get(document, "id"));
+        uint64_t revision = (uint64_t)json_integer_value(json_object_get(document, "revision"));
+        if (revision >= step + 2) /* queued, running, each step */
+            sem_post(&go);
+        assert_int_equal(operations_get(platform.operations, id, revision, 60000, &next, &err), 0);
+        json_decref(document);
+        document = next;
+        const json_t *progress = json_object_get(document, "progress");
+        if (progress)
+            assert_string_equal(json_string_value(json_object_get(progress, "what")), seen[step++]);
+        assert_string_not_equal(json_string_value(json_object_get(document, "state")), "succeeded");
+    }
+    sem_post(&go);
+    json_decref(document);
+    request_clear(&request);
+    close_operations(&platform);
+    sem_destroy(&go);
+}
+
+static int fail_or_say(struct operation *operation, void *arg, json_t **ret_result, struct err *err)
+{
+    if (!arg)
+        return err_say(err, ENOSPC, "no room");
+    *ret_result = json_string(operation_audit(operation)->target);
+    return 0;
+}
+
+static void a_request_runs_its_operation_itself(void **state)
+{
+    struct platform platform = {0};
+    struct request request = {.platform = &platform, .body_fd = -1};
+    struct err err = {0};
+    json_t *result = NULL;
+    (void)state;
+    open_operations(&platform);
+    assert_int_equal(request_run_operation(&request, "test.run", "tests/2", fail_or_say, &platform, &result, &err), 0);
+    assert_string_equal(json_string_value(result), "tests/2");
+    json_decref(result);
+    assert_int_equal(request_run_operation(&request, "test.run", "tests/3", fail_or_say, NULL, &result, &err), -ENOSPC);
+    assert_string_equal(err.message, "no room");
+    json_t *list = operations_list(platform.operations);
+    assert_string_equal(json_string_value(json_object_get(json_array_get(list, 0), "state")), "succeeded");
+    assert_string_equal(json_string_value(json_object_get(json_array_get(list, 1), "state")), "failed");
+    json_decref(list);
+    close_operations(&platform);
 }
 
 /* ---- WebSocket ---- */
@@ -320,6 +407,56 @@ static void messages_come_and_go(void **state)
     close(pair[0]);
 }
 
+static int connect_websocket(int pair[2], struct websocket **ret_websocket)
+{
+    struct err err = {0};
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    return websocket_create(pair[0], NULL, 0, ret_websocket, &err);
+}
+
+/* Who takes the first only loses none of those that came with it. */
+static void messages_come_one_by_one(void **state)
+{
+    static const uint8_t frames[] = {0x82, 0x82, 0, 0, 0, 0, 3, '{', 0x82, 0x82, 0, 0, 0, 0, 0, 'a', 0x82, 0x81, 0, 0, 0, 0, 0};
+    static const char *const expected[] = {"3:{", "0:a", "0:"};
+    struct websocket *websocket;
+    char got[32] = "";
+    int pair[2];
+    (void)state;
+    assert_int_equal(connect_websocket(pair, &websocket), 0);
+    assert_int_equal(write(pair[1], frames, sizeof frames), sizeof frames);
+    close(pair[1]);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(websocket_timeout(websocket, true, 1000), i ? 0 : 1000);
+        assert_int_equal(websocket_timeout(websocket, false, 1000), 1000);
+        assert_true(websocket_pump(websocket, true, take, got));
+        assert_string_equal(got, expected[i]);
+    }
+    assert_false(websocket_pump(websocket, true, take, got));
+    websocket_free(websocket);
+    close(pair[0]);
+}
+
+/* The answers to its pings would else fill the memory. */
+static void a_client_that_takes_no_answers_is_not_heard(void **state)
+{
+    static const uint8_t ping[] = {0x89, 0x80, 0, 0, 0, 0};
+    struct websocket *websocket;
+    char got[32] = "";
+    int pair[2], idle = 0;
+    (void)state;
+    assert_int_equal(connect_websocket(pair, &websocket), 0);
+    for (int i = 0; i < 1000000 && idle < 3; i++) {
+        idle = send(pair[1], ping, sizeof ping, MSG_DONTWAIT) == sizeof ping ? 0 : idle + 1;
+        assert_true(websocket_pump(websocket, true, take, got));
+    }
+    assert_int_equal(idle, 3);
+    assert_int_equal(websocket_events(websocket, true), POLLOUT);
+    websocket_free(websocket);
+    close(pair[0]);
+    close(pair[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -327,8 +464,10 @@ int main(void)
         cmocka_unit_test(the_reference_names_every_route), cmocka_unit_test(bodies_are_checked),
         cmocka_unit_test(parameters_are_checked),       cmocka_unit_test(errors_have_their_status),
         cmocka_unit_test(tokens_are_known_by_their_hash), cmocka_unit_test(peers_and_certificates),
-        cmocka_unit_test(operations_run_and_end),       cmocka_unit_test(accept_is_as_the_rfc_says),
+        cmocka_unit_test(operations_run_and_end), cmocka_unit_test(each_step_is_seen_by_who_waits),
+        cmocka_unit_test(a_request_runs_its_operation_itself), cmocka_unit_test(accept_is_as_the_rfc_says),
         cmocka_unit_test(messages_come_and_go),
+        cmocka_unit_test(messages_come_one_by_one),     cmocka_unit_test(a_client_that_takes_no_answers_is_not_heard),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -224,6 +224,28 @@ static void assert_next(struct store_watch *watch, enum store_event_kind kind, c
     store_doc_clear(&event.doc);
 }
 
+/* Also where nothing but records is made: an exec, say, changes no document. */
+static void test_old_records_go(void **state)
+{
+    struct place *p = *state;
+    struct store_audit audit = {.action = "instance.exec"};
+    sqlite3 *db;
+    json_t *records;
+    store_close(p->store);
+    p->store = NULL;
+    assert_int_equal(sqlite3_open(p->path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100499)"
+                                      " INSERT INTO audit (revision, time, action) SELECT 0, '', 'x' FROM n", NULL, NULL, NULL),
+                     SQLITE_OK);
+    sqlite3_close(db);
+    open_again(p);
+    for (int i = 0; i < 501; i++)
+        assert_int_equal(store_commit(p->store, NULL, 0, &audit, NULL, NULL), 0);
+    assert_int_equal(store_audit_list(p->store, 1002, 10, &records, NULL), 0);
+    assert_int_equal(json_array_size(records), 1); /* 101,000 were made, of which the last 100,000 are there */
+    json_decref(records);
+}
+
 static void test_watch_sees_all_in_order(void **state)
 {
     struct store *s = ((struct place *)*state)->store;
@@ -511,6 +533,7 @@ int main(void)
         STORE_TEST(test_prefixes),
         STORE_TEST(test_all_is_kept),
         STORE_TEST(test_audit),
+        STORE_TEST(test_old_records_go),
         STORE_TEST(test_watch_sees_all_in_order),
         STORE_TEST(test_threads_lose_nothing),
         STORE_TEST(test_leases),

@@ -114,8 +114,8 @@ int dirty_bitmaps_load_directory(struct qcow2 *q)
         return 0;
     q->bitmaps.count = 0;
     int r = count ? load_directory(q, count) : -EINVAL;
-    if (r == 0 || r == -ENOMEM)
-        return r;
+    if (r != -EINVAL)
+        return r; /* what cannot be read just now is not damaged, and must not be dropped */
     log_debug("disk '%s': its directory of bitmaps is damaged", q->node.name);
     dirty_bitmaps_free(q);
     q->bitmaps.damaged = true;

@@ -127,11 +127,11 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
     q->before_base = same_file(fd, o->base);
     if (q->before_base)
         return 0;
-    if (!format) {
-        format = block_guess_format(path);
-        if (!format)
-            return err_say(err, EINVAL, "it states no format for '%.100s'; do so: qemu-img rebase -u -F FORMAT", path);
-    }
+    r = format ? 0 : block_guess_format(path, &format);
+    if (r < 0 && r != -EINVAL)
+        return err_set(err, -r, "backing '%s'", path);
+    if (r < 0)
+        return err_say(err, EINVAL, "it states no format for '%.100s'; do so: qemu-img rebase -u -F FORMAT", path);
     bool raw = strcmp(format, "raw") == 0;
     if (!raw && strcmp(format, "qcow2") != 0 && strcmp(format, "luks") != 0)
         return err_say(err, ENOTSUP, "its backing file has the format '%.20s', which is not supported", format);

@@ -138,13 +138,16 @@ static int drop_tree(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size, uint
     int r = tree_add(q, l1, l1_size, -1);
     if (r == 0)
         r = free_run_later(q, l1_offset, cluster_count(q, (uint64_t)(l1_size ? l1_size : 1) * 8));
-    if (r < 0)
-        return r;
-    drain_generation(q);
-    r = apply_frees(q);
+    if (r == 0) {
+        drain_generation(q);
+        r = apply_frees(q);
+    }
     if (r == 0)
         r = tree_fix_copied(q);
-    return r < 0 ? r : checkpoint_flags_first(q);
+    if (r == 0)
+        return checkpoint_flags_first(q);
+    q->failed = r; /* counts that went down without their flags must not reach the file */
+    return r;
 }
 
 static int delete(struct work *work, uint32_t index)

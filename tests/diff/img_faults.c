@@ -1,0 +1,374 @@
+/* polder-img when the host fails: each command of a table runs once for each call that it makes to the host's file system, and that
+ * call fails, with EIO or ENOSPC. The command must then say so in one line or have done its work all the same; images are sound
+ * (leaked clusters at worst) and read as before or as they should afterwards; and the command, given again, succeeds.
+ *
+ * usage: img_faults [COMMAND...]
+ * The program is polder-img's own, its main renamed, linked with --wrap for the calls that fail; without io_uring, whose calls
+ * cannot be wrapped. */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "block/block.h"
+#include "block/qcow2/qcow2.h"
+
+#define DISK_SIZE (256u * 1024)
+#define BASE_SIZE (200u * 1024)
+#define ARGUMENTS_MAX 16
+
+int img_program(int argc, char **argv);
+
+/* ---- calls that fail ---- */
+
+static atomic_uint calls; /* since the command began */
+static atomic_uint fail_at; /* the call that fails; 0: none */
+
+static const char *failed; /* its name */
+
+static bool fails(const char *name)
+{
+    if (atomic_fetch_add(&calls, 1) + 1 != atomic_load(&fail_at))
+        return false;
+    failed = name;
+    errno = atomic_load(&fail_at) % 2 ? EIO : ENOSPC;
+    return true;
+}
+
+#define WRAP(type, name, parameters, arguments)                                                                                    \
+    type __real_##name parameters;                                                                                                 \
+    type __wrap_##name parameters;                                                                                                 \
+    type __wrap_##name parameters                                                                                                  \
+    {                                                                                                                              \
+        return fails(#name) ? -1 : __real_##name arguments;                                                                             \
+    }
+WRAP(ssize_t, preadv64v2, (int fd, const struct iovec *iov, int count, off_t at, int flags), (fd, iov, count, at, flags))
+WRAP(ssize_t, pwritev64v2, (int fd, const struct iovec *iov, int count, off_t at, int flags), (fd, iov, count, at, flags))
+WRAP(ssize_t, pread64, (int fd, void *data, size_t len, off_t at), (fd, data, len, at))
+WRAP(ssize_t, pwrite64, (int fd, const void *data, size_t len, off_t at), (fd, data, len, at))
+WRAP(int, fdatasync, (int fd), (fd))
+WRAP(int, fsync, (int fd), (fd))
+WRAP(int, fallocate64, (int fd, int mode, off_t at, off_t len), (fd, mode, at, len))
+WRAP(int, ftruncate64, (int fd, off_t len), (fd, len))
+WRAP(int, rename, (const char *from, const char *to), (from, to))
+WRAP(off_t, lseek64, (int fd, off_t at, int whence), (fd, at, whence))
+
+int __real_open64(const char *path, int flags, ...);
+int __wrap_open64(const char *path, int flags, ...);
+int __wrap_open64(const char *path, int flags, ...)
+{
+    va_list args;
+    va_start(args, flags);
+    mode_t mode = flags & O_CREAT ? va_arg(args, mode_t) : 0;
+    va_end(args);
+    return fails("open64") ? -1 : __real_open64(path, flags, mode);
+}
+
+struct io_uring;
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, void *params);
+int __wrap_io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags);
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, void *params)
+{
+    (void)entries, (void)ring, (void)params;
+    return -ENOSYS;
+}
+int __wrap_io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags)
+{
+    (void)entries, (void)ring, (void)flags;
+    return -ENOSYS;
+}
+
+/* ---- commands ---- */
+
+static const struct command {
+    const char *name, *line; /* as typed behind polder-img */
+    bool applies;            /* the top reads as its snapshot afterwards */
+    const char *copy;        /* an image that reads as the top did, once the command has succeeded */
+    uint64_t size;           /* of the disk it is about afterwards; 0: as before */
+    /* What it may say when it is given again: it was done the first time; or the bitmap has missed something, as after a crash. */
+    const char *was_done, *lost;
+} commands[] = {
+    {.name = "commit", .line = "commit top.qcow2", .copy = "middle.qcow2"},
+    {.name = "commit-base", .line = "commit -b base.raw top.qcow2", .copy = "top.qcow2"},
+    {.name = "flatten", .line = "rebase -b  top.qcow2", .copy = "top.qcow2"},
+    {.name = "rebase", .line = "rebase -b other.raw -F raw top.qcow2", .copy = "top.qcow2"},
+    {.name = "grow", .line = "resize top.qcow2 512K", .size = 512 * 1024},
+    {.name = "shrink", .line = "resize --shrink plain.qcow2 128K", .size = 128 * 1024},
+    {.name = "snapshot", .line = "snapshot -c new top.qcow2", .was_done = "of this name already"},
+    {.name = "snapshot-apply", .line = "snapshot -a old top.qcow2", .applies = true},
+    {.name = "snapshot-delete", .line = "snapshot -d old top.qcow2", .was_done = "no snapshot"},
+    {.name = "bitmap", .line = "bitmap --add --enable --merge daily top.qcow2 new", .was_done = "there is a bitmap",
+     .lost = "it cannot be used"},
+    {.name = "bitmap-remove", .line = "bitmap --remove top.qcow2 daily", .was_done = "no bitmap"},
+    {.name = "backup", .line = "backup --full --bitmap daily top.qcow2 new.qcow2", .copy = "new.qcow2", .was_done = "is there already",
+     .lost = "can only be removed"},
+    {.name = "backup-more", .line = "backup --bitmap daily -b full.qcow2 top.qcow2 new.qcow2", .copy = "new.qcow2",
+     .was_done = "is there already", .lost = "make a full backup"},
+    {.name = "convert", .line = "convert -O qcow2 -c top.qcow2 new.qcow2", .copy = "new.qcow2"},
+    {.name = "convert-raw", .line = "convert -O raw top.qcow2 new.raw", .copy = "new.raw"},
+    {.name = "create", .line = "create -f qcow2 -o preallocation=full new.qcow2 64K"},
+    {.name = "repair", .line = "check -r all top.qcow2"},
+};
+
+/* Runs a line, whose words are parted by single blanks, two of them with an empty word in between; call `at` fails (0: none).
+ * `ret_text`: what it said. */
+static int run(const char *line, unsigned at, unsigned *ret_calls, char *ret_text, size_t size)
+{
+    char copy[256], program[] = "polder-img", *argv[ARGUMENTS_MAX] = {program}, *rest = copy;
+    int argc = 1, out_fd = dup(1), err_fd = dup(2), nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    int said = memfd_create("said", MFD_CLOEXEC);
+    snprintf(copy, sizeof copy, "%s", line);
+    while (rest && argc < ARGUMENTS_MAX - 1)
+        argv[argc++] = strsep(&rest, " ");
+    fflush(stdout);
+    dup2(nowhere, 1);
+    dup2(said, 2);
+    atomic_store(&calls, 0);
+    atomic_store(&fail_at, at);
+    int status = img_program(argc, argv);
+    atomic_store(&fail_at, 0);
+    *ret_calls = atomic_load(&calls);
+    fflush(stdout);
+    dup2(out_fd, 1);
+    dup2(err_fd, 2);
+    close(out_fd);
+    close(err_fd);
+    close(nowhere);
+    ssize_t n = pread(said, ret_text, size - 1, 0);
+    ret_text[n > 0 ? n : 0] = '\0';
+    close(said);
+    return status;
+}
+
+static void must(const char *line)
+{
+    char text[512];
+    unsigned count;
+    if (run(line, 0, &count, text, sizeof text) != 0) {
+        printf("%s: %s\n", line, text);
+        exit(2);
+    }
+}
+
+/* ---- images ---- */
+
+static const char *const images[] = {"base.raw", "other.raw", "middle.qcow2", "top.qcow2", "plain.qcow2", "full.qcow2"};
+static const char *const made[] = {"new.qcow2", "new.qcow2.partial", "new.raw"};
+static unsigned lost_count;
+static uint8_t before[DISK_SIZE], snapped[DISK_SIZE];
+
+struct access {
+    struct block_node *node;
+    enum block_op op;
+    uint8_t *data;
+    uint64_t offset, len;
+    struct qcow2_check check;
+    char why[128]; /* the first thing that the check calls an error */
+};
+
+static void keep_line(void *arg, const char *line)
+{
+    struct access *a = arg;
+    if (strncmp(line, "ERROR", 5) == 0 && !a->why[0])
+        snprintf(a->why, sizeof a->why, "%s", line);
+}
+
+static int access_node(void *arg)
+{
+    struct access *a = arg;
+    if (a->op == BLOCK_WRITE)
+        return block_do(a->node, BLOCK_WRITE, a->offset, a->data, a->len);
+    a->check = (struct qcow2_check){.report = keep_line, .arg = a};
+    int r = a->node->class == &block_qcow2 ? qcow2_check(a->node, QCOW2_CHECK_ONLY, &a->check, NULL) : 0;
+    a->len = a->node->size < a->len ? a->node->size : a->len;
+    return r < 0 ? r : block_do(a->node, BLOCK_READ, 0, a->data, a->len);
+}
+
+static int open_and(struct access *a, const char *path, struct err *err)
+{
+    struct block_options options = {
+        .driver = strstr(path, ".raw") ? "raw" : "qcow2", .path = path, .fd = -1, .read_only = a->op == BLOCK_READ};
+    int r = block_open(&options, &a->node, err);
+    if (r < 0)
+        return r;
+    r = block_run_alone(a->node, access_node, a, err);
+    block_close(a->node);
+    return r;
+}
+
+static void scribble(const char *path, unsigned seed)
+{
+    static uint8_t data[12000];
+    srandom(seed);
+    for (unsigned i = 0; i < 12; i++) {
+        struct access a = {.op = BLOCK_WRITE, .data = data, .len = 512 + (unsigned)random() % 20 * 512};
+        a.offset = (unsigned)random() % ((DISK_SIZE - a.len) / 512) * 512;
+        memset(data, 1 + (int)(random() % 255), a.len);
+        assert(open_and(&a, path, NULL) == 0);
+    }
+}
+
+static void fill_raw(const char *path, unsigned seed)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert(fd >= 0 && ftruncate(fd, BASE_SIZE) == 0);
+    srandom(seed);
+    for (off_t at = 0; at < BASE_SIZE; at += 10240) {
+        uint32_t word = (uint32_t)random();
+        for (off_t i = at; i < at + 6000 && i < BASE_SIZE; i += 4)
+            assert(pwrite(fd, &word, 4, i) == 4);
+    }
+    close(fd);
+}
+
+static void read_whole(const char *path, uint8_t *data)
+{
+    struct access a = {.op = BLOCK_READ, .data = data, .len = DISK_SIZE};
+    assert(open_and(&a, path, NULL) == 0);
+}
+
+static void copy_file(const char *from, const char *to)
+{
+    static uint8_t data[1 << 20];
+    int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    ssize_t n = in < 0 ? -1 : read(in, data, sizeof data);
+    assert(n >= 0 && n < (ssize_t)sizeof data && out >= 0 && write(out, data, (size_t)n) == n);
+    close(in);
+    close(out);
+}
+
+static void make_images(void)
+{
+    char kept[64];
+    fill_raw("base.raw", 1);
+    fill_raw("other.raw", 2);
+    must("create -f qcow2 -o cluster_size=4k -b base.raw -F raw middle.qcow2 256K");
+    scribble("middle.qcow2", 3);
+    must("create -f qcow2 -o cluster_size=4k -b middle.qcow2 -F qcow2 top.qcow2 256K");
+    scribble("top.qcow2", 4);
+    must("backup --full --bitmap daily top.qcow2 full.qcow2");
+    must("snapshot -c old top.qcow2");
+    read_whole("top.qcow2", snapped);
+    scribble("top.qcow2", 5);
+    read_whole("top.qcow2", before);
+    must("convert -O qcow2 -o cluster_size=512 top.qcow2 plain.qcow2");
+    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
+        snprintf(kept, sizeof kept, "%s.kept", images[i]);
+        copy_file(images[i], kept);
+    }
+}
+
+static void restore(void)
+{
+    char kept[64];
+    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
+        snprintf(kept, sizeof kept, "%s.kept", images[i]);
+        copy_file(kept, images[i]);
+    }
+    for (unsigned i = 0; i < sizeof made / sizeof *made; i++)
+        unlink(made[i]);
+}
+
+/* ---- judgement ---- */
+
+/* NULL, or what is wrong with an image that must read as `wanted`, or as `other`. */
+static const char *judge_image(const char *path, const uint8_t *wanted, const uint8_t *other, uint64_t len, char *text, size_t size)
+{
+    static uint8_t data[DISK_SIZE];
+    struct err err = {0};
+    struct access a = {.op = BLOCK_READ, .data = data, .len = len < DISK_SIZE ? len : DISK_SIZE};
+    if (open_and(&a, path, &err) < 0) {
+        snprintf(text, size, "%s: %s", path, err.message);
+        return text;
+    }
+    bool same = !wanted || memcmp(data, wanted, a.len) == 0 || memcmp(data, other, a.len) == 0;
+    if (same && !a.check.corruptions)
+        return NULL;
+    snprintf(text, size, "%s: %s", path, same ? a.why : "reads otherwise");
+    return text;
+}
+
+static const char *judge(const struct command *c, bool done, char *text, size_t size)
+{
+    const uint8_t *wanted = c->applies && done ? snapped : before, *other = c->applies && !done ? snapped : wanted;
+    const char *wrong = judge_image("top.qcow2", wanted, other, DISK_SIZE, text, size);
+    if (!wrong)
+        wrong = judge_image("middle.qcow2", NULL, NULL, DISK_SIZE, text, size);
+    if (!wrong) /* what a smaller disk is to lose may be lost before it is smaller */
+        wrong = judge_image("plain.qcow2", before, before, c->size ? c->size : DISK_SIZE, text, size);
+    return !wrong && done && c->copy ? judge_image(c->copy, before, before, DISK_SIZE, text, size) : wrong;
+}
+
+/* One run in which call `at` fails (0: none). False when something is wrong. */
+static bool run_once(const struct command *c, unsigned at, unsigned *ret_calls)
+{
+    char text[512], why[256], again[512];
+    unsigned count;
+    restore();
+    int status = run(c->line, at, ret_calls, text, sizeof text);
+    const char *said = strstr(text, "polder-img: "), *wrong = judge(c, status == 0, why, sizeof why);
+    if (!wrong && status != 0 && (!said || strchr(said, '\n') != text + strlen(text) - 1))
+        wrong = "it has not said so in one line";
+    int second = wrong ? 0 : run(c->line, 0, &count, again, sizeof again);
+    bool lost = second != 0 && c->lost && strstr(again, c->lost);
+    if (second != 0 && !lost && !(c->was_done && strstr(again, c->was_done)))
+        wrong = again;
+    if (!wrong && status == 0 && second == 0 && c->was_done)
+        wrong = "it said that it was done, and was not";
+    lost_count += lost;
+    if (!wrong)
+        wrong = judge(c, !lost, why, sizeof why);
+    if (wrong)
+        printf("%s, call %u, %s, fails: '%s': %s\n", c->name, at, at ? failed : "none", text, wrong);
+    return !wrong;
+}
+
+static bool run_all(const struct command *c)
+{
+    unsigned at = 0, count = 0, now;
+    lost_count = 0;
+    if (!run_once(c, 0, &count))
+        return false;
+    for (at = 1; at <= count; at++) {
+        if (!run_once(c, at, &now))
+            return false;
+    }
+    printf("%s: %u calls, %u of which lost a bitmap\n", c->name, count, lost_count);
+    return true;
+}
+
+static bool chosen(const char *name, int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], name) == 0)
+            return true;
+    return argc == 1;
+}
+
+int main(int argc, char **argv)
+{
+    char in_memory[] = "/dev/shm/polder-faults-XXXXXX", on_disk[] = "/tmp/polder-faults-XXXXXX", path[128];
+    const char *folder = mkdtemp(in_memory) ? in_memory : mkdtemp(on_disk);
+    bool good = true;
+    if (!folder || chdir(folder) < 0)
+        return 2;
+    make_images();
+    for (unsigned i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (chosen(commands[i].name, argc, argv))
+            good = run_all(&commands[i]) && good;
+    restore();
+    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
+        snprintf(path, sizeof path, "%s.kept", images[i]);
+        unlink(path);
+        unlink(images[i]);
+    }
+    rmdir(folder);
+    return good ? 0 : 1;
+}
