@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "base/own.h"
+#include "base/userns.h"
 
 #define POLL_MS 100
 #define GRACE_MS 5000
@@ -86,7 +87,7 @@ static _Noreturn void become(const struct child *child, int out_fd, int err_fd, 
     reset_signals();
     bool ready = in >= 0 && out >= 0 && messages >= 0 && place(in, 0) && place(out, 1) && place(messages, 2) &&
                  close_range(3, ~0u, CLOSE_RANGE_CLOEXEC) == 0 && (child->dir_fd < 0 || fchdir(child->dir_fd) == 0) &&
-                 (!child->confined || confine(child));
+                 (!child->as_root || geteuid() == 0 || userns_become_root() == 0) && (!child->confined || confine(child));
     if (ready && prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0) == 0 && getppid() == parent) {
         if (program >= 0) /* by its descriptor: its folder may be closed to the user that this is now */
             execveat(program, "", argv, environ, AT_EMPTY_PATH);

@@ -27,6 +27,8 @@ struct polderd {
     struct server *server;
 };
 
+/* Leaves what programs need and a PATH of the system's own folders; before any thread starts. */
+must_check int environment_clean(struct err *err);
 /* Fills in the paths that no option gave, makes the folders, takes the locks of the state and the run folder. */
 must_check int polderd_find_paths(struct polderd *polderd, struct err *err);
 must_check int polderd_start(struct polderd *polderd, struct err *err);
