@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/own.h"
 #include "base/userns.h"
 
@@ -37,13 +38,6 @@ struct running {
     bool too_much, cancelled;
     int64_t kill_at_ms; /* after SIGTERM */
 };
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 /* ---- in the child: only what is safe between fork and exec ---- */
 
@@ -157,11 +151,11 @@ static void watch_cancel(struct running *run)
     if (!run->cancelled && (run->too_much || (child->cancelled && child->cancelled(child->context)))) {
         run->cancelled = !run->too_much;
         if (!run->kill_at_ms) {
-            run->kill_at_ms = now_ms() + GRACE_MS;
+            run->kill_at_ms = clock_now_ms() + GRACE_MS;
             kill(-run->pid, SIGTERM);
         }
     }
-    if (run->kill_at_ms && now_ms() >= run->kill_at_ms)
+    if (run->kill_at_ms && clock_now_ms() >= run->kill_at_ms)
         kill(-run->pid, SIGKILL);
 }
 

@@ -204,7 +204,7 @@ static void plan_restart(struct instance *instance, const json_t *doc)
         restarts = 1;
     if (restarts < 8)
         delay = BACKOFF_MS << (restarts > 0 ? restarts - 1 : 0);
-    instance->deadline_ms = instance_now_ms() + (delay > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : delay);
+    instance->deadline_ms = clock_now_ms() + (delay > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : delay);
     instance_enqueue_in(instance, delay);
 }
 
@@ -259,7 +259,7 @@ static void launch(struct instance *instance)
 {
     own_json json_t *doc = NULL;
     struct err err = {0};
-    int64_t now = instance_now_ms();
+    int64_t now = clock_now_ms();
     if (now < instance->deadline_ms) {
         instance_enqueue_in(instance, instance->deadline_ms - now);
         return;
@@ -277,7 +277,7 @@ static void launch(struct instance *instance)
         note_failure(instance, &err);
         return;
     }
-    instance->phase_ms[1] = instance_now_ms();
+    instance->phase_ms[1] = clock_now_ms();
     instance->deadline_ms = instance->phase_ms[1] + GREET_MS;
     instance_watch_fd(instance, instance->pidfd);
     commit(instance, now_launched, instance, "instance.launched", NULL);
@@ -318,7 +318,7 @@ static void step_starting(struct instance *instance, const json_t *doc)
 {
     own_json json_t *status = NULL;
     struct err err = {0};
-    int64_t now = instance_now_ms();
+    int64_t now = clock_now_ms();
     if (*instance->failure) {
         kill_process(instance);
         return;
@@ -338,7 +338,7 @@ static void step_starting(struct instance *instance, const json_t *doc)
         kill_process(instance);
         return;
     }
-    instance->phase_ms[3] = instance_now_ms();
+    instance->phase_ms[3] = clock_now_ms();
     fault_here("greet.done");
     if (commit(instance, now_running, status, "instance.running", NULL) < 0)
         return;
@@ -363,7 +363,7 @@ static bool wait_goes_on(struct instance *instance)
             return false;
         if (frame.type == AGENT_EXIT && !agent_exit_code(&frame, &instance->exit_code_now, &err)) {
             instance->has_exit = true;
-            instance->deadline_ms = instance_now_ms() + POWER_OFF_MS;
+            instance->deadline_ms = clock_now_ms() + POWER_OFF_MS;
             return false;
         }
     }
@@ -392,10 +392,10 @@ static void watch_main(struct instance *instance)
 {
     struct err err = {0};
     if (instance->has_exit) {
-        if (instance_now_ms() >= instance->deadline_ms)
+        if (clock_now_ms() >= instance->deadline_ms)
             kill_process(instance);
         else
-            instance_enqueue_in(instance, instance->deadline_ms - instance_now_ms());
+            instance_enqueue_in(instance, instance->deadline_ms - clock_now_ms());
         return;
     }
     /* told of the end, the agent powers off: not before those that attach are connected */
@@ -491,7 +491,7 @@ static int64_t time_to_stop_ms(const json_t *doc)
 static void step_stopping(struct instance *instance, const json_t *doc)
 {
     enum instance_state stopping = INSTANCE_STOPPING;
-    int64_t now = instance_now_ms();
+    int64_t now = clock_now_ms();
     int64_t timeout_ms = time_to_stop_ms(doc);
     int64_t until = now + (timeout_ms ? timeout_ms : LAST_WRITES_MS);
     bool is_new = timeout_ms ? !instance->asked_to_stop : !instance->told_to_end;

@@ -42,13 +42,6 @@ static const char *const sql[SQL_COUNT] = {
     [SQL_LEASE_DOCS] = "SELECT key FROM docs WHERE lease = ?1 ORDER BY key",
 };
 
-uint64_t sqlite_now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
-
 static int errno_of(int code)
 {
     switch (code & 0xff) {

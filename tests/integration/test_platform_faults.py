@@ -138,3 +138,19 @@ def test_a_plain_users_polderd(platform):
         out = daemon.polder("run", "--rm", *SMALL, "-v", "kept:/srv", "busybox", "sh", "-c", script)[0]
         assert out.startswith("0:755\ndefault via 10.0.2.1 ")
         assert daemon.polder("run", "--rm", *SMALL, "-v", "kept:/srv", "busybox", "cat", "/srv/note")[0] == "kept\n"
+
+
+def test_a_guest_that_reboots_runs_its_command_anew(platform):
+    """In the same machine, with what it wrote; no restart by the policy, which is for the command's end."""
+    script = "echo run >>/root/runs; sync; exec sleep 10000"
+    platform.polder("run", "-d", "--name", "again", *SMALL, "busybox", "sh", "-c", script)
+    before = platform.document("again")["status"]
+    platform.polder("exec", "again", "--", "reboot", "-f", status=125)  # nobody is left to say how it ended
+
+    def runs():
+        return platform.polder("exec", "again", "--", "cat", "/root/runs", status=None)[0]
+
+    platform.until(lambda: runs() == "run\nrun\n", timeout=60)
+    after = platform.document("again")["status"]
+    assert (after["pid"], after["restarts"]) == (before["pid"], 0)
+    platform.polder("rm", "-f", "again")
