@@ -231,17 +231,16 @@ static int add_named(struct instances *instances, json_t *spec, const char *imag
                      json_t **ret_doc, struct err *err)
 {
     char name[INSTANCE_NAME_SIZE];
-    const char *given = json_text(spec, "name");
+    bool given = *json_text(spec, "name");
+    snprintf(name, sizeof name, "%s", json_text(spec, "name")); /* a try sets the spec's, and frees what was there */
     for (unsigned tries = 0;; tries++) {
         own_json json_t *doc = NULL;
-        if (*given)
-            snprintf(name, sizeof name, "%s", given);
-        else
+        if (!given)
             make_up_name(spec, name);
         int ret = instance_new_doc(spec, name, image_digest, &doc, err);
         if (!ret)
             ret = instance_doc_add(instances, name, doc, "instance.create", call, err);
-        if ((ret == -EAGAIN || (ret == -EEXIST && !*given)) && tries < 8)
+        if ((ret == -EAGAIN || (ret == -EEXIST && !given)) && tries < 8)
             continue;
         if (ret < 0)
             return ret;
