@@ -3,7 +3,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <mntent.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -15,6 +17,7 @@
 
 #define NEW_ROOT "/root"
 #define DISK_WAIT_MS 5000
+#define DISKS_MAX 32
 
 struct mount_line {
     const char *fs, *path;
@@ -194,17 +197,19 @@ int root_enter(struct agent *agent, struct err *err)
 /* Volumes: every mount of a disk, the last first. */
 static void unmount_disks(void)
 {
-    static char paths[32][256];
+    char *paths[DISKS_MAX], line[2 * PATH_MAX];
     int count = 0;
-    FILE *f = fopen("/proc/mounts", "re");
-    char line[1024];
-    while (f && count < 32 && fgets(line, sizeof line, f))
-        if (sscanf(line, "/dev/vd%*1[a-z] %255s", paths[count]) == 1)
+    struct mntent mount;
+    FILE *f = setmntent("/proc/mounts", "re");
+    while (f && count < DISKS_MAX && getmntent_r(f, &mount, line, sizeof line))
+        if (strncmp(mount.mnt_fsname, "/dev/vd", 7) == 0 && (paths[count] = strdup(mount.mnt_dir)) != NULL)
             count++;
     if (f)
-        fclose(f);
-    while (count-- > 0)
+        endmntent(f);
+    while (count-- > 0) {
         umount2(paths[count], 0);
+        free(paths[count]);
+    }
 }
 
 void root_close(void)

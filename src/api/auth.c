@@ -18,6 +18,7 @@
 #define PREFIX_LEN (sizeof PREFIX - 1)
 #define SECRET_LEN (PREFIX_LEN + 2 * SECRET_BYTES)
 #define GROUPS_MAX 1024
+#define GROUP_BYTES_MAX (1u << 20)
 
 /* ---- unix sockets ---- */
 
@@ -35,11 +36,25 @@ static bool in_groups(int fd, gid_t primary, gid_t wanted)
     return false;
 }
 
-static bool in_group_polder(int fd, gid_t primary)
+bool auth_group(gid_t *ret_gid)
 {
     struct group entry, *group = NULL;
-    char buffer[4096];
-    return getgrnam_r("polder", &entry, buffer, sizeof buffer, &group) == 0 && group && in_groups(fd, primary, group->gr_gid);
+    for (size_t size = 4096; size <= GROUP_BYTES_MAX; size *= 4) { /* an entry holds the names of all members */
+        own_free char *buffer = malloc(size);
+        int r = buffer ? getgrnam_r("polder", &entry, buffer, size, &group) : ENOMEM;
+        if (r == ERANGE)
+            continue;
+        if (r == 0 && group)
+            *ret_gid = group->gr_gid;
+        return r == 0 && group;
+    }
+    return false;
+}
+
+static bool in_group_polder(int fd, gid_t primary)
+{
+    gid_t gid;
+    return auth_group(&gid) && in_groups(fd, primary, gid);
 }
 
 int auth_peer(int fd, struct actor *ret_actor, struct err *err)

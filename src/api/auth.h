@@ -10,6 +10,8 @@
 
 #define TOKEN_SIZE 72 /* text of a token and its NUL */
 
+/* The group `polder`; false: there is none. */
+bool auth_group(gid_t *ret_gid);
 /* Of a unix socket's other end: root, polderd's own user and members of the group `polder` (SO_PEERGROUPS) are admin; -EACCES for
  * others. */
 must_check int auth_peer(int fd, struct actor *ret_actor, struct err *err);

@@ -23,7 +23,7 @@
 #define KEEP_S 3600
 #define IDLE_S 10
 #define WORKER_STACK (512u << 10)
-#define PROGRESS_GAP_NS INT64_C(200000000)
+#define PROGRESS_GAP_NS INT64_C(100000000)
 
 enum operation_state { QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED };
 static const char *const state_names[] = {"queued", "running", "succeeded", "failed", "cancelled"};
@@ -34,6 +34,7 @@ struct operation {
     char id[17], kind[32];
     struct request_audit audit;
     enum operation_state state;
+    uint64_t revision; /* how often it has changed */
     atomic_bool cancelled;
     char what[160];
     uint64_t done, total;
@@ -47,9 +48,10 @@ struct operation {
 
 struct operations {
     pthread_mutex_t lock;
-    pthread_cond_t changed; /* work came, or an operation ended */
+    pthread_cond_t changed; /* work came, or an operation changed */
     struct operation *first, *last;
     unsigned count, queued, workers, idle;
+    unsigned in_requests; /* run by the threads of requests that wait for them */
     bool stopping;
     struct events *events;
     struct metrics *metrics;
@@ -117,8 +119,9 @@ static json_t *describe(const struct operation *op)
     char created[TIMESTAMP_SIZE], ended[TIMESTAMP_SIZE];
     timestamp_format(created, op->created);
     timestamp_format(ended, op->ended);
-    json_t *out = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s}", "id", op->id, "kind", op->kind, "target", op->audit.target,
-                            "state", state_names[op->state], "actor", op->audit.actor, "created_at", created);
+    json_t *out = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s}", "id", op->id, "kind", op->kind, "target", op->audit.target,
+                            "state", state_names[op->state], "revision", (json_int_t)op->revision, "actor", op->audit.actor,
+                            "created_at", created);
     if (op->what[0])
         json_object_set_new(out, "progress", json_pack("{s:s, s:I, s:I}", "what", op->what, "done", (json_int_t)op->done,
                                                        "total", (json_int_t)op->total));
@@ -134,11 +137,14 @@ static json_t *describe(const struct operation *op)
     return out;
 }
 
-static void publish(const struct operation *op, const char *action)
+/* It has changed: tells those that wait for that, and all that follow events. */
+static void publish(struct operation *op, const char *action)
 {
+    op->revision++;
     json_t *document = describe(op);
     events_publish(op->operations->events, "operation", op->id, action, document);
     json_decref(document);
+    pthread_cond_broadcast(&op->operations->changed);
 }
 
 /* Forgets what ended long ago, and the oldest that ended when there are too many. */
@@ -182,7 +188,6 @@ static void end(struct operation *op, int r, const struct err *err, json_t *resu
     op->free_arg = NULL;
     op->operations->queued--;
     publish(op, state_names[op->state]);
-    pthread_cond_broadcast(&op->operations->changed);
 }
 
 static void run(struct operations *operations, struct operation *op)
@@ -273,56 +278,107 @@ static void fill_id(char id[17])
     snprintf(id, 17, "%016llx", (unsigned long long)random);
 }
 
+/* With the lock held. */
+static int check_room(const struct operations *operations, struct err *err)
+{
+    if (operations->stopping)
+        return err_say(err, ENOTSUP, "polderd is stopping");
+    if (operations->queued == QUEUE_MAX)
+        return err_say(err, ENOTSUP, "%u operations are under way already; try again later", QUEUE_MAX);
+    return 0;
+}
+
+static void append(struct operations *operations, struct operation *op)
+{
+    forget(operations);
+    *(operations->last ? &operations->last->next : &operations->first) = op;
+    operations->last = op;
+    operations->count++;
+    operations->queued++;
+}
+
 static int enqueue(struct operations *operations, struct operation *op, json_t **ret_document, struct err *err)
 {
     pthread_mutex_lock(&operations->lock);
-    int r = 0;
-    if (operations->stopping)
-        r = err_say(err, ENOTSUP, "polderd is stopping");
-    else if (operations->queued == QUEUE_MAX)
-        r = err_say(err, ENOTSUP, "%u operations are under way already; try again later", QUEUE_MAX);
-    else
+    int r = check_room(operations, err);
+    if (r == 0)
         r = need_worker(operations, err);
     if (r == 0) {
-        forget(operations);
-        *(operations->last ? &operations->last->next : &operations->first) = op;
-        operations->last = op;
-        operations->count++;
-        operations->queued++;
+        append(operations, op);
         publish(op, "queued");
         *ret_document = describe(op);
-        pthread_cond_broadcast(&operations->changed);
     }
     pthread_mutex_unlock(&operations->lock);
     return r;
+}
+
+static int operation_new(struct request *request, const char *kind, const char *target, struct operation **ret_operation,
+                         struct err *err)
+{
+    struct operation *op = calloc(1, sizeof *op);
+    if (!op)
+        return err_set(err, ENOMEM, "operation");
+    *op = (struct operation){.operations = request->platform->operations, .created = now()};
+    fill_id(op->id);
+    snprintf(op->kind, sizeof op->kind, "%s", kind);
+    request_audit(request, &op->audit, kind, "%s", target);
+    *ret_operation = op;
+    return 0;
 }
 
 int request_reply_operation(struct request *request, const char *kind, operation_fn *fn, void *arg,
                             void (*free_arg)(void *arg), struct err *err, const char *target, ...)
 {
     char where[sizeof((struct request_audit *)0)->target];
+    struct operation *op;
+    json_t *document = NULL;
     va_list args;
     va_start(args, target);
     vsnprintf(where, sizeof where, target, args);
     va_end(args);
-    struct operation *op = calloc(1, sizeof *op);
-    if (!op) {
+    int r = operation_new(request, kind, where, &op, err);
+    if (r < 0) {
         if (free_arg)
             free_arg(arg);
-        return err_set(err, ENOMEM, "operation");
+        return r;
     }
-    *op = (struct operation){.operations = request->platform->operations, .run = fn, .arg = arg, .free_arg = free_arg,
-                             .created = now()};
-    fill_id(op->id);
-    snprintf(op->kind, sizeof op->kind, "%s", kind);
-    request_audit(request, &op->audit, kind, "%s", where);
-    json_t *document = NULL;
-    int r = enqueue(op->operations, op, &document, err);
+    op->run = fn;
+    op->arg = arg;
+    op->free_arg = free_arg;
+    r = enqueue(op->operations, op, &document, err);
     if (r < 0) {
         operation_free(op);
         return r;
     }
     return request_reply(request, document);
+}
+
+int request_run_operation(struct request *request, const char *kind, const char *target, operation_fn *fn, void *arg,
+                          json_t **ret_result, struct err *err)
+{
+    struct operations *operations = request->platform->operations;
+    struct operation *op;
+    int r = operation_new(request, kind, target, &op, err);
+    if (r < 0)
+        return r;
+    op->run = fn;
+    op->arg = arg;
+    op->state = RUNNING; /* no worker's */
+    pthread_mutex_lock(&operations->lock);
+    r = check_room(operations, err);
+    if (r < 0) {
+        operation_free(op);
+    } else {
+        append(operations, op);
+        operations->in_requests++;
+        run(operations, op);
+        operations->in_requests--;
+        r = op->state == SUCCEEDED ? 0 : -op->err.code;
+        *err = op->err;
+        *ret_result = json_incref(op->result);
+    }
+    pthread_mutex_unlock(&operations->lock);
+    return r;
 }
 
 /* ---- within the work ---- */
@@ -370,12 +426,13 @@ static int no_such(const char *id, struct err *err)
     return err_say(err, ENOENT, "there is no operation '%s'; those that ended are kept for an hour", id);
 }
 
-int operations_get(struct operations *operations, const char *id, unsigned wait_ms, json_t **ret_document, struct err *err)
+int operations_get(struct operations *operations, const char *id, uint64_t revision, unsigned wait_ms, json_t **ret_document,
+                   struct err *err)
 {
     struct timespec until = after_ms(wait_ms);
     pthread_mutex_lock(&operations->lock);
     struct operation *op = find(operations, id);
-    while (op && !has_ended(op) && wait_ms && !operations->stopping) {
+    while (op && !has_ended(op) && op->revision <= revision && wait_ms && !operations->stopping) {
         if (pthread_cond_timedwait(&operations->changed, &operations->lock, &until) != 0)
             wait_ms = 0;
         op = find(operations, id);
@@ -408,9 +465,10 @@ bool operations_stop(struct operations *operations, unsigned timeout_ms)
     for (struct operation *op = operations->first; op; op = op->next)
         atomic_store(&op->cancelled, true);
     pthread_cond_broadcast(&operations->changed);
-    while (operations->workers && pthread_cond_timedwait(&operations->changed, &operations->lock, &until) == 0)
+    while ((operations->workers || operations->in_requests) &&
+           pthread_cond_timedwait(&operations->changed, &operations->lock, &until) == 0)
         ;
-    bool ended = !operations->workers;
+    bool ended = !operations->workers && !operations->in_requests;
     pthread_mutex_unlock(&operations->lock);
     return ended;
 }

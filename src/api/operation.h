@@ -24,9 +24,14 @@ must_check int request_reply_operation(struct request *request, const char *kind
                                        void (*free_arg)(void *arg), struct err *err, const char *target, ...)
     __attribute__((format(printf, 7, 8)));
 
+/* Runs work that needs the request itself (its body) here and now, as an operation that others see and may cancel.
+ * *ret_result: as `fn` has set it. */
+must_check int request_run_operation(struct request *request, const char *kind, const char *target, operation_fn *fn,
+                                     void *arg, json_t **ret_result, struct err *err);
+
 /* ---- within the work ---- */
 
-/* "pulling layer 2/5", 10 MiB of 30. total 0: not known. Events at most five times a second. */
+/* "pulling layer 2/5", 10 MiB of 30. total 0: not known. Told at most ten times a second. */
 void operation_progress(struct operation *operation, const char *what, uint64_t done, uint64_t total);
 bool operation_cancelled(const struct operation *operation);
 /* The record for changes that the work makes; lives as long as the operation. */
@@ -35,8 +40,8 @@ const struct store_audit *operation_audit(const struct operation *operation);
 /* ---- for clients ---- */
 
 json_t *operations_list(struct operations *operations);
-/* The operation `id`; waits up to `wait_ms` for its end. -ENOENT. */
-must_check int operations_get(struct operations *operations, const char *id, unsigned wait_ms, json_t **ret_document,
-                              struct err *err);
+/* The operation `id`; waits up to `wait_ms` for its end, or until its "revision" is above `revision`. -ENOENT. */
+must_check int operations_get(struct operations *operations, const char *id, uint64_t revision, unsigned wait_ms,
+                              json_t **ret_document, struct err *err);
 /* -ENOENT; one that has ended stays as it is. */
 must_check int operations_cancel(struct operations *operations, const char *id, json_t **ret_document, struct err *err);

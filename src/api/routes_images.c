@@ -153,7 +153,8 @@ static int prune_images(struct request *request, struct err *err)
 /* ---- archives ---- */
 
 /* The body is a disk when its format is said, else an archive. */
-static int take_image(struct request *request, char ref[static IMAGE_REF_SIZE], struct err *err)
+static int take_image(const struct request *request, const struct image_progress *progress, char ref[static IMAGE_REF_SIZE],
+                      struct err *err)
 {
     struct image_store *images = request->platform->images;
     const char *given = request_text(request, "ref");
@@ -166,24 +167,34 @@ static int take_image(struct request *request, char ref[static IMAGE_REF_SIZE], 
     if (!disk.format && disk.cmdline)
         return err_say(err, EINVAL, "cmdline: goes with the format of a disk");
     if (!disk.format)
-        return image_import(images, disk.fd, given, NULL, ref, err);
+        return image_import(images, disk.fd, given, progress, ref, err);
     if (!given)
         return err_say(err, EINVAL, "ref: a disk has no name of its own: give the image one");
     snprintf(ref, IMAGE_REF_SIZE, "%s", given);
-    return image_import_disk(images, ref, &disk, NULL, digest, err);
+    return image_import_disk(images, ref, &disk, progress, digest, err);
+}
+
+static int run_import(struct operation *operation, void *arg, json_t **ret_result, struct err *err)
+{
+    const struct request *request = arg;
+    const struct image_progress progress = work_image_progress(operation);
+    char ref[IMAGE_REF_SIZE];
+    int r = take_image(request, &progress, ref, err);
+    if (r < 0)
+        return r;
+    struct request_audit audit;
+    request_audit(request, &audit, "image.import", "images/%.140s", ref); /* the archive may have named it */
+    note(request->platform, &audit.audit, ref, "imported");
+    return image_inspect(request->platform->images, ref, ret_result, err);
 }
 
 static int import_image(struct request *request, struct err *err)
 {
-    struct request_audit audit;
-    char ref[IMAGE_REF_SIZE];
-    json_t *image;
-    int r = take_image(request, ref, err);
-    if (r < 0)
-        return r;
-    request_audit(request, &audit, "image.import", "images/%.140s", ref);
-    note(request->platform, &audit.audit, ref, "imported");
-    r = image_inspect(request->platform->images, ref, &image, err);
+    char target[160];
+    const char *ref = request_text(request, "ref");
+    json_t *image = NULL;
+    snprintf(target, sizeof target, "images/%.140s", ref ? ref : "");
+    int r = request_run_operation(request, "image.import", target, run_import, request, &image, err);
     return r < 0 ? r : request_reply(request, image);
 }
 

@@ -115,7 +115,7 @@ static int remove_snapshot(struct request *request, struct err *err)
 static int get_stats(struct request *request, struct err *err)
 {
     json_t *stats;
-    int r = instance_stats(request->platform->instances, request->params[0], &stats, err);
+    int r = instance_stats(request->platform->instances, request->params[0], true, &stats, err);
     return r < 0 ? r : request_reply(request, stats);
 }
 
@@ -139,6 +139,21 @@ static const struct schema_field kill_fields[] = {
     {0},
 };
 static const struct schema kill_schema = {"KillOptions", "Which signal.", kill_fields, false};
+#define COUNTER(member, sentence) {.name = (member), .text = (sentence), .type = SCHEMA_INTEGER, .max = INT64_MAX}
+static const struct schema_field stats_fields[] = {
+    {.name = "state", .text = "How it stands.", .type = SCHEMA_STRING, .required = true},
+    COUNTER("cpu_usage_ns", "Time of CPUs, since its start."),
+    COUNTER("memory_bytes", "Of the host, now."),
+    COUNTER("memory_limit_bytes", "The guest's memory."),
+    COUNTER("net_rx_bytes", "Received by the guest, since its start."),
+    COUNTER("net_tx_bytes", "Sent by the guest."),
+    COUNTER("disk_read_bytes", "Read by the guest, since its start."),
+    COUNTER("disk_write_bytes", "Written by the guest."),
+    {.name = "guest", .text = "What the guest's agent says.", .type = SCHEMA_OBJECT, .object = &schema_object},
+    {0},
+};
+static const struct schema stats_schema = {"InstanceStats", "What an instance uses; what cannot be had is left out.", stats_fields,
+                                           false};
 static const struct schema_field nothing[] = {{0}};
 static const struct schema nothing_schema = {"Nothing", "No options.", nothing, false};
 
@@ -163,7 +178,7 @@ const struct route routes_instance_state[] = {
     {.method = "DELETE", .path = "/v1/instances/{name}/snapshots/{snapshot}", .role = ROLE_OPERATOR,
      .handler = remove_snapshot, .answer = ANSWER_NOTHING, .text = "Forgets a snapshot."},
     {.method = "GET", .path = "/v1/instances/{name}/stats", .role = ROLE_VIEWER, .handler = get_stats,
-     .answer_schema = &schema_object, .text = "CPU, memory, network and disk that it uses."},
+     .answer_schema = &stats_schema, .text = "CPU, memory, network and disk that it uses."},
     {.method = "GET", .path = "/v1/instances/{name}/wait", .role = ROLE_VIEWER, .handler = wait_instance,
      .answer_schema = &schema_object, .text = "Waits for its end: {exit_code}."},
     {0},

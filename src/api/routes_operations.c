@@ -2,6 +2,7 @@
 #include "api/operation.h"
 #include "api/routes.h"
 #include "api/schemas.h"
+#include "base/log.h"
 
 static int list_operations(struct request *request, struct err *err)
 {
@@ -13,19 +14,27 @@ static int get_operation(struct request *request, struct err *err)
 {
     json_t *document;
     unsigned wait_ms = (unsigned)request_integer(request, "wait", 0) * 1000;
-    int r = operations_get(request->platform->operations, request->params[0], wait_ms, &document, err);
+    uint64_t revision = (uint64_t)request_integer(request, "revision", INT64_MAX);
+    int r = operations_get(request->platform->operations, request->params[0], revision, wait_ms, &document, err);
     return r < 0 ? r : request_reply(request, document);
 }
 
 static int cancel_operation(struct request *request, struct err *err)
 {
     json_t *document;
+    struct request_audit audit;
+    request_audit(request, &audit, "operation.cancel", "operations/%s", request->params[0]);
     int r = operations_cancel(request->platform->operations, request->params[0], &document, err);
-    return r < 0 ? r : request_reply(request, document);
+    if (r < 0)
+        return r;
+    if (store_commit(request->platform->store, NULL, 0, &audit.audit, NULL, err) < 0)
+        log_warn("audit of %s %s cannot be kept", audit.audit.action, audit.audit.target);
+    return request_reply(request, document);
 }
 
 static const struct schema_field wait_query[] = {
     {.name = "wait", .text = "Seconds to wait for its end.", .type = SCHEMA_INTEGER, .max = 600},
+    {.name = "revision", .text = "Waits only until it has a later one.", .type = SCHEMA_INTEGER, .max = INT64_MAX},
     {0},
 };
 

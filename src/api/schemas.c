@@ -30,6 +30,7 @@ static const struct schema_field operation_fields[] = {
     {.name = "target", .text = "Like 'instances/web'.", .type = SCHEMA_STRING, .required = true},
     {.name = "state", .text = "How it stands.", .type = SCHEMA_STRING, .required = true,
      .values = (const char *const[]){"queued", "running", "succeeded", "failed", "cancelled", NULL}},
+    {.name = "revision", .text = "How often it has changed.", .type = SCHEMA_INTEGER, .max = INT64_MAX, .required = true},
     {.name = "actor", .text = "Who asked for it.", .type = SCHEMA_STRING, .required = true},
     {.name = "progress", .text = "How far it is.", .type = SCHEMA_OBJECT, .object = &progress},
     {.name = "error", .text = "Why it failed.", .type = SCHEMA_OBJECT, .object = &error_object},

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -14,6 +13,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "api/auth.h"
 #include "base/log.h"
 #include "base/own.h"
 
@@ -42,11 +42,8 @@ static int remove_stale(const struct sockaddr_un *address, struct err *err)
 
 static void give_to_group(const char *path)
 {
-    struct group entry, *group = NULL;
-    char buffer[4096];
-    if (getgrnam_r("polder", &entry, buffer, sizeof buffer, &group) != 0 || !group)
-        return;
-    if (chown(path, (uid_t)-1, group->gr_gid) < 0)
+    gid_t gid;
+    if (auth_group(&gid) && chown(path, (uid_t)-1, gid) < 0)
         log_warn("socket '%s' stays with polderd's own group: %s", path, strerror(errno));
 }
 

@@ -4,16 +4,33 @@
 #include "api/server_impl.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 
 #include "api/auth.h"
+
+#define ALIVE_IDLE_S 60
+#define ALIVE_STEP_S 15
+#define ALIVE_STEPS 4
 
 static time_t now_s(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec;
+}
+
+/* A machine that is switched off says no goodbye: without this its sessions and long polls would last for ever. */
+static void keep_alive(int fd)
+{
+    static const struct {
+        int level, option, value;
+    } options[] = {{IPPROTO_TCP, TCP_KEEPIDLE, ALIVE_IDLE_S}, {IPPROTO_TCP, TCP_KEEPINTVL, ALIVE_STEP_S},
+                   {IPPROTO_TCP, TCP_KEEPCNT, ALIVE_STEPS},   {SOL_SOCKET, SO_KEEPALIVE, 1}};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        setsockopt(fd, options[i].level, options[i].option, &options[i].value, sizeof options[i].value);
 }
 
 static struct peer *peer_new(struct server *server, struct MHD_Connection *connection)
@@ -27,6 +44,8 @@ static struct peer *peer_new(struct server *server, struct MHD_Connection *conne
     peer->fd = fd->connect_fd;
     peer->tls = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_GNUTLS_SESSION) != NULL;
     peer->deadline = now_s() + SERVER_HEAD_S;
+    if (peer->tls)
+        keep_alive(peer->fd);
     if (!peer->tls && auth_peer(peer->fd, &peer->actor, &peer->refused) == 0)
         peer->refused.code = 0;
     pthread_mutex_lock(&server->lock);

@@ -44,12 +44,13 @@ static int authenticate_certificate(struct exchange *exchange, struct err *err)
 {
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(exchange->connection, MHD_CONNECTION_INFO_GNUTLS_SESSION);
     gnutls_session_t session = info ? info->tls_session : NULL;
+    gnutls_typed_vdata_st for_clients = {.type = GNUTLS_DT_KEY_PURPOSE_OID, .data = (unsigned char *)(uintptr_t)GNUTLS_KP_TLS_WWW_CLIENT};
     unsigned count = 0, status = 0;
     const gnutls_datum_t *certificates = session ? gnutls_certificate_get_peers(session, &count) : NULL;
     if (!certificates || !count || !exchange->server->ca)
         return 0;
-    if (gnutls_certificate_verify_peers2(session, &status) < 0 || status != 0)
-        return err_say(err, EACCES, "the client certificate is not signed by the CA of --tls-ca, or not valid now");
+    if (gnutls_certificate_verify_peers(session, &for_clients, 1, &status) < 0 || status != 0)
+        return err_say(err, EACCES, "the client certificate is not signed by the CA of --tls-ca, not for clients, or not valid now");
     int r = certificate_actor(&certificates[0], &exchange->request.actor, err);
     return r < 0 ? r : 1;
 }

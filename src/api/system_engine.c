@@ -33,9 +33,9 @@ static json_t *probe(void)
 json_t *system_engine(void)
 {
     pthread_mutex_lock(&lock);
-    if (!known)
-        known = probe();
-    json_t *copy = json_deep_copy(known);
+    json_t *engine = known ? json_deep_copy(known) : probe();
+    if (!known && *json_string_value(json_object_get(engine, "name"))) /* what is missing now may be there next time */
+        known = json_deep_copy(engine);
     pthread_mutex_unlock(&lock);
-    return copy;
+    return engine;
 }

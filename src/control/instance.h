@@ -35,6 +35,7 @@ struct instances_config {
     const char *engine;    /* of instances that do not name one; NULL: "auto" */
     double memory_overcommit, cpu_overcommit; /* 0: 1.0 and 4.0 */
     uint64_t host_reserve_bytes;              /* memory that instances never get; 0: what admission.h says */
+    bool keep_unknown;                        /* folders without a document go to STATE/lost, not away */
     bool no_sandbox;                          /* for hosts that cannot: polder-vmm runs as polderd's own user */
 };
 
@@ -125,9 +126,10 @@ must_check int instance_files_put(struct instances *instances, const char *name,
 /* The serial console: a connected stream socket of bytes, which the caller owns. */
 must_check int instance_console(struct instances *instances, const char *name, int *ret_fd, struct err *err);
 
-/* {"cpu_usage_ns", "memory_bytes", "memory_limit_bytes", "net_rx_bytes", "net_tx_bytes", "disk_read_bytes",
- * "disk_write_bytes", "pids", "guest": {...}}; what cannot be had is left out. */
-must_check int instance_stats(struct instances *instances, const char *name, json_t **ret_stats, struct err *err);
+/* {"state", "cpu_usage_ns", "memory_bytes", "memory_limit_bytes", "net_rx_bytes", "net_tx_bytes", "disk_read_bytes",
+ * "disk_write_bytes", "guest": {...}}; what cannot be had is left out. `ask_guest`: with the last, which takes longer. */
+must_check int instance_stats(struct instances *instances, const char *name, bool ask_guest, json_t **ret_stats,
+                              struct err *err);
 
 /* ---- logs ---- */
 

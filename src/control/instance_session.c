@@ -10,6 +10,7 @@
 #include "control/vmm_client.h"
 
 #define OPEN_MS 10000u
+#define STATS_MS 1000u
 #define ATTACH_WAIT_MS 60000 /* an attach may come before the start */
 
 /* The running instance's socket `name`. -EBUSY when it does not run. */
@@ -185,12 +186,36 @@ static void add_cgroup(const struct instance *instance, json_t *stats)
         json_object_set_new(stats, "memory_bytes", json_integer((json_int_t)usage.memory_bytes));
 }
 
-int instance_stats(struct instances *instances, const char *name, json_t **ret_stats, struct err *err)
+static void set_counter(json_t *stats, const char *name, uint64_t value)
+{
+    json_object_set_new(stats, name, json_integer((json_int_t)(value & INT64_MAX)));
+}
+
+static void add_traffic(const struct instance *instance, json_t *stats)
+{
+    own_free char *api = instance_path(instance->owner->config.run_dir, instance->id, "api.sock");
+    struct vmm_traffic traffic;
+    if (!api || vmm_get_traffic(api, STATS_MS, &traffic, NULL) < 0)
+        return;
+    set_counter(stats, "net_rx_bytes", traffic.net_rx);
+    set_counter(stats, "net_tx_bytes", traffic.net_tx);
+    set_counter(stats, "disk_read_bytes", traffic.disk_read);
+    set_counter(stats, "disk_write_bytes", traffic.disk_written);
+}
+
+/* What the guest says of itself: believed by nobody, only shown. */
+static void add_guest(const struct instance *instance, json_t *stats)
+{
+    own_free char *vsock = instance_path(instance->owner->config.run_dir, instance->id, "vsock.sock");
+    json_t *guest = NULL;
+    if (vsock && !agent_call(vsock, "stats", NULL, STATS_MS, &guest, NULL))
+        json_object_set_new(stats, "guest", guest);
+}
+
+int instance_stats(struct instances *instances, const char *name, bool ask_guest, json_t **ret_stats, struct err *err)
 {
     own_instance struct instance *instance = NULL;
     own_json json_t *doc = NULL;
-    own_free char *vsock = NULL;
-    json_t *guest = NULL;
     int ret = instance_find_name(instances, name, &instance, &doc, err);
     if (ret < 0)
         return ret;
@@ -199,12 +224,13 @@ int instance_stats(struct instances *instances, const char *name, json_t **ret_s
     if (!stats)
         return err_set(err, ENOMEM, "stats");
     pid_t pid = (pid_t)json_number(instance_status(doc), "pid");
-    if (pid > 0)
+    if (pid > 0) {
         add_process(stats, pid);
+        add_traffic(instance, stats);
+    }
     add_cgroup(instance, stats);
-    vsock = instance_path(instances->config.run_dir, instance->id, "vsock.sock");
-    if (vsock && instance_doc_state(doc) == INSTANCE_RUNNING && !agent_call(vsock, "stats", NULL, 1000, &guest, NULL))
-        json_object_set_new(stats, "guest", guest);
+    if (ask_guest && instance_doc_state(doc) == INSTANCE_RUNNING)
+        add_guest(instance, stats);
     *ret_stats = stats;
     return 0;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
+#include "base/clock.h"
 #include "base/own.h"
 #include "control/json.h"
 #include "control/unix_socket.h"
@@ -27,13 +28,6 @@ static int send_all(int fd, const char *bytes, size_t len, struct err *err)
     return 0;
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* Reads to the end of the connection. */
 static int receive_all(int fd, int64_t end_ms, char **ret_bytes, size_t *ret_len, struct err *err)
 {
@@ -52,7 +46,7 @@ static int receive_all(int fd, int64_t end_ms, char **ret_bytes, size_t *ret_len
         len += (size_t)got;
         if (len == VMM_ANSWER_MAX)
             return err_say(err, EPROTO, "machine's API: the answer is too long");
-        if (now_ms() > end_ms)
+        if (clock_now_ms() > end_ms)
             return err_set(err, ETIMEDOUT, "machine's API");
     }
     *ret_bytes = TAKE(bytes);
@@ -118,7 +112,7 @@ int vmm_request(const char *socket_path, const char *method, const char *path, c
                                method, path, text ? strlen(text) : 0, text ? text : "");
     if (request_len < 0)
         return err_set(err, ENOMEM, "machine's API");
-    int64_t end_ms = now_ms() + timeout_ms;
+    int64_t end_ms = clock_now_ms() + timeout_ms;
     int ret = unix_connect(socket_path, timeout_ms, &fd, err);
     if (!ret)
         ret = send_all(fd, request, (size_t)request_len, err);
@@ -162,6 +156,38 @@ int vmm_set_paused(const char *socket_path, bool paused, struct err *err)
 int vmm_power_button(const char *socket_path, struct err *err)
 {
     return send_body(socket_path, "PUT", "/actions", json_pack("{s:s}", "action_type", "SendCtrlAltDel"), TIMEOUT_MS, err);
+}
+
+/* A counter of the machine's: never negative, so that sums grow. */
+static uint64_t counter(const json_t *group, const char *name)
+{
+    json_int_t value = json_integer_value(json_object_get(group, name));
+    return value > 0 ? (uint64_t)value : 0;
+}
+
+void vmm_read_traffic(const json_t *metrics, struct vmm_traffic *ret_traffic)
+{
+    const char *name;
+    json_t *group;
+    *ret_traffic = (struct vmm_traffic){0};
+    json_object_foreach ((json_t *)(uintptr_t)metrics, name, group) {
+        if (!strncmp(name, "net_", 4)) {
+            ret_traffic->net_rx += counter(group, "rx_bytes_count");
+            ret_traffic->net_tx += counter(group, "tx_bytes_count");
+        } else if (!strncmp(name, "block_", 6)) {
+            ret_traffic->disk_read += counter(group, "read_bytes");
+            ret_traffic->disk_written += counter(group, "write_bytes");
+        }
+    }
+}
+
+int vmm_get_traffic(const char *socket_path, unsigned timeout_ms, struct vmm_traffic *ret_traffic, struct err *err)
+{
+    own_json json_t *metrics = NULL;
+    int ret = vmm_request(socket_path, "GET", "/metrics", NULL, timeout_ms, &metrics, err);
+    if (!ret)
+        vmm_read_traffic(metrics, ret_traffic);
+    return ret;
 }
 
 static void snapshot_path(const char *disk, char path[128])

@@ -8,6 +8,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include "base/err.h"
 
 #define VMM_ANSWER_MAX (1u << 20) /* bytes */
@@ -21,6 +22,14 @@ must_check int vmm_get_state(const char *socket_path, enum vmm_state *ret_state,
 /* Pausing what is paused and resuming what runs are fine. */
 must_check int vmm_set_paused(const char *socket_path, bool paused, struct err *err);
 must_check int vmm_power_button(const char *socket_path, struct err *err);
+
+/* Bytes since the machine's start, all devices of a kind together; as the guest sees them (rx: what it received). */
+struct vmm_traffic {
+    uint64_t net_rx, net_tx, disk_read, disk_written;
+};
+must_check int vmm_get_traffic(const char *socket_path, unsigned timeout_ms, struct vmm_traffic *ret_traffic, struct err *err);
+/* The same from the answer of GET /metrics; what is no number counts as 0. */
+void vmm_read_traffic(const json_t *metrics, struct vmm_traffic *ret_traffic);
 
 /* Snapshots inside of a disk's qcow2 image. */
 must_check int vmm_snapshot_create(const char *socket_path, const char *disk, const char *name, struct err *err);

@@ -79,6 +79,8 @@ int volume_clone(struct volumes *volumes, const char *source, const char *name, 
     if (r == 0)
         r = volume_check_idle(&doc, true, err);
     if (r == 0)
+        r = volume_check_alone(volumes, source, err);
+    if (r == 0)
         r = volume_check_new(volumes, name, err);
     if (r < 0)
         return r;
@@ -107,6 +109,8 @@ static int convert_out(struct volumes *volumes, const char *name, const char *fo
     int r = volume_load(volumes, name, &doc, err);
     if (r == 0)
         r = volume_check_idle(&doc, true, err);
+    if (r == 0)
+        r = volume_check_alone(volumes, name, err);
     if (r < 0)
         return r;
     struct volume_file from = volume_file(name, "qcow2");

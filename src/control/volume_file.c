@@ -47,8 +47,21 @@ int volume_info(const struct volumes *volumes, const char *file, json_t **ret_in
         json_decref(info);
         return err_say(err, EIO, "polder-img info said nothing of the size of '%s'", file);
     }
+    if (json_object_get(info, "backing-filename")) { /* none was made so: what broke out of its machine may have written it */
+        json_decref(info);
+        return err_say(err, EBADMSG, "'%s/%s' names another file that its contents come from, which no volume does: bring back a copy",
+                       volumes->dir, file);
+    }
     *ret_info = info;
     return 0;
+}
+
+int volume_check_alone(const struct volumes *volumes, const char *name, struct err *err)
+{
+    json_t *info = NULL;
+    int r = volume_info(volumes, volume_file(name, "qcow2").name, &info, err);
+    json_decref(info);
+    return r;
 }
 
 static int make_sparse(const struct volumes *volumes, const char *file, uint64_t size_bytes, struct err *err)

@@ -93,8 +93,11 @@ must_check int volume_img(const struct volumes *volumes, int dir_fd, const struc
 #define VOLUME_IMG(volumes, ret_output, err, ...)                                                            \
     volume_img(volumes, -1, NULL, (const char *const[]){__VA_ARGS__, NULL}, ret_output, err)
 
-/* {"virtual-size", "snapshots", ...} as polder-img says it of a qcow2 file in the pool's folder. */
+/* {"virtual-size", "snapshots", ...} as polder-img says it of a qcow2 file in the pool's folder. -EBADMSG when the file has a
+ * backing file: no volume has, and what is another volume's would be read through it. */
 must_check int volume_info(const struct volumes *volumes, const char *file, json_t **ret_info, struct err *err);
+/* That a volume may be read: volume_info() has nothing against it. */
+must_check int volume_check_alone(const struct volumes *volumes, const char *name, struct err *err);
 /* -EINVAL when no volume has such a size; rounds it up to 1 MiB. */
 must_check int volume_round_size(uint64_t *size_bytes, struct err *err);
 /* Removes templates of root disks but `keep` of them. */

@@ -177,6 +177,7 @@ static int set_up(const struct client *client, CURL *curl, const char *path, str
     curl_easy_setopt(curl, CURLOPT_BUFFERSIZE, 256L << 10); /* long lists in few pieces */
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
     curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, CONNECT_TIMEOUT_S);
+    curl_easy_setopt(curl, CURLOPT_TCP_KEEPALIVE, 1L); /* sessions are silent for long, and the other end may go without a word */
     curl_easy_setopt(curl, CURLOPT_HTTP_VERSION, CURL_HTTP_VERSION_1_1);
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
     if (!options->remote)

@@ -35,7 +35,8 @@ static void show(struct progress *progress, const json_t *operation)
     progress_show(progress, cli_text(operation, "progress.what"), d < 0 ? 0 : (uint64_t)d, t < 0 ? 0 : (uint64_t)t);
 }
 
-/* Asks until it has ended; *operation is replaced by what it became. */
+/* Asks until it has ended; *operation is replaced by what it became. Answers come at each change, and once a second at least,
+ * so that Ctrl-C is seen. */
 static int follow(struct cli *cli, json_t **operation, struct progress *progress, struct err *err)
 {
     bool cancelled = false;
@@ -45,7 +46,8 @@ static int follow(struct cli *cli, json_t **operation, struct progress *progress
         bool cancel = interrupted && !cancelled;
         cancelled |= cancel;
         int r = cancel ? cli_delete(cli, &next, err, "/v1/operations/%s", id)
-                       : cli_get(cli, &next, err, "/v1/operations/%s?wait=1", id);
+                       : cli_get(cli, &next, err, "/v1/operations/%s?wait=1&revision=%d", id,
+                                 (int)json_integer_value(json_object_get(*operation, "revision")));
         if (r < 0)
             return r;
         if (!is_operation(next)) { /* the answer to a cancel may be nothing */

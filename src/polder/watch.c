@@ -52,7 +52,7 @@ static const struct cli_column stats_columns[] = {
     {"MEMORY", "memory_bytes", show_memory, false},
     {"NET IN / OUT", "net_rx_bytes", show_net, false},
     {"DISK READ / WRITTEN", "disk_read_bytes", show_disk, false},
-    {"PROCESSES", "pids", NULL, false},
+    {"PROCESSES", "guest.processes", NULL, false},
     {NULL, NULL, NULL, false},
 };
 

@@ -1,5 +1,6 @@
 /* What a confined program may ask of the kernel: Landlock, which leaves it no path and no network, and seccomp filters made
- * at build time (filter_gen.c). A system call that is not on the list kills the process with SIGSYS.
+ * at build time (filter_gen.c). A system call that is not on the list ends the process with SIGSYS, after its
+ * number was said on standard error.
  * Sources: seccomp(2), Documentation/userspace-api/landlock.rst. */
 #pragma once
 

@@ -8,6 +8,7 @@
 #include <linux/kvm.h>
 #include <sched.h>
 #include <seccomp.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -75,7 +76,8 @@ static const struct rule rules[] = {
     ANY(sched_getaffinity, PROGRAM), ANY(getcpu, ALL), ANY(geteuid, PROGRAM),
     ANY(timer_create, ALL),
     ANY(timer_gettime, ALL), ANY(timer_settime, ALL), ANY(timer_delete, ALL), ANY(alarm, PROGRAM), ANY(setitimer, PROGRAM),
-    ANY(rt_sigaction, PROGRAM), ANY(rt_sigprocmask, ALL), ANY(rt_sigreturn, ALL), ANY(sigaltstack, ALL), ANY(tgkill, ALL),
+    {SCMP_SYS(rt_sigaction), PROGRAM, true, {0, SCMP_CMP_NE, SIGSYS, 0}}, /* whose handler is violation.c's */
+    ANY(rt_sigprocmask, ALL), ANY(rt_sigreturn, ALL), ANY(sigaltstack, ALL), ANY(tgkill, ALL),
     ANY(membarrier, ALL), ANY(restart_syscall, ALL), ANY(unlink, PROGRAM),
     /* threads, no processes */
     {SCMP_SYS(clone), PROGRAM, true, {0, SCMP_CMP_MASKED_EQ, CLONE_THREAD | NAMESPACES, CLONE_THREAD}},
@@ -106,7 +108,7 @@ static int add_rules(scmp_filter_ctx ctx, unsigned bit)
 /* An array named filter_NAME. */
 static int write_filter(unsigned kind)
 {
-    scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_KILL_PROCESS);
+    scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_TRAP);
     FILE *file = tmpfile();
     struct sock_filter step;
     if (!ctx || !file)

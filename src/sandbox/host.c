@@ -52,7 +52,7 @@ void sandbox_describe_end(int wait_status, char *ret_text, unsigned size)
         snprintf(ret_text, size, "ended with status %d", WEXITSTATUS(wait_status));
     else if (WIFSIGNALED(wait_status) && WTERMSIG(wait_status) == SIGSYS)
         snprintf(ret_text, size,
-                 "killed for a system call that its jail forbids; the kernel's log (type=1326) has its number");
+                 "killed for a system call that its jail forbids; its log or the kernel's (type=1326) has the number");
     else if (WIFSIGNALED(wait_status))
         snprintf(ret_text, size, "killed by signal %d (%s)", WTERMSIG(wait_status), strsignal(WTERMSIG(wait_status)));
     else

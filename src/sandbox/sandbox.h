@@ -54,5 +54,8 @@ struct sandbox_host {
 };
 void sandbox_host_check(struct sandbox_host *ret_host);
 
+/* What a program in a jail says last on standard error when its filter ends it; the call's number follows. */
+#define SANDBOX_VIOLATION "killed for a system call that its jail forbids, number "
+
 /* One line on how the child ended, of a wait status; a violation of its system call filter is named as such. */
 void sandbox_describe_end(int wait_status, char *ret_text, unsigned size);

@@ -118,6 +118,25 @@ int api_put_metrics(struct api *api, const struct api_request *request, json_t *
     return ret < 0 ? err_ctx(err, "Metrics error") : 0;
 }
 
+static void emit_json(void *arg, enum metrics_kind kind, const char *group, const char *name, uint64_t value)
+{
+    json_t *root = arg, *object = json_object_get(root, group);
+    (void)kind;
+    if (!object)
+        json_object_set_new(root, group, object = json_object());
+    json_object_set_new(object, name, json_integer((json_int_t)value));
+}
+
+int api_get_metrics(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
+{
+    (void)request;
+    *ret_answer = json_object();
+    if (!*ret_answer)
+        return err_set(err, ENOMEM, "Metrics error");
+    collect_metrics(api, emit_json, *ret_answer);
+    return 0;
+}
+
 /* ---- requests ---- */
 
 static int check_phase(const struct api *api, enum api_phase phase, struct err *err)

@@ -12,7 +12,7 @@
 
 #define API_ID_MAX 63 /* characters; device ids are at most that long */
 #define API_STRING_MAX 4095
-#define API_OPERATIONS 46u
+#define API_OPERATIONS 47u
 
 enum api_type {
     API_BOOL,
@@ -152,7 +152,7 @@ json_t *api_throttle_json(const struct vm_throttle *throttle);
 
 api_handler api_put_boot_source, api_put_machine_config, api_put_drive, api_put_net, api_put_vsock,
     api_put_balloon, api_put_entropy, api_put_serial, api_put_logger,
-    api_put_metrics; /* api_config.c, api_config_devices.c */
+    api_put_metrics, api_get_metrics; /* api_config.c, api_config_devices.c; api.c */
 api_handler api_patch_drive, api_put_drive_snapshot, api_patch_drive_snapshot, api_get_drive_snapshot, api_put_drive_copy,
     api_patch_drive_copy,
     api_get_drive_copy; /* api_disks.c */

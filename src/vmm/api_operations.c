@@ -333,6 +333,9 @@ static const struct api_object metrics = {
         {.name = "metrics_path", .type = API_STRING, .required = true, .text = "File or named pipe; a JSON object a line."},
         {0}}, false};
 
+static const struct api_object metrics_now = {
+    "MetricsNow", "Groups of numbers by name: block_ID and net_ID of devices, engine, requests.", (const struct api_field[]){{0}}, true};
+
 static const struct api_object mmds_config = {
     "MmdsConfig", "How guests reach the metadata service.",
     (const struct api_field[]){
@@ -544,6 +547,8 @@ const struct api_operation api_operations[] = {
      api_put_machine_config, "Set CPUs and memory; what Firecracker's fields leave out goes back to its default"},
     {API_PATCH, "/machine-config", "machine_cfg", API_BEFORE_START, &machine_config, false, true, NULL,
      api_put_machine_config, "Change some of it"},
+    {API_GET, "/metrics", "metrics", API_ANY_TIME, NULL, false, false, &metrics_now, api_get_metrics,
+     "All metrics as they stand, counters since the start"},
     {API_PUT, "/metrics", "metrics", API_BEFORE_START, &metrics, false, false, NULL, api_put_metrics,
      "Choose the metrics file, once"},
     {API_GET, "/mmds", "mmds", API_ANY_TIME, NULL, false, false, &any_json, NULL, "the metadata service"},

@@ -113,6 +113,19 @@ def test_another_user_is_refused(daemon):
     assert json.loads(out.stdout)["error"]["code"] == "denied" and "group polder" in out.stdout
 
 
+def test_a_large_group_has_the_socket(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root to have groups of its own")
+    groups = tmp_path / "group"
+    groups.write_text("polder:x:7777:" + ",".join(f"somebody-{i}" for i in range(1000)) + "\n")
+    own = ("unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/group && exec "$@"', groups)
+    with polderd.Polderd(prefix=own) as d:
+        assert os.stat(d.socket).st_gid == 7777
+        out = subprocess.run(["setpriv", "--reuid=4242", "--regid=7777", "--clear-groups", "curl", "-s", "--unix-socket",
+                              d.socket, "http://x/v1/volumes"], capture_output=True, text=True, timeout=20, check=False)
+    assert json.loads(out.stdout) == []
+
+
 def test_the_socket_is_not_for_everyone(daemon):
     assert os.stat(daemon.socket).st_mode & 0o777 == 0o660
 
@@ -132,6 +145,13 @@ def test_changes_are_audited_with_who_and_where(daemon):
     assert daemon.client.get("/v1/audit", limit=1, before=records[0]["id"])[0]["id"] == records[1]["id"]
 
 
+def test_a_cancellation_is_audited(daemon):
+    operation = daemon.client.post("/v1/images/pull", {"ref": "localhost:1/none"})
+    daemon.client.delete(f"/v1/operations/{operation['id']}")
+    record = daemon.client.get("/v1/audit", limit=1)[0]
+    assert (record["action"], record["target"]) == ("operation.cancel", f"operations/{operation['id']}")
+
+
 # ---- TLS ----
 
 def openssl(*argv, cwd):
@@ -144,13 +164,15 @@ def certificates(tmp_path_factory):
     for ca in ("ca", "other"):
         openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{ca}.key",
                 "-out", f"{ca}.pem", "-days", "2", "-subj", f"/CN={ca}", cwd=folder)
-    names = {"server": ("ca", "/CN=localhost"), "forged": ("other", "/CN=eve/OU=admin"), "king": ("ca", "/CN=louis/OU=king"),
+    (folder / "web.ext").write_text("extendedKeyUsage=serverAuth\n")
+    (folder / "any.ext").write_text("basicConstraints=CA:FALSE\n")
+    names = {"web": ("ca", "/CN=web/OU=admin"), "server": ("ca", "/CN=localhost"), "forged": ("other", "/CN=eve/OU=admin"), "king": ("ca", "/CN=louis/OU=king"),
              **{r: ("ca", f"/CN=test/OU={r}") for r in ROLES}}
     for name, (ca, subject) in names.items():
         openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key", "-out",
                 f"{name}.csr", "-subj", subject, cwd=folder)
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days",
-                "2", "-out", f"{name}.pem", cwd=folder)
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial", "-extfile",
+                "web.ext" if name == "web" else "any.ext", "-days", "2", "-out", f"{name}.pem", cwd=folder)
     return folder
 
 
@@ -171,6 +193,16 @@ def tls_client(daemon, certificates, certificate=None):
     return polderd.Client(lambda t: http.client.HTTPSConnection("127.0.0.1", daemon.port, timeout=t, context=context))
 
 
+def test_who_is_switched_off_is_noticed(tls, certificates):
+    client = tls_client(tls, certificates, "viewer")
+    stream = client.events(follow=1)
+    assert next(stream) is None
+    sockets = subprocess.run(["ss", "-tnoH", "state", "established", f"sport = :{tls.port}"], capture_output=True, text=True,
+                             timeout=20, check=True).stdout
+    stream.close()
+    assert "timer:(keepalive" in sockets
+
+
 def test_nobody_in_particular_is_refused(tls, certificates):
     status, headers, body = tls_client(tls, certificates).raw("GET", "/v1/system")
     assert status == 401 and headers["WWW-Authenticate"] == "Bearer" and b"say who you are" in body
@@ -181,7 +213,7 @@ def test_tokens_that_are_none(tls, certificates, header):
     assert tls_client(tls, certificates).raw("GET", "/v1/system", headers={"Authorization": header})[0] == 401
 
 
-@pytest.mark.parametrize("certificate, words", [("forged", "not signed by"), ("king", "OU must be")])
+@pytest.mark.parametrize("certificate, words", [("forged", "not signed by"), ("web", "not for clients"), ("king", "OU must be")])
 def test_certificates_that_do_not_do(tls, certificates, certificate, words):
     try:
         status, _, body = tls_client(tls, certificates, certificate).raw("GET", "/v1/system")

@@ -1,9 +1,13 @@
 """What goes wrong for a user, and what must come of it: told by the real `polder`, with machines on jit."""
+import os
+import re
+import shutil
 import subprocess
 
 import pytest
 
-from busybox_platform import SMALL, busybox_platform
+from busybox_platform import SMALL, Platform, busybox_platform
+from images import image
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +81,76 @@ def test_a_user_networks_forwards_answer_on_the_hosts_loopback(platform):
         fetch = platform.inside("curl", "-sS", "-m", "5", "--noproxy", "*", f"http://127.0.0.1:{port}/zeros")
         assert platform.until(lambda: subprocess.run(fetch, capture_output=True, timeout=20).stdout) == bytes(200000)
     platform.polder("rm", "-f", "server")
+
+
+def test_an_import_is_seen_and_can_be_cancelled(platform):
+    """By others than who sends it, while it goes on."""
+    data = platform.archive.read_bytes()
+    connection = platform.client.connect(30)
+    connection.putrequest("PUT", "/v1/images/import?ref=never-there")
+    connection.putheader("Content-Length", str(len(data)))
+    connection.endheaders(data[:len(data) // 2])
+
+    def of_import():
+        running = [o for o in platform.client.get("/v1/operations") if o["kind"] == "image.import" and o["state"] == "running"]
+        return running and running[0].get("progress", {}).get("done", 0) > 0 and running[0]
+
+    operation = platform.until(of_import)
+    assert operation["target"] == "images/never-there"
+    platform.client.delete(f"/v1/operations/{operation['id']}")
+    connection.send(data[len(data) // 2:])
+    assert connection.getresponse().status == 503
+    connection.close()
+    assert platform.client.get(f"/v1/operations/{operation['id']}", wait=10)["state"] == "cancelled"
+    assert "never-there" not in platform.polder("image", "ls", "-q")[0]
+
+
+def test_what_an_instance_uses_is_counted(platform, idle):
+    """By its machine, not by the guest; and the same for Prometheus."""
+    work = "head -c 5000000 /dev/urandom >/root/noise; sync; for i in 1 2 3 4 5; do nslookup idle 10.88.0.1; done"
+    platform.polder("exec", idle, "--", "sh", "-c", work)
+    stats = platform.client.get(f"/v1/instances/{idle}/stats")
+    assert stats["disk_write_bytes"] > 5000000 and stats["disk_read_bytes"] > 100000
+    assert stats["net_tx_bytes"] > 300 and stats["net_rx_bytes"] > 300
+    assert stats["cpu_usage_ns"] > 0 and stats["guest"]["processes"] > 1
+    row, = [line for line in platform.polder("stats", "--no-stream", idle)[0].splitlines() if line.startswith(idle)]
+    assert row.count("MiB") >= 3 and re.search(r" [1-9]\d*$", row.rstrip()), row
+    text = platform.client.raw("GET", "/metrics")[2].decode()
+    label = f'{{name="idle",id="{platform.document(idle)["id"]}"}}'
+    for name, least in (("disk_written_bytes_total", 5000000), ("network_receive_bytes_total", 300), ("cpu_seconds_total", 0.01),
+                        ("memory_bytes", 1 << 20), ("memory_limit_bytes", 128 << 20)):
+        value, = [line.split()[1] for line in text.splitlines() if line.startswith(f"polder_instance_{name}{label} ")]
+        assert float(value) >= least, name
+
+
+def test_a_plain_users_polderd(platform):
+    """Images, volumes and a network without root: beside one that runs as root."""
+    nobody = 65534
+    as_user = ("setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups")
+    daemon = Platform(prefix=as_user, env={"PATH": "/usr/bin:/bin"})
+    shutil.copytree(image("microvm"), daemon.home / "guest")
+    os.chown(daemon.home, nobody, nobody)
+    daemon.args = ("--guest-dir", daemon.home / "guest", "--engine", "jit")
+    with daemon:
+        daemon.polder("image", "import", platform.archive, "busybox")
+        daemon.polder("volume", "create", "kept")
+        script = "echo kept >/srv/note; stat -c %u:%a /bin/busybox; ip route"
+        out = daemon.polder("run", "--rm", *SMALL, "-v", "kept:/srv", "busybox", "sh", "-c", script)[0]
+        assert out.startswith("0:755\ndefault via 10.0.2.1 ")
+        assert daemon.polder("run", "--rm", *SMALL, "-v", "kept:/srv", "busybox", "cat", "/srv/note")[0] == "kept\n"
+
+
+def test_a_guest_that_reboots_runs_its_command_anew(platform):
+    """In the same machine, with what it wrote; no restart by the policy, which is for the command's end."""
+    script = "echo run >>/root/runs; sync; exec sleep 10000"
+    platform.polder("run", "-d", "--name", "again", *SMALL, "busybox", "sh", "-c", script)
+    before = platform.document("again")["status"]
+    platform.polder("exec", "again", "--", "reboot", "-f", status=125)  # nobody is left to say how it ended
+
+    def runs():
+        return platform.polder("exec", "again", "--", "cat", "/root/runs", status=None)[0]
+
+    platform.until(lambda: runs() == "run\nrun\n", timeout=60)
+    after = platform.document("again")["status"]
+    assert (after["pid"], after["restarts"]) == (before["pid"], 0)
+    platform.polder("rm", "-f", "again")

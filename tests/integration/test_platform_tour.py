@@ -181,6 +181,15 @@ def test_volume_outlives_its_user(platform):
     platform.polder("volume", "rm", "data")
 
 
+def test_a_volume_is_unmounted_wherever_it_was(platform, tmp_path):
+    platform.polder("volume", "create", "--size", "64M", "blank")
+    platform.polder("run", "--rm", *SMALL, "-v", "blank:/with a blank", "busybox", "sh", "-c", "echo kept >'/with a blank/file'")
+    platform.polder("volume", "export", "--format", "raw", "blank", tmp_path / "disk")
+    features = subprocess.run(["dumpe2fs", "-h", tmp_path / "disk"], capture_output=True, text=True, check=True).stdout
+    assert "has_journal" in features and "needs_recovery" not in features
+    platform.polder("volume", "rm", "blank")
+
+
 def test_readme(platform):
     """The tour's commands, as they stand there, with the busybox image under Debian's name."""
     tour, = re.findall(r"^```sh\n(.*?)^```$", (TOP / "README.md").read_text(), re.M | re.S)

@@ -19,12 +19,14 @@
 #include "base/log.h"
 #include "base/own.h"
 #include "control/instance_impl.h"
+#include "sandbox/sandbox.h"
 
 /* What the machines do. */
 static struct {
     atomic_int launches, greets, cleans, alive, asks, ends_now; /* the last: asked to end at once */
     atomic_int fail_launch, fail_greet, not_ready, fail_end; /* how many of the next ones */
     atomic_bool ends_at_once, ignores_stop;
+    const char *last_words;
     bool violates; /* ends as the filter of system calls ends it */
     atomic_int code;
 } world;
@@ -129,7 +131,7 @@ static int fake_ended(struct instance *instance, const json_t *doc, int *ret_cod
         return err_say(err, EIO, "cannot give back");
     *ret_code = world.code;
     if (*ret_code < 0)
-        snprintf(text, size, "it broke");
+        snprintf(text, size, "%s", world.last_words ? world.last_words : "it broke");
     return 0;
 }
 
@@ -325,20 +327,27 @@ static void failures_are_told_and_give_back(void **state)
     assert_int_equal(promised(), 0);
 }
 
-static void violations_are_told(void **state)
+/* The error in the status of `name` after its filter ended it. */
+static void check_violation(struct instances *instances, const char *name, const char *says)
 {
-    struct instances *instances = *state;
     struct err err = {0};
     int code = 0;
     own_json json_t *doc = NULL;
-    create(instances, "bad", "");
+    create(instances, name, "");
+    int ret = instance_start(instances, name, NULL, &err); /* it may have ended again already */
+    assert_true(ret == 0 || ret == -EIO);
+    succeeds(instance_wait(instances, name, NULL, &code, &err), &err);
+    succeeds(instance_get(instances, name, &doc, &err), &err);
+    assert_non_null(strstr(json_text(instance_status(doc), "error"), says));
+}
+
+static void violations_are_told(void **state)
+{
     world.ends_at_once = world.violates = true;
     world.code = -1;
-    int ret = instance_start(instances, "bad", NULL, &err); /* it may have ended again already */
-    assert_true(ret == 0 || ret == -EIO);
-    succeeds(instance_wait(instances, "bad", NULL, &code, &err), &err);
-    succeeds(instance_get(instances, "bad", &doc, &err), &err);
-    assert_non_null(strstr(json_text(instance_status(doc), "error"), "its jail forbids"));
+    check_violation(*state, "silent", "its jail forbids");
+    world.last_words = "polder-vmm: " SANDBOX_VIOLATION "41";
+    check_violation(*state, "said", world.last_words);
 }
 
 static void restarts_by_policy(void **state)

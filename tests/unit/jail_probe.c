@@ -1,11 +1,13 @@
 /* Stands in for polder-vmm: `jail_probe ENGINE WHAT` enters the jail of an engine as it does and then tries one thing that must be
- * refused. "paths" tries what has an error for an answer; all else is not answered: the process is killed with SIGSYS. Without WHAT
- * it prints how many numbers that may be. */
+ * refused. "paths" and "others PID PORT" try what has an error for an answer, "wait" waits. A number is that of a system call that is not
+ * answered: the process is killed with SIGSYS. Without WHAT it prints how many numbers there are. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +19,9 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -89,6 +94,7 @@ static const struct {
     CALL_ON("jit", ioctl, 0, KVM_SET_USER_MEMORY_REGION),
     CALL_ON("kvm", mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1),
     CALL_ON("kvm", mprotect, 0, 4096, PROT_READ | PROT_EXEC),
+    CALL(rt_sigaction, SIGSYS),
     CALL(fcntl, 0, F_SETOWN, 1),
     CALL(setrlimit, 0),
     CALL(prlimit64, 1),
@@ -113,7 +119,34 @@ static int try_without_filter(void)
     for (int fd = 3; fd < 1024; fd++)
         if (fcntl(fd, F_GETFD) >= 0)
             return 5;
-    return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 ? 0 : 6;
+    if (mknod("/null", S_IFCHR | 0600, makedev(1, 3)) == 0 || mknod("/pipe", S_IFIFO | 0600, 0) == 0)
+        return 6;
+    return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 ? 0 : 7;
+}
+
+static bool can_connect(const void *address, socklen_t len)
+{
+    int fd = socket(*(const sa_family_t *)address, SOCK_STREAM, 0);
+    return fd >= 0 && connect(fd, address, len) == 0;
+}
+
+/* A sibling of the same user in a jail of its own, by its pid outside, and sockets that listen on the host: as well without a filter. */
+static int try_others(const char *which)
+{
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    struct sockaddr_in port = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    char byte;
+    struct iovec here = {&byte, 1}, there = {&byte, 1};
+    int pid;
+    if (sscanf(which, "others %d %hu", &pid, &port.sin_port) != 2)
+        return 1;
+    port.sin_port = htons(port.sin_port);
+    snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "polder-jail-%d", pid);
+    if (ptrace(PTRACE_ATTACH, pid, 0, 0) == 0 || ptrace(PTRACE_SEIZE, pid, 0, 0) == 0)
+        return 2;
+    if (kill(pid, 0) == 0 || process_vm_readv(pid, &here, 1, &there, 1, 0) >= 0 || syscall(SYS_pidfd_open, pid, 0) >= 0)
+        return 3;
+    return can_connect(&name, sizeof name) || can_connect(&port, sizeof port) ? 4 : 0;
 }
 
 static int count_probes(void)
@@ -146,6 +179,10 @@ int main(int argc, char **argv)
     }
     if (strcmp(what, "paths") == 0)
         _exit(try_without_filter()); /* at once: a search for leaks would want /proc */
+    if (strncmp(what, "others", 6) == 0)
+        _exit(try_others(what));
+    if (strcmp(what, "wait") == 0)
+        _exit(pause());
     if (sandbox_filter(strcmp(engine, "kvm") == 0 ? SANDBOX_FILTER_KVM : SANDBOX_FILTER_JIT, true, &err) < 0)
         return 101;
     if (strcmp(what, "vcpu") == 0)

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -251,8 +252,24 @@ static json_t *run_operation(struct platform *platform, operation_fn *fn, const 
         assert_int_equal(operations_cancel(platform->operations, id, &document, &err), 0);
         json_decref(document);
     }
-    assert_int_equal(operations_get(platform->operations, id, 60000, &document, &err), 0);
+    assert_int_equal(operations_get(platform->operations, id, UINT64_MAX, 60000, &document, &err), 0);
     return document;
+}
+
+static void open_operations(struct platform *platform)
+{
+    struct err err = {0};
+    assert_int_equal(events_create(NULL, &platform->events, &err), 0);
+    assert_int_equal(metrics_create(&platform->metrics, &err), 0);
+    assert_int_equal(operations_create(platform->events, platform->metrics, &platform->operations, &err), 0);
+}
+
+static void close_operations(struct platform *platform)
+{
+    assert_true(operations_stop(platform->operations, 60000));
+    operations_free(platform->operations);
+    metrics_free(platform->metrics);
+    events_free(platform->events);
 }
 
 static void operations_run_and_end(void **state)
@@ -260,9 +277,7 @@ static void operations_run_and_end(void **state)
     struct platform platform = {0};
     struct err err = {0};
     (void)state;
-    assert_int_equal(events_create(NULL, &platform.events, &err), 0);
-    assert_int_equal(metrics_create(&platform.metrics, &err), 0);
-    assert_int_equal(operations_create(platform.events, platform.metrics, &platform.operations, &err), 0);
+    open_operations(&platform);
     json_t *done = run_operation(&platform, succeed, "half", false);
     assert_string_equal(json_string_value(json_object_get(done, "state")), "succeeded");
     assert_string_equal(json_string_value(json_object_get(done, "target")), "tests/1");
@@ -273,10 +288,82 @@ static void operations_run_and_end(void **state)
     done = run_operation(&platform, until_cancelled, "", true);
     assert_string_equal(json_string_value(json_object_get(done, "state")), "cancelled");
     json_decref(done);
-    assert_true(operations_stop(platform.operations, 60000));
-    operations_free(platform.operations);
-    metrics_free(platform.metrics);
-    events_free(platform.events);
+    close_operations(&platform);
+}
+
+/* Goes on from step to step when the test lets it. */
+static int in_steps(struct operation *operation, void *arg, json_t **ret_result, struct err *err)
+{
+    static const char *const steps[] = {"one", "two", "three"};
+    (void)ret_result;
+    (void)err;
+    for (unsigned i = 0; i < 3; i++) {
+        sem_wait(arg);
+        operation_progress(operation, steps[i], 0, 0);
+    }
+    sem_wait(arg);
+    return 0;
+}
+
+static void each_step_is_seen_by_who_waits(void **state)
+{
+    static const char *const seen[] = {"one", "two", "three"};
+    struct platform platform = {0};
+    struct request request = {.platform = &platform, .body_fd = -1};
+    struct err err = {0};
+    sem_t go;
+    (void)state;
+    open_operations(&platform);
+    sem_init(&go, 0, 0);
+    assert_int_equal(request_reply_operation(&request, "test.run", in_steps, &go, NULL, &err, "tests"), 0);
+    json_t *document = json_incref(request.answer.json);
+    for (unsigned step = 0; step < 3;) {
+        json_t *next = NULL;
+        const char *id = json_string_value(json_object_get(document, "id"));
+        uint64_t revision = (uint64_t)json_integer_value(json_object_get(document, "revision"));
+        if (revision >= step + 2) /* queued, running, each step */
+            sem_post(&go);
+        assert_int_equal(operations_get(platform.operations, id, revision, 60000, &next, &err), 0);
+        json_decref(document);
+        document = next;
+        const json_t *progress = json_object_get(document, "progress");
+        if (progress)
+            assert_string_equal(json_string_value(json_object_get(progress, "what")), seen[step++]);
+        assert_string_not_equal(json_string_value(json_object_get(document, "state")), "succeeded");
+    }
+    sem_post(&go);
+    json_decref(document);
+    request_clear(&request);
+    close_operations(&platform);
+    sem_destroy(&go);
+}
+
+static int fail_or_say(struct operation *operation, void *arg, json_t **ret_result, struct err *err)
+{
+    if (!arg)
+        return err_say(err, ENOSPC, "no room");
+    *ret_result = json_string(operation_audit(operation)->target);
+    return 0;
+}
+
+static void a_request_runs_its_operation_itself(void **state)
+{
+    struct platform platform = {0};
+    struct request request = {.platform = &platform, .body_fd = -1};
+    struct err err = {0};
+    json_t *result = NULL;
+    (void)state;
+    open_operations(&platform);
+    assert_int_equal(request_run_operation(&request, "test.run", "tests/2", fail_or_say, &platform, &result, &err), 0);
+    assert_string_equal(json_string_value(result), "tests/2");
+    json_decref(result);
+    assert_int_equal(request_run_operation(&request, "test.run", "tests/3", fail_or_say, NULL, &result, &err), -ENOSPC);
+    assert_string_equal(err.message, "no room");
+    json_t *list = operations_list(platform.operations);
+    assert_string_equal(json_string_value(json_object_get(json_array_get(list, 0), "state")), "succeeded");
+    assert_string_equal(json_string_value(json_object_get(json_array_get(list, 1), "state")), "failed");
+    json_decref(list);
+    close_operations(&platform);
 }
 
 /* ---- WebSocket ---- */
@@ -377,7 +464,8 @@ int main(void)
         cmocka_unit_test(the_reference_names_every_route), cmocka_unit_test(bodies_are_checked),
         cmocka_unit_test(parameters_are_checked),       cmocka_unit_test(errors_have_their_status),
         cmocka_unit_test(tokens_are_known_by_their_hash), cmocka_unit_test(peers_and_certificates),
-        cmocka_unit_test(operations_run_and_end),       cmocka_unit_test(accept_is_as_the_rfc_says),
+        cmocka_unit_test(operations_run_and_end), cmocka_unit_test(each_step_is_seen_by_who_waits),
+        cmocka_unit_test(a_request_runs_its_operation_itself), cmocka_unit_test(accept_is_as_the_rfc_says),
         cmocka_unit_test(messages_come_and_go),
         cmocka_unit_test(messages_come_one_by_one),     cmocka_unit_test(a_client_that_takes_no_answers_is_not_heard),
     };

@@ -1,9 +1,14 @@
 /* The jail from outside: a stand-in for polder-vmm (jail_probe.c) is started in it once for each thing that it must not do. */
 #include <errno.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,22 +20,36 @@
 
 static const char *probe;
 
-static int run(const char *engine, const char *word, bool *ret_refused)
+/* What it said, NUL-terminated. */
+static char said[512];
+
+static pid_t start(const char *engine, const char *word, int log)
 {
     char *argv[] = {(char *)(uintptr_t)probe, (char *)(uintptr_t)engine, (char *)(uintptr_t)word, NULL};
     struct sandbox_spec spec = {
-        .program = probe, .argv = argv, .log_fd = STDERR_FILENO, .own_ids = geteuid() == 0, .uid = 1234567, .gid = 1234567};
+        .program = probe, .argv = argv, .log_fd = log, .own_ids = geteuid() == 0, .uid = 1234567, .gid = 1234567};
     struct err err = {0};
-    pid_t pid;
-    int status = 0;
+    pid_t pid = -1;
     if (sandbox_spawn(&spec, &pid, NULL, &err) < 0)
         fail_msg("%s", err.message);
+    return pid;
+}
+
+static int run(const char *engine, const char *word, bool *ret_refused)
+{
+    int log = memfd_create("log", MFD_CLOEXEC), status = 0;
+    pid_t pid = start(engine, word, log);
     assert_int_equal(waitpid(pid, &status, 0), pid);
+    ssize_t len = pread(log, said, sizeof said - 1, 0);
+    said[len > 0 ? len : 0] = '\0';
+    close(log);
     *ret_refused = WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS;
     char text[160];
     sandbox_describe_end(status, text, sizeof text);
-    if (*ret_refused)
+    if (*ret_refused) {
         assert_non_null(strstr(text, "system call that its jail forbids"));
+        assert_non_null(strstr(said, "jail_probe: " SANDBOX_VIOLATION));
+    }
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
@@ -52,6 +71,43 @@ static void test_the_root_is_empty_and_nothing_is_inherited(void **state)
     assert_int_equal(run("jit", "paths", &refused), 0);
 }
 
+/* A socket of the host that listens; *ret_port when it is of TCP. */
+static int listen_at(const void *address, socklen_t len, unsigned *ret_port)
+{
+    struct sockaddr_in bound;
+    socklen_t size = sizeof bound;
+    int fd = socket(*(const sa_family_t *)address, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(fd, address, len), 0);
+    assert_int_equal(listen(fd, 1), 0);
+    if (ret_port) {
+        assert_int_equal(getsockname(fd, (struct sockaddr *)&bound, &size), 0);
+        *ret_port = ntohs(bound.sin_port);
+    }
+    return fd;
+}
+
+static void test_siblings_and_sockets_are_out_of_reach(void **state)
+{
+    (void)state;
+    skip_without_namespaces();
+    pid_t sibling = start("jit", "wait", -1);
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    unsigned port;
+    bool refused;
+    char word[32];
+    snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "polder-jail-%d", sibling);
+    int fds[] = {listen_at(&name, sizeof name, NULL), listen_at(&address, sizeof address, &port)};
+    snprintf(word, sizeof word, "others %d %u", sibling, port);
+    int status = run("jit", word, &refused);
+    assert_int_equal(waitpid(sibling, NULL, WNOHANG), 0); /* it was there */
+    kill(sibling, SIGKILL);
+    waitpid(sibling, NULL, 0);
+    close(fds[0]);
+    close(fds[1]);
+    assert_int_equal(status, 0);
+}
+
 static unsigned count_probes(void)
 {
     unsigned probes = 0;
@@ -66,6 +122,7 @@ static unsigned count_probes(void)
 static void try_all(const char *engine)
 {
     bool refused;
+    char text[128];
     unsigned tried = 0, probes = count_probes();
     for (unsigned i = 0; i < probes; i++) {
         char word[16];
@@ -78,6 +135,8 @@ static void try_all(const char *engine)
     assert_true(tried > 50);
     run(engine, "vcpu", &refused); /* a vCPU may do less */
     assert_true(refused);
+    snprintf(text, sizeof text, SANDBOX_VIOLATION "%d\n", SYS_pread64);
+    assert_non_null(strstr(said, text));
 }
 
 static void test_each_forbidden_call_kills(void **state)
@@ -129,6 +188,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_root_is_empty_and_nothing_is_inherited),
+        cmocka_unit_test(test_siblings_and_sockets_are_out_of_reach),
         cmocka_unit_test(test_each_forbidden_call_kills),
         cmocka_unit_test(test_what_cannot_start_is_said),
         cmocka_unit_test(test_a_group_is_made_read_and_removed),

@@ -86,6 +86,23 @@ static void errors_are_told(void **state)
     assert_int_equal(vmm_request("/nope/x", "GET", "/", NULL, 100, NULL, &err), -ENOENT);
 }
 
+static void traffic_is_the_sum_of_devices(void **state)
+{
+    struct vmm_traffic traffic;
+    (void)state;
+    own_json json_t *metrics = json_loads(
+        "{\"block_drive0\": {\"read_bytes\": 1, \"write_bytes\": 2}, \"block_drive1\": {\"read_bytes\": 10, \"write_bytes\": -5},"
+        " \"net_net0\": {\"rx_bytes_count\": 100, \"tx_bytes_count\": \"many\"}, \"net_net1\": 7, \"vsock\": {\"rx_bytes_count\": 9}}",
+        0, NULL);
+    vmm_read_traffic(metrics, &traffic);
+    assert_int_equal(traffic.disk_read, 11);
+    assert_int_equal(traffic.disk_written, 2);
+    assert_int_equal(traffic.net_rx, 100);
+    assert_int_equal(traffic.net_tx, 0);
+    vmm_read_traffic(NULL, &traffic);
+    assert_int_equal(traffic.disk_read, 0);
+}
+
 static void long_answers_are_refused(void **state)
 {
     (void)state;
@@ -103,7 +120,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sends_and_reads),
         cmocka_unit_test(errors_are_told),
-        cmocka_unit_test(long_answers_are_refused),
+        cmocka_unit_test(traffic_is_the_sum_of_devices), cmocka_unit_test(long_answers_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

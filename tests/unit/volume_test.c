@@ -248,6 +248,20 @@ static void import_reaches_no_other_volume(void **state)
     unlink(evil);
 }
 
+/* Whoever broke out of a machine can write any header into its own volume. */
+static void a_volume_shows_no_other(void **state)
+{
+    struct fixture *f = *state;
+    int fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    ok(volume_create(f->volumes, "victim", MIB, "", NULL, &f->err));
+    ok(volume_create(f->volumes, "evil", MIB, "", NULL, &f->err));
+    RUN(f, "polder-img", "create", "-f", "qcow2", "-b", "victim.qcow2", "-F", "qcow2", path_of(f, "evil.qcow2"));
+    refused(EBADMSG, "names another file", volume_export(f->volumes, "evil", "raw", fd, NULL, &f->err));
+    refused(EBADMSG, "names another file", volume_clone(f->volumes, "evil", "copy", NULL, NULL, &f->err));
+    ok(volume_export(f->volumes, "victim", "raw", fd, NULL, &f->err));
+    close(fd);
+}
+
 static void one_writes_or_many_read(void **state)
 {
     struct fixture *f = *state;
@@ -408,7 +422,8 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(creates_and_removes),     TEST(snapshots_come_back),          TEST(grows_only),
-        TEST(goes_out_and_in),         TEST(import_reaches_no_other_volume), TEST(one_writes_or_many_read),
+        TEST(goes_out_and_in),         TEST(import_reaches_no_other_volume), TEST(a_volume_shows_no_other),
+        TEST(one_writes_or_many_read),
         TEST(mends_what_was_cut_off),  TEST(tells_of_a_file_that_is_gone), TEST(root_disks_are_copies),
         TEST(one_of_two_wins),
     };

@@ -227,7 +227,7 @@ static int do_logs(struct drive *drive, struct err *err)
 static int do_stats(struct drive *drive, struct err *err)
 {
     json_t *stats = NULL;
-    int ret = instance_stats(drive->instances, arg(drive, 0), &stats, err);
+    int ret = instance_stats(drive->instances, arg(drive, 0), true, &stats, err);
     return print(stats, ret);
 }
 
