@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include "base/log.h"
+#include "control/fault.h"
 #include "sandbox/sandbox.h"
 
 #define GREET_MS 120000     /* how long a guest may take to boot; the jit engine on a busy host is slow */
@@ -147,6 +148,7 @@ static void kill_process(struct instance *instance)
 {
     if (pidfd_send_signal(instance->pidfd, SIGKILL, NULL, 0) < 0 && errno != ESRCH)
         log_error("instance %s: kill: %s", instance->name, strerror(errno));
+    fault_here("stop.killed");
     instance_watch_fd(instance, instance->pidfd);
     instance_enqueue_in(instance, KILL_RETRY_MS);
 }
@@ -219,6 +221,7 @@ static void note_end(struct instance *instance, const json_t *doc)
         instance_enqueue_in(instance, 1000);
         return;
     }
+    fault_here("end.released");
     if (*instance->failure && !strstr(text, SANDBOX_VIOLATION)) /* its own words have the call's number */
         memcpy(text, instance->failure, sizeof text);
     if (end.code < 0 && asked)
@@ -336,6 +339,7 @@ static void step_starting(struct instance *instance, const json_t *doc)
         return;
     }
     instance->phase_ms[3] = clock_now_ms();
+    fault_here("greet.done");
     if (commit(instance, now_running, status, "instance.running", NULL) < 0)
         return;
     instance->deadline_ms = 0;
@@ -445,7 +449,9 @@ static void ask(struct instance *instance, const json_t *doc, int64_t timeout_ms
     const struct instance_ops *ops = instance->owner->ops;
     instance->asked_to_stop = true;
     wake_up(instance, doc);
-    if (!instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
+    bool asked = !instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err);
+    fault_here("stop.asked");
+    if (asked)
         return;
     if (ops->press_power(instance, &err) < 0)
         log_debug("instance %s: power button: %s", instance->name, err.message);
@@ -468,6 +474,7 @@ static bool tell_to_end(struct instance *instance, const json_t *doc)
         return false;
     wake_up(instance, doc);
     int ret = instance->owner->ops->ask_to_stop(instance, doc, 0, &err);
+    fault_here("stop.told");
     if (ret < 0)
         log_warn("instance %s: killed, what it did not write yet is lost: %s", instance->name, err.message);
     return ret == 0;
