@@ -136,7 +136,8 @@ static void check_user_namespaces(const struct check *check, struct platform *pl
     result->ok = most > 0;
     SAY(result, detail, "the kernel allows %lu user namespaces", most);
     if (!result->ok)
-        SAY(result, cure, "sysctl user.max_user_namespaces=15000; until then machines run with less of a jail");
+        SAY(result, cure, "sysctl user.max_user_namespaces=15000; until then instances start only with polderd --no-sandbox, "
+                          "and from images only if it is root");
 }
 
 static const struct check checks[] = {

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <wslay/wslay.h>
 
+#include "base/clock.h"
 #include "base/own.h"
 
 #define ACCEPT_GUID "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -33,13 +34,6 @@ struct websocket {
     bool ended;
     struct held *first, **last;
 };
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 static bool is_full(const struct websocket *ws)
 {
@@ -208,7 +202,7 @@ static void ignore_message(void *arg, uint8_t stream, const uint8_t *data, size_
 static bool pump_until(struct websocket *ws, bool closed, int64_t end_ms)
 {
     while (websocket_pump(ws, true, ignore_message, NULL)) {
-        int64_t left_ms = end_ms - now_ms();
+        int64_t left_ms = end_ms - clock_now_ms();
         struct pollfd fd = {.fd = ws->fd, .events = websocket_events(ws, true)};
         if (!closed && !wslay_event_want_write(ws->context))
             return true;
@@ -220,7 +214,7 @@ static bool pump_until(struct websocket *ws, bool closed, int64_t end_ms)
 
 void websocket_close(struct websocket *ws, unsigned timeout_ms)
 {
-    int64_t end_ms = now_ms() + timeout_ms;
+    int64_t end_ms = clock_now_ms() + timeout_ms;
     if (!pump_until(ws, false, end_ms)) /* a close overtakes messages that wait */
         return;
     wslay_event_queue_close(ws->context, WSLAY_CODE_NORMAL_CLOSURE, NULL, 0);

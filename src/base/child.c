@@ -14,7 +14,9 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/own.h"
+#include "base/userns.h"
 
 #define POLL_MS 100
 #define GRACE_MS 5000
@@ -36,13 +38,6 @@ struct running {
     bool too_much, cancelled;
     int64_t kill_at_ms; /* after SIGTERM */
 };
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 /* ---- in the child: only what is safe between fork and exec ---- */
 
@@ -86,7 +81,7 @@ static _Noreturn void become(const struct child *child, int out_fd, int err_fd, 
     reset_signals();
     bool ready = in >= 0 && out >= 0 && messages >= 0 && place(in, 0) && place(out, 1) && place(messages, 2) &&
                  close_range(3, ~0u, CLOSE_RANGE_CLOEXEC) == 0 && (child->dir_fd < 0 || fchdir(child->dir_fd) == 0) &&
-                 (!child->confined || confine(child));
+                 (!child->as_root || geteuid() == 0 || userns_become_root() == 0) && (!child->confined || confine(child));
     if (ready && prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0) == 0 && getppid() == parent) {
         if (program >= 0) /* by its descriptor: its folder may be closed to the user that this is now */
             execveat(program, "", argv, environ, AT_EMPTY_PATH);
@@ -156,11 +151,11 @@ static void watch_cancel(struct running *run)
     if (!run->cancelled && (run->too_much || (child->cancelled && child->cancelled(child->context)))) {
         run->cancelled = !run->too_much;
         if (!run->kill_at_ms) {
-            run->kill_at_ms = now_ms() + GRACE_MS;
+            run->kill_at_ms = clock_now_ms() + GRACE_MS;
             kill(-run->pid, SIGTERM);
         }
     }
-    if (run->kill_at_ms && now_ms() >= run->kill_at_ms)
+    if (run->kill_at_ms && clock_now_ms() >= run->kill_at_ms)
         kill(-run->pid, SIGKILL);
 }
 

@@ -21,6 +21,9 @@ struct child {
     /* And, when the caller is root, as CHILD_NOBODY: what it works on must be that user's, in `dir_fd`. */
     bool nobody;
 
+    /* For work on files of any owner: a caller that is not root is root of a namespace that knows itself alone (userns.h). */
+    bool as_root;
+
     /* All may be NULL. Each line of standard error as it comes, ended by \n or \r; asked some times a second. */
     void (*line)(void *context, const char *line);
     bool (*cancelled)(void *context);

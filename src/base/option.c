@@ -181,6 +181,8 @@ static bool print_help_option(void *arg, const struct option_spec *spec)
         fprintf(help->out, "\n%s:\n", spec->help);
         return true;
     }
+    if (!spec->help)
+        return true;
     char letter[] = "    ";
     if (option_letter(spec))
         snprintf(letter, sizeof letter, "-%c, ", option_letter(spec));
@@ -246,6 +248,8 @@ static bool print_man_option(void *arg, const struct option_spec *spec)
         fprintf(out, ".SS %s\n", spec->help);
         return true;
     }
+    if (!spec->help)
+        return true;
     fputs(".TP\n", out);
     if (option_letter(spec))
         fprintf(out, "\\fB\\-%c\\fR, ", option_letter(spec));

@@ -13,7 +13,7 @@ struct option_spec {
     /* Without the dashes; "n,name" also has the letter -n. NULL ends the table, "" with `help` as a heading starts a group. */
     const char *name;
     const char *value; /* how the value is shown, "PATH"; NULL: a flag, set gets NULL */
-    const char *help;  /* one line */
+    const char *help;  /* one line; NULL: neither help nor man page show it */
     const char *more;  /* further sentences for the man page; NULL for none */
     /* -EINVAL or another -errno with `err` set. NULL: the program's `store` takes it. */
     int (*set)(void *target, const char *value, struct err *err);

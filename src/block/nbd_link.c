@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "block/nbd_impl.h"
 
@@ -21,25 +22,18 @@ static struct nbd_handle *new_handle(const struct nbd_node *n)
     return NULL;
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 int nbd_link_open(struct nbd_link *link, struct err *err)
 {
-    int64_t end = now_ms() + NBD_CONNECT_MS;
+    int64_t end = clock_now_ms() + NBD_CONNECT_MS;
     int r = 0;
     link->h = new_handle(link->n);
     while (link->h && r >= 0 && nbd_aio_is_ready(link->h) == 0 && nbd_aio_is_dead(link->h) == 0 && nbd_aio_is_closed(link->h) == 0)
-        r = now_ms() > end ? -1 : nbd_poll(link->h, 200);
+        r = clock_now_ms() > end ? -1 : nbd_poll(link->h, 200);
     link->up = link->h && nbd_aio_is_ready(link->h) == 1;
     if (link->up)
         return 0;
     const char *why = nbd_get_error();
-    r = err_say(err, ENOTCONN, "'%s': %s", link->n->node.name, now_ms() > end ? "the server does not answer" : why ? why : "failed");
+    r = err_say(err, ENOTCONN, "'%s': %s", link->n->node.name, clock_now_ms() > end ? "the server does not answer" : why ? why : "failed");
     nbd_close(link->h);
     link->h = NULL;
     return r;

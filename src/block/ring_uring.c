@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "block/ring_impl.h"
+#include "base/clock.h"
 
 #define ENTRIES 256
 #define QUICK_MAX (128u * 1024)
@@ -119,17 +120,10 @@ static void prepare(struct io_uring_sqe *sqe, struct block_io *io)
     io_uring_sqe_set_data(sqe, io);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static bool is_quick(const struct uring *u, const struct block_io *io)
 {
     return io->cached && io->kind == BLOCK_IO_WRITE && io->len <= QUICK_MAX &&
-           (!u->slow_until_ns || now_ns() >= u->slow_until_ns);
+           (!u->slow_until_ns || clock_now_ns() >= u->slow_until_ns);
 }
 
 static void uring_submit(struct block_ring *ring, struct block_io *io)
@@ -168,13 +162,13 @@ static long sleeps(void)
 
 static void run_quick(struct uring *u)
 {
-    uint64_t before = now_ns();
+    uint64_t before = clock_now_ns();
     long slept = sleeps();
     u->slow_until_ns = 0;
     for (struct block_io *io; (io = io_list_take(&u->quick));) {
         io->result = ring_run(io);
         io_list_append(&u->finished, io);
-        uint64_t after = now_ns();
+        uint64_t after = clock_now_ns();
         if (after - before > SLOW_NS && sleeps() != slept)
             u->slow_until_ns = after + SLOW_PAUSE_NS;
         before = after;

@@ -12,6 +12,7 @@
 #include <sys/un.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/iov.h"
 #include "base/own.h"
 
@@ -22,19 +23,11 @@ struct agent_session {
     struct agent_reader reader;
 };
 
-/* Milliseconds of CLOCK_MONOTONIC. */
-static uint64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
-static int wait_for(int fd, short events, uint64_t deadline_ms, struct err *err)
+static int wait_for(int fd, short events, int64_t deadline_ms, struct err *err)
 {
     for (;;) {
-        uint64_t now = now_ms();
-        uint64_t left = deadline_ms > now ? deadline_ms - now : 0;
+        int64_t now = clock_now_ms();
+        int64_t left = deadline_ms > now ? deadline_ms - now : 0;
         struct pollfd p = {.fd = fd, .events = events};
         int n = poll(&p, 1, left > INT32_MAX ? INT32_MAX : (int)left);
         if (n > 0)
@@ -46,7 +39,7 @@ static int wait_for(int fd, short events, uint64_t deadline_ms, struct err *err)
     }
 }
 
-static int send_all(int fd, struct iovec *iov, unsigned count, uint64_t deadline_ms, struct err *err)
+static int send_all(int fd, struct iovec *iov, unsigned count, int64_t deadline_ms, struct err *err)
 {
     while (count) {
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = count};
@@ -67,7 +60,7 @@ static int send_all(int fd, struct iovec *iov, unsigned count, uint64_t deadline
 }
 
 /* The line "OK PORT\n" of the vmm, byte by byte: what follows is the session's. -ECONNREFUSED when it closes instead. */
-static int read_ok(int fd, uint64_t deadline_ms, struct err *err)
+static int read_ok(int fd, int64_t deadline_ms, struct err *err)
 {
     char line[32];
     for (size_t len = 0; len < sizeof line; len++) {
@@ -85,7 +78,7 @@ static int read_ok(int fd, uint64_t deadline_ms, struct err *err)
     return err_say(err, EPROTO, "the vsock socket's answer is too long");
 }
 
-static int handshake(const struct sockaddr_un *address, uint64_t deadline_ms, int *ret_fd, struct err *err)
+static int handshake(const struct sockaddr_un *address, int64_t deadline_ms, int *ret_fd, struct err *err)
 {
     own_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
@@ -109,7 +102,7 @@ static bool is_worth_retrying(int r)
     return r == -ECONNREFUSED || r == -ENOENT || r == -EPIPE || r == -ECONNRESET;
 }
 
-static int connect_until(const char *path, uint64_t deadline_ms, struct agent_session **ret_session, struct err *err)
+static int connect_until(const char *path, int64_t deadline_ms, struct agent_session **ret_session, struct err *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path)
@@ -121,7 +114,7 @@ static int connect_until(const char *path, uint64_t deadline_ms, struct agent_se
         int r = handshake(&address, deadline_ms, &fd, err);
         if (r == 0)
             return agent_adopt(TAKE_FD(fd), ret_session, err);
-        if (!is_worth_retrying(r) || now_ms() + RETRY_MS >= deadline_ms)
+        if (!is_worth_retrying(r) || clock_now_ms() + RETRY_MS >= deadline_ms)
             return r;
         nanosleep(&(struct timespec){.tv_nsec = RETRY_MS * 1000000L}, NULL);
     }
@@ -129,7 +122,7 @@ static int connect_until(const char *path, uint64_t deadline_ms, struct agent_se
 
 int agent_connect(const char *vsock_path, unsigned timeout_ms, struct agent_session **ret_session, struct err *err)
 {
-    return connect_until(vsock_path, now_ms() + timeout_ms, ret_session, err);
+    return connect_until(vsock_path, clock_now_ms() + timeout_ms, ret_session, err);
 }
 
 int agent_adopt(int fd, struct agent_session **ret_session, struct err *err)
@@ -160,7 +153,7 @@ int agent_fd(const struct agent_session *session)
 }
 
 static int send_until(struct agent_session *session, enum agent_frame_type type, const void *data, size_t len_bytes,
-                      uint64_t deadline_ms, struct err *err)
+                      int64_t deadline_ms, struct err *err)
 {
     if (len_bytes > AGENT_PAYLOAD_MAX)
         return err_say(err, EMSGSIZE, "%zu bytes are too much for the guest's agent; at most %u", len_bytes,
@@ -178,11 +171,11 @@ static int send_until(struct agent_session *session, enum agent_frame_type type,
 int agent_send(struct agent_session *session, enum agent_frame_type type, const void *data, size_t len_bytes,
                unsigned timeout_ms, struct err *err)
 {
-    return send_until(session, type, data, len_bytes, now_ms() + timeout_ms, err);
+    return send_until(session, type, data, len_bytes, clock_now_ms() + timeout_ms, err);
 }
 
 /* Sends JSON; takes the reference. */
-static int send_json(struct agent_session *session, enum agent_frame_type type, json_t *json, uint64_t deadline_ms,
+static int send_json(struct agent_session *session, enum agent_frame_type type, json_t *json, int64_t deadline_ms,
                      struct err *err)
 {
     own_free char *text = json ? json_dumps(json, JSON_COMPACT) : NULL;
@@ -195,12 +188,12 @@ static int send_json(struct agent_session *session, enum agent_frame_type type, 
 int agent_resize(struct agent_session *session, unsigned rows, unsigned cols, unsigned timeout_ms, struct err *err)
 {
     return send_json(session, AGENT_RESIZE, json_pack("{s:i, s:i}", "rows", (int)rows, "cols", (int)cols),
-                     now_ms() + timeout_ms, err);
+                     clock_now_ms() + timeout_ms, err);
 }
 
 int agent_signal(struct agent_session *session, const char *signal, unsigned timeout_ms, struct err *err)
 {
-    return send_json(session, AGENT_SIGNAL, json_pack("{s:s}", "signal", signal), now_ms() + timeout_ms, err);
+    return send_json(session, AGENT_SIGNAL, json_pack("{s:s}", "signal", signal), clock_now_ms() + timeout_ms, err);
 }
 
 static bool is_from_guest(enum agent_frame_type type)
@@ -208,7 +201,7 @@ static bool is_from_guest(enum agent_frame_type type)
     return type == AGENT_REPLY || type == AGENT_DATA_OUT || type == AGENT_DATA_ERR || type == AGENT_EXIT;
 }
 
-static int receive_until(struct agent_session *session, struct agent_frame *ret_frame, uint64_t deadline_ms,
+static int receive_until(struct agent_session *session, struct agent_frame *ret_frame, int64_t deadline_ms,
                          bool is_try, struct err *err)
 {
     for (;;) {
@@ -234,7 +227,7 @@ static int receive_until(struct agent_session *session, struct agent_frame *ret_
 
 int agent_receive(struct agent_session *session, struct agent_frame *ret_frame, unsigned timeout_ms, struct err *err)
 {
-    return receive_until(session, ret_frame, now_ms() + timeout_ms, timeout_ms == 0, err);
+    return receive_until(session, ret_frame, clock_now_ms() + timeout_ms, timeout_ms == 0, err);
 }
 
 int agent_exit_code(const struct agent_frame *frame, int *ret_code, struct err *err)
@@ -272,7 +265,7 @@ static int check_reply(const json_t *reply, struct err *err)
     return r;
 }
 
-static int receive_reply(struct agent_session *session, uint64_t deadline_ms, json_t **ret_reply, struct err *err)
+static int receive_reply(struct agent_session *session, int64_t deadline_ms, json_t **ret_reply, struct err *err)
 {
     struct agent_frame frame;
     int r = receive_until(session, &frame, deadline_ms, false, err);
@@ -293,7 +286,7 @@ static int receive_reply(struct agent_session *session, uint64_t deadline_ms, js
     return r;
 }
 
-static int request_until(struct agent_session *session, const char *op, const json_t *params, uint64_t deadline_ms,
+static int request_until(struct agent_session *session, const char *op, const json_t *params, int64_t deadline_ms,
                          json_t **ret_reply, struct err *err)
 {
     union {
@@ -312,13 +305,13 @@ static int request_until(struct agent_session *session, const char *op, const js
 int agent_request(struct agent_session *session, const char *op, const json_t *params, unsigned timeout_ms,
                   json_t **ret_reply, struct err *err)
 {
-    return request_until(session, op, params, now_ms() + timeout_ms, ret_reply, err);
+    return request_until(session, op, params, clock_now_ms() + timeout_ms, ret_reply, err);
 }
 
 int agent_open(const char *vsock_path, const char *op, const json_t *params, unsigned timeout_ms,
                struct agent_session **ret_session, json_t **ret_reply, struct err *err)
 {
-    uint64_t deadline_ms = now_ms() + timeout_ms;
+    int64_t deadline_ms = clock_now_ms() + timeout_ms;
     struct agent_session *session = NULL;
     int r = connect_until(vsock_path, deadline_ms, &session, err);
     if (r < 0)
@@ -343,8 +336,8 @@ int agent_call(const char *vsock_path, const char *op, const json_t *params, uns
 
 int agent_wait(struct agent_session *session, unsigned timeout_ms, int *ret_code, struct err *err)
 {
-    uint64_t deadline_ms = now_ms() + timeout_ms;
-    while (now_ms() <= deadline_ms) {
+    int64_t deadline_ms = clock_now_ms() + timeout_ms;
+    while (clock_now_ms() <= deadline_ms) {
         struct agent_frame frame;
         int r = receive_until(session, &frame, deadline_ms, false, err);
         if (r <= 0)

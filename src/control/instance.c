@@ -7,6 +7,7 @@
 #include <sys/random.h>
 #include "base/log.h"
 #include "base/own.h"
+#include "control/fault.h"
 #include "control/instance_impl.h"
 #include "control/network.h"
 #include "control/volume.h"
@@ -295,6 +296,7 @@ int instance_create(struct instances *instances, const json_t *body, bool start,
         ret = prepare_image(instances, body, call, &spec, digest, err);
     if (!ret)
         ret = instance_check_process(instances, spec, err);
+    fault_here("create.image");
     if (!ret)
         ret = add_named(instances, spec, digest, call, &doc, err);
     if (ret < 0)

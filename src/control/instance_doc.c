@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 #include "base/own.h"
+#include "control/fault.h"
 
 static const char *const state_names[] = {"created", "starting", "running", "paused", "stopping", "stopped", "failed"};
 static const char *const desired_names[] = {"stopped", "running", "paused"};
@@ -168,6 +169,7 @@ static int commit_change(struct instances *instances, const char *name, const st
         struct store_audit audit = {.actor = call && call->actor ? call->actor : "controller",
                                     .origin = call ? call->origin : NULL, .action = action, .target = commit.key};
         ret = store_commit(instances->config.store, commit.ops, commit.count, &audit, revision, err);
+        fault_here(action);
     }
     json_decref(commit.promises);
     return ret;
@@ -229,6 +231,7 @@ int instance_doc_add(struct instances *instances, const char *name, const json_t
     struct store_audit audit = {.actor = call && call->actor ? call->actor : "controller",
                                 .origin = call ? call->origin : NULL, .action = action, .target = key};
     int ret = store_commit(instances->config.store, ops, 2, &audit, NULL, err);
+    fault_here(action);
     if (ret == -EAGAIN && !instance_doc_get(instances, name, &there, NULL))
         return err_say(err, EEXIST, "there is an instance '%s' already: choose another name or remove it", name);
     return ret;

@@ -9,6 +9,7 @@
 #include <time.h>
 #include "base/log.h"
 #include "base/own.h"
+#include "control/fault.h"
 #include "control/network.h"
 #include "control/vmm_client.h"
 #include "control/volume.h"
@@ -252,9 +253,14 @@ static int host_clean(struct instance *instance, const json_t *doc, struct err *
     const struct instances_config *config = &instance->owner->config;
     instance_let_go(instance, doc);
     int ret = config->networks ? network_release(config->networks, instance->id, err) : 0;
+    fault_here("clean.network");
     if (!ret)
         ret = remove_folder(config->run_dir, instance->id, err);
-    return ret < 0 ? ret : remove_folder(config->state_dir, instance->id, err);
+    fault_here("clean.run");
+    if (!ret)
+        ret = remove_folder(config->state_dir, instance->id, err);
+    fault_here("clean.state");
+    return ret;
 }
 
 void instance_remove_folders(struct instances *instances, const char *id)

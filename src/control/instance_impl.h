@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 #include <sys/types.h>
+#include "base/clock.h"
 #include "control/admission.h"
 #include "control/agent.h"
 #include "control/instance.h"
@@ -195,7 +196,6 @@ void instance_unwatch_fd(struct instance *instance, int fd);
 /* Takes the instance for the caller's own work, as a step does; pairs with instance_give_back, which enqueues it. */
 void instance_claim(struct instance *instance);
 void instance_give_back(struct instance *instance);
-int64_t instance_now_ms(void);
 
 /* ---- steps (instance_step.c) ---- */
 

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/own.h"
 #include "base/program_find.h"
+#include "control/fault.h"
 #include "control/network.h"
 #include "control/unix_socket.h"
 #include "control/volume.h"
@@ -357,6 +358,7 @@ static int gather(struct launch *launch, struct err *err)
         ret = make_folder(config->run_dir, launch->instance->id, err);
     if (!ret)
         ret = take_lock(launch, err);
+    fault_here("launch.folders");
     if (!ret)
         ret = open_log(launch, err);
     if (!ret)
@@ -365,8 +367,10 @@ static int gather(struct launch *launch, struct err *err)
         ret = strcmp(json_text(launch->spec, "kind"), "vm") ? launch_microvm(launch, err) : launch_vm(launch, err);
     if (!ret)
         ret = add_networks(launch, err);
+    fault_here("launch.network");
     if (!ret)
         ret = add_consoles(launch, err);
+    fault_here("launch.consoles");
     if (!ret && launch->start)
         ret = write_start(launch, err);
     return ret;
@@ -380,9 +384,11 @@ int instance_launch(struct instance *instance, const json_t *doc, pid_t *ret_pid
     int ret = gather(&launch, err);
     if (!ret)
         ret = spawn(&launch, &pid, &pidfd, err);
+    fault_here("launch.process");
     launch_clear(&launch);
     if (!ret)
         ret = instance_pid_write(instance->owner, instance->id, pid, err);
+    fault_here("launch.pid");
     if (ret < 0) {
         if (pidfd >= 0)
             pidfd_send_signal(pidfd, SIGKILL, NULL, 0);

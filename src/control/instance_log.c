@@ -148,14 +148,14 @@ ssize_t instance_log_read(struct instance_log *log, char *buffer, size_t size, i
 {
     char events[4096];
     struct pollfd wait = {.fd = log->notify_fd, .events = POLLIN};
-    int64_t end = instance_now_ms() + timeout_ms;
+    int64_t end = clock_now_ms() + timeout_ms;
     for (;;) {
         /* asked first: what was written before the end is read after it */
         bool active = log->notify_fd >= 0 && is_active(log->instance);
         ssize_t len = read_some(log, buffer, size);
         if (len != 0 || !active)
             return len;
-        int64_t left = end - instance_now_ms();
+        int64_t left = end - clock_now_ms();
         if (left <= 0)
             return -EAGAIN;
         poll(&wait, 1, left < 250 ? (int)left : 250);

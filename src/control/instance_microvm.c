@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include "base/own.h"
+#include "control/fault.h"
 #include "control/volume.h"
 #include "image/image.h"
 #include "image/rootfs.h"
@@ -117,5 +118,9 @@ int launch_microvm(struct launch *launch, struct err *err)
         ret = add_kernel(launch, err);
     if (!ret)
         ret = add_root(launch, err);
-    return ret < 0 ? ret : launch_volumes(launch, err);
+    fault_here("launch.disk");
+    if (!ret)
+        ret = launch_volumes(launch, err);
+    fault_here("launch.volume");
+    return ret;
 }

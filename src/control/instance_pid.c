@@ -122,6 +122,39 @@ static bool is_id(const char *name)
     return strlen(name) == INSTANCE_ID_SIZE - 1 && strspn(name, "0123456789abcdef") == INSTANCE_ID_SIZE - 1;
 }
 
+/* A document may be missing because an older store came back: what its disk holds must not go for that. */
+static void keep_folder(const struct instances *instances, const char *id)
+{
+    own_free char *from = instance_path(instances->config.state_dir, id, NULL);
+    own_free char *lost = NULL;
+    own_free char *to = NULL;
+    if (!from || asprintf(&lost, "%s/lost", instances->config.state_dir) < 0 || asprintf(&to, "%s/%s", lost, id) < 0)
+        return;
+    if ((mkdir(lost, 0700) < 0 && errno != EEXIST) || rename(from, to) < 0)
+        log_error("instance %s: no document knows it, and '%s' cannot be moved to '%s': %s", id, from, to, strerror(errno));
+    else
+        log_warn("instance %s: no document knows it; what it had is in '%s'", id, to);
+}
+
+static bool is_known(struct instances *instances, const char *id)
+{
+    own_instance struct instance *instance = instance_find(instances, id);
+    return instance;
+}
+
+static void keep_unknown(struct instances *instances)
+{
+    own_free char *path = instance_path(instances->config.state_dir, "", NULL);
+    DIR *folder = path ? opendir(path) : NULL;
+    const struct dirent *entry;
+    while (folder && (entry = readdir(folder))) {
+        if (is_id(entry->d_name) && !is_known(instances, entry->d_name))
+            keep_folder(instances, entry->d_name);
+    }
+    if (folder)
+        closedir(folder);
+}
+
 /* Instances that have folders but no document: their steps clean up. */
 static void find_leftovers(struct instances *instances, const char *root)
 {
@@ -156,6 +189,8 @@ void instance_end_strays(struct instances *instances, const char *only)
 void instance_adopt_all(struct instances *instances)
 {
     instance_end_strays(instances, NULL);
+    if (instances->config.keep_unknown)
+        keep_unknown(instances);
     find_leftovers(instances, instances->config.state_dir);
     find_leftovers(instances, instances->config.run_dir);
 }

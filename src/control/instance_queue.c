@@ -10,13 +10,6 @@
 #include <unistd.h>
 #include "base/log.h"
 
-int64_t instance_now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 static void wake_poller(struct instances *instances)
 {
     uint64_t one = 1;
@@ -53,7 +46,7 @@ void instance_enqueue(struct instance *instance)
 
 void instance_enqueue_in(struct instance *instance, int64_t delay_ms)
 {
-    int64_t due = instance_now_ms() + delay_ms;
+    int64_t due = clock_now_ms() + delay_ms;
     pthread_mutex_lock(&instance->owner->lock);
     if (!instance->due_ms || due < instance->due_ms)
         instance->due_ms = due;
@@ -143,7 +136,7 @@ void instance_unwatch_fd(struct instance *instance, int fd)
 /* Makes those ready whose time has come; milliseconds until the next, -1 for none. */
 static int run_timers(struct instances *instances)
 {
-    int64_t now = instance_now_ms(), next = -1;
+    int64_t now = clock_now_ms(), next = -1;
     for (unsigned i = 0; i < INSTANCE_BUCKETS; i++) {
         for (struct instance *instance = instances->buckets[i]; instance; instance = instance->next) {
             if (!instance->due_ms)

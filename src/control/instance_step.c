@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include "base/log.h"
+#include "control/fault.h"
 #include "sandbox/sandbox.h"
 
 #define GREET_MS 120000     /* how long a guest may take to boot; the jit engine on a busy host is slow */
@@ -147,6 +148,7 @@ static void kill_process(struct instance *instance)
 {
     if (pidfd_send_signal(instance->pidfd, SIGKILL, NULL, 0) < 0 && errno != ESRCH)
         log_error("instance %s: kill: %s", instance->name, strerror(errno));
+    fault_here("stop.killed");
     instance_watch_fd(instance, instance->pidfd);
     instance_enqueue_in(instance, KILL_RETRY_MS);
 }
@@ -202,7 +204,7 @@ static void plan_restart(struct instance *instance, const json_t *doc)
         restarts = 1;
     if (restarts < 8)
         delay = BACKOFF_MS << (restarts > 0 ? restarts - 1 : 0);
-    instance->deadline_ms = instance_now_ms() + (delay > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : delay);
+    instance->deadline_ms = clock_now_ms() + (delay > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : delay);
     instance_enqueue_in(instance, delay);
 }
 
@@ -219,6 +221,7 @@ static void note_end(struct instance *instance, const json_t *doc)
         instance_enqueue_in(instance, 1000);
         return;
     }
+    fault_here("end.released");
     if (*instance->failure && !strstr(text, SANDBOX_VIOLATION)) /* its own words have the call's number */
         memcpy(text, instance->failure, sizeof text);
     if (end.code < 0 && asked)
@@ -256,7 +259,7 @@ static void launch(struct instance *instance)
 {
     own_json json_t *doc = NULL;
     struct err err = {0};
-    int64_t now = instance_now_ms();
+    int64_t now = clock_now_ms();
     if (now < instance->deadline_ms) {
         instance_enqueue_in(instance, instance->deadline_ms - now);
         return;
@@ -274,7 +277,7 @@ static void launch(struct instance *instance)
         note_failure(instance, &err);
         return;
     }
-    instance->phase_ms[1] = instance_now_ms();
+    instance->phase_ms[1] = clock_now_ms();
     instance->deadline_ms = instance->phase_ms[1] + GREET_MS;
     instance_watch_fd(instance, instance->pidfd);
     commit(instance, now_launched, instance, "instance.launched", NULL);
@@ -315,7 +318,7 @@ static void step_starting(struct instance *instance, const json_t *doc)
 {
     own_json json_t *status = NULL;
     struct err err = {0};
-    int64_t now = instance_now_ms();
+    int64_t now = clock_now_ms();
     if (*instance->failure) {
         kill_process(instance);
         return;
@@ -335,7 +338,8 @@ static void step_starting(struct instance *instance, const json_t *doc)
         kill_process(instance);
         return;
     }
-    instance->phase_ms[3] = instance_now_ms();
+    instance->phase_ms[3] = clock_now_ms();
+    fault_here("greet.done");
     if (commit(instance, now_running, status, "instance.running", NULL) < 0)
         return;
     instance->deadline_ms = 0;
@@ -359,7 +363,7 @@ static bool wait_goes_on(struct instance *instance)
             return false;
         if (frame.type == AGENT_EXIT && !agent_exit_code(&frame, &instance->exit_code_now, &err)) {
             instance->has_exit = true;
-            instance->deadline_ms = instance_now_ms() + POWER_OFF_MS;
+            instance->deadline_ms = clock_now_ms() + POWER_OFF_MS;
             return false;
         }
     }
@@ -388,10 +392,10 @@ static void watch_main(struct instance *instance)
 {
     struct err err = {0};
     if (instance->has_exit) {
-        if (instance_now_ms() >= instance->deadline_ms)
+        if (clock_now_ms() >= instance->deadline_ms)
             kill_process(instance);
         else
-            instance_enqueue_in(instance, instance->deadline_ms - instance_now_ms());
+            instance_enqueue_in(instance, instance->deadline_ms - clock_now_ms());
         return;
     }
     /* told of the end, the agent powers off: not before those that attach are connected */
@@ -445,7 +449,9 @@ static void ask(struct instance *instance, const json_t *doc, int64_t timeout_ms
     const struct instance_ops *ops = instance->owner->ops;
     instance->asked_to_stop = true;
     wake_up(instance, doc);
-    if (!instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err))
+    bool asked = !instance_doc_is_vm(doc) && !ops->ask_to_stop(instance, doc, (unsigned)timeout_ms, &err);
+    fault_here("stop.asked");
+    if (asked)
         return;
     if (ops->press_power(instance, &err) < 0)
         log_debug("instance %s: power button: %s", instance->name, err.message);
@@ -468,6 +474,7 @@ static bool tell_to_end(struct instance *instance, const json_t *doc)
         return false;
     wake_up(instance, doc);
     int ret = instance->owner->ops->ask_to_stop(instance, doc, 0, &err);
+    fault_here("stop.told");
     if (ret < 0)
         log_warn("instance %s: killed, what it did not write yet is lost: %s", instance->name, err.message);
     return ret == 0;
@@ -484,7 +491,7 @@ static int64_t time_to_stop_ms(const json_t *doc)
 static void step_stopping(struct instance *instance, const json_t *doc)
 {
     enum instance_state stopping = INSTANCE_STOPPING;
-    int64_t now = instance_now_ms();
+    int64_t now = clock_now_ms();
     int64_t timeout_ms = time_to_stop_ms(doc);
     int64_t until = now + (timeout_ms ? timeout_ms : LAST_WRITES_MS);
     bool is_new = timeout_ms ? !instance->asked_to_stop : !instance->told_to_end;

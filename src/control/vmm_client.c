@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
+#include "base/clock.h"
 #include "base/own.h"
 #include "control/json.h"
 #include "control/unix_socket.h"
@@ -27,13 +28,6 @@ static int send_all(int fd, const char *bytes, size_t len, struct err *err)
     return 0;
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* Reads to the end of the connection. */
 static int receive_all(int fd, int64_t end_ms, char **ret_bytes, size_t *ret_len, struct err *err)
 {
@@ -52,7 +46,7 @@ static int receive_all(int fd, int64_t end_ms, char **ret_bytes, size_t *ret_len
         len += (size_t)got;
         if (len == VMM_ANSWER_MAX)
             return err_say(err, EPROTO, "machine's API: the answer is too long");
-        if (now_ms() > end_ms)
+        if (clock_now_ms() > end_ms)
             return err_set(err, ETIMEDOUT, "machine's API");
     }
     *ret_bytes = TAKE(bytes);
@@ -118,7 +112,7 @@ int vmm_request(const char *socket_path, const char *method, const char *path, c
                                method, path, text ? strlen(text) : 0, text ? text : "");
     if (request_len < 0)
         return err_set(err, ENOMEM, "machine's API");
-    int64_t end_ms = now_ms() + timeout_ms;
+    int64_t end_ms = clock_now_ms() + timeout_ms;
     int ret = unix_connect(socket_path, timeout_ms, &fd, err);
     if (!ret)
         ret = send_all(fd, request, (size_t)request_len, err);

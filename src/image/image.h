@@ -115,7 +115,8 @@ void image_config_clear(struct image_config *config);
 /* ---- tags ---- */
 
 /* Array of {"ref" (short), "full_ref", "digest", "config_digest", "media_type", "kind": "oci"|"disk", "size_bytes",
- * "layer_count": N, "created_at", "tagged_at", "architecture", "os"}, by ref. An image whose blobs are damaged has "error"
+ * "layer_count": N, "created_at", "tagged_at", "architecture", "os"}, by ref. One that does not say when it was made was
+ * made when it got its name. An image whose blobs are damaged has "error"
  * instead of what could not be read. */
 must_check int image_list(struct image_store *store, json_t **ret_images, struct err *err);
 /* The same of one image, and "config" {"entrypoint", "cmd", "env", "user", "workdir", "stop_signal", "exposed_ports",

@@ -37,7 +37,7 @@ struct image_meter {
     const char *what;
     pthread_mutex_t lock;
     uint64_t done, total;
-    uint64_t reported_ms;
+    int64_t reported_ms;
     atomic_bool stopped; /* by the first error of parallel work */
 };
 

@@ -127,6 +127,8 @@ static json_t *list_entry(struct image_store *store, const json_t *tag)
         ret = describe(store, &image, false, object, &err);
     if (ret < 0)
         json_object_set_new(object, "error", json_string(err.message));
+    else if (!*image_json_string(object, "created_at")) /* disks, and archives that do not say */
+        json_object_set_new(object, "created_at", json_string(tag_time(tag)));
     image_clear(&image);
     return object;
 }

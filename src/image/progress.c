@@ -2,16 +2,10 @@
 #include <errno.h>
 #include <time.h>
 #include "image/image_impl.h"
+#include "base/clock.h"
 
 #define REPORT_MS 100
 #define SLEEP_STEP_MS 50
-
-static uint64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 static void report(struct image_meter *meter)
 {
@@ -43,7 +37,7 @@ void meter_add(struct image_meter *meter, int64_t bytes)
 {
     pthread_mutex_lock(&meter->lock);
     meter->done += (uint64_t)bytes;
-    uint64_t now = now_ms();
+    int64_t now = clock_now_ms();
     if (now - meter->reported_ms >= REPORT_MS) {
         meter->reported_ms = now;
         report(meter);

@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "base/userns.h"
 #include "image/rootfs_impl.h"
 #include "image/rootfs_child.h"
 
@@ -72,6 +73,10 @@ static int close_others(const struct rootfs_work *work, int result_fd, struct er
 static int shut_in(int root_fd, struct err *err)
 {
     int r = limit_memory();
+    if (r == 0 && geteuid() != 0)
+        r = userns_become_root();
+    if (r == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0) /* new powers may have taken it away */
+        r = -errno;
     if (r == 0 && (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || fchdir(root_fd) < 0 || chroot(".") < 0))
         r = -errno;
     if (r == 0)

@@ -49,12 +49,19 @@ static void entry_times(struct archive_entry *entry, struct timespec ret_times[s
     ret_times[0] = ret_times[1] = time;
 }
 
+/* Without root there is one owner: in the user namespace of that user no other id means anything, which is -EINVAL, and the
+ * file stays root's. */
+static bool has_owner(int r)
+{
+    return r == 0 || errno == EINVAL;
+}
+
 /* Of a file or folder that is open. The owner first: a new owner takes set-id bits and capabilities away. */
 static int set_attributes(int fd, struct archive_entry *entry, struct err *err)
 {
     struct timespec times[2];
     entry_times(entry, times);
-    if (fchown(fd, (uid_t)archive_entry_uid(entry), (gid_t)archive_entry_gid(entry)) < 0)
+    if (!has_owner(fchown(fd, (uid_t)archive_entry_uid(entry), (gid_t)archive_entry_gid(entry))))
         return err_set(err, errno, "set its owner");
     if (fchmod(fd, archive_entry_perm(entry) & 07777) < 0)
         return err_set(err, errno, "set its mode");
@@ -164,7 +171,8 @@ static int finish_node(struct unpack *unpack, struct archive_entry *entry, const
     struct stat st;
     struct timespec times[2];
     entry_times(entry, times);
-    if (fchownat(unpack->dir_fd, name, (uid_t)archive_entry_uid(entry), (gid_t)archive_entry_gid(entry), AT_SYMLINK_NOFOLLOW) < 0 ||
+    int owned = fchownat(unpack->dir_fd, name, (uid_t)archive_entry_uid(entry), (gid_t)archive_entry_gid(entry), AT_SYMLINK_NOFOLLOW);
+    if (!has_owner(owned) ||
         utimensat(unpack->dir_fd, name, times, AT_SYMLINK_NOFOLLOW) < 0 ||
         fstatat(unpack->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
         return err_set(err, errno, "set its owner and time");

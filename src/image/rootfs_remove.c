@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "image/rootfs_impl.h"
 
@@ -59,6 +60,8 @@ static int remove_tree(int dir_fd, const char *name, const struct inode_set *kep
         return errno == ENOENT ? 0 : -errno;
     bool keep = kept && inode_set_has(kept, st.st_ino);
     if (S_ISDIR(st.st_mode)) {
+        if (!keep && geteuid() != 0) /* who is not root may not even empty folders of its own that are read-only */
+            (void)!fchmodat(dir_fd, name, 0700, 0);
         own_fd int fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         int r = fd < 0 ? -errno : remove_below(fd, keep ? kept : NULL);
         if (r < 0)

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "img/img.h"
+#include "base/clock.h"
 
 #define DEPTH_MAX 1024u
 #define REQUEST_MAX (UINT64_C(64) << 20)
@@ -29,13 +30,6 @@ struct bench {
     uint32_t latencies[CLASSES];
     uint64_t latency_max_ns;
 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
 
 /* ---- latencies ---- */
 
@@ -91,9 +85,9 @@ static uint64_t next_offset(struct bench *b, uint64_t number)
 
 static int one_request(struct bench *b, uint64_t number, void *data)
 {
-    uint64_t start_ns = now_ns();
+    uint64_t start_ns = clock_now_ns();
     int r = block_do(b->node, b->is_write ? BLOCK_WRITE : BLOCK_READ, next_offset(b, number), data, b->size);
-    note(b, now_ns() - start_ns);
+    note(b, clock_now_ns() - start_ns);
     if (r == 0 && b->flush_interval && (number + 1) % b->flush_interval == 0)
         r = block_do(b->node, BLOCK_FLUSH, 0, NULL, 0);
     return r;
@@ -215,9 +209,9 @@ static int measure(const struct img_image *image, struct bench *b, bool json, st
     if (r < 0)
         return r;
     double cpu = cpu_seconds();
-    uint64_t start_ns = now_ns();
+    uint64_t start_ns = clock_now_ns();
     r = block_run(image->ring, run_all, b);
-    double seconds = (double)(now_ns() - start_ns) / 1e9;
+    double seconds = (double)(clock_now_ns() - start_ns) / 1e9;
     cpu = cpu_seconds() - cpu;
     fiber_pool_drain(&pool);
     return r < 0 ? err_set(err, -r, "%s", b->is_write ? "write" : "read") : report(b, json, seconds, cpu);

@@ -186,7 +186,9 @@ const struct command run_commands[] = {
     {.name = "run", .operands = "IMAGE [COMMAND [ARG...]]", .summary = "make an instance from an image and run it", .rest = true,
      .own_status = true, .options = run_options, .shared = instance_options, .run = run_run,
      .description = "Pulls the image if it is not there. Without -d, polder shows what the command prints and ends with its status.\n\n"
-                    "With -it, your terminal is the command's; Ctrl-P Ctrl-Q leaves it running.",
+                    "With -it, your terminal is the command's; Ctrl-P Ctrl-Q leaves it running.\n\n"
+                    "A guest that reboots runs its command anew in the same machine, whatever --restart says: that is for the command's "
+                    "end.",
      .examples = "polder run -it debian\n"
                  "polder run --rm debian cat /etc/os-release\n"
                  "polder run -d --name web -p 8080:80 -m 512M --cpus 2 --network lan -v data:/srv -e MODE=fast nginx\n"},

@@ -73,7 +73,9 @@ int main(int argc, char **argv)
     log_threshold = polderd.options.log_level;
     block_signals(&signals);
     raise_files();
-    int r = polderd_start(&polderd, &err);
+    int r = environment_clean(&err);
+    if (r == 0)
+        r = polderd_start(&polderd, &err);
     if (r < 0)
         fprintf(stderr, "polderd: %s\n", err.message);
     else

@@ -3,6 +3,7 @@
 #include <stddef.h>
 
 #include "base/option.h"
+#include "control/fault.h"
 #include "polderd/polderd.h"
 
 #define TEXT_SETTER(member)                                                                                  \
@@ -31,6 +32,7 @@ TEXT_SETTER(tls_cert)
 TEXT_SETTER(tls_key)
 TEXT_SETTER(tls_ca)
 FLAG_SETTER(no_sandbox)
+FLAG_SETTER(restore)
 FLAG_SETTER(help)
 FLAG_SETTER(version)
 FLAG_SETTER(man)
@@ -42,11 +44,22 @@ static int set_log_level(void *target, const char *value, struct err *err)
     return 0;
 }
 
+static int set_fault(void *target, const char *value, struct err *err)
+{
+    (void)target;
+    return fault_arm(value, err);
+}
+
 static const struct option_spec specs[] = {
     {"", NULL, "Places", NULL, NULL},
     {"state-dir", "DIR", "where instances, images and volumes are kept",
      "For root /var/lib/polder, for others $XDG_DATA_HOME/polder or ~/.local/share/polder. One polderd a folder.",
      set_state_dir},
+    {"restore", NULL, "go back to the store's last copy",
+     "For a damaged store. The copy, backup.db in the state folder, is at most a minute old when polderd is killed, and current "
+     "when it ends by itself. The damaged store stays as state.db.damaged. Instances that the copy does not know are ended, "
+     "and their folders moved to lost/; volumes it does not know are taken in.",
+     set_restore},
     {"run-dir", "DIR", "where sockets and pid files go",
      "For root with the default state folder /run/polder, else run/ in the state folder.", set_run_dir},
     {"socket", "PATH", "the API's unix socket", "polderd.sock in the run folder, if not given.", set_socket_path},
@@ -64,6 +77,7 @@ static const struct option_spec specs[] = {
      set_no_sandbox},
     {"", NULL, "Other", NULL, NULL},
     {"log-level", "LEVEL", "error, warn, info (default) or debug", NULL, set_log_level},
+    {"fault", "POINT", NULL, NULL, set_fault}, /* for tests: see control/fault.h */
     {"help", NULL, "show this help", NULL, set_help},
     {"version", NULL, "show the version", NULL, set_version},
     {"man", NULL, "show the manual page, for man -l -", NULL, set_man},

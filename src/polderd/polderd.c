@@ -1,5 +1,6 @@
 #include "polderd/polderd.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 #include "control/network.h"
 #include "control/volume.h"
 #include "image/image.h"
+#include "polderd/backup.h"
 #include "store/store.h"
 
 #define OPERATIONS_END_MS 10000
@@ -19,7 +21,14 @@ static int open_store(struct polderd *polderd, struct err *err)
 {
     char address[4200];
     snprintf(address, sizeof address, "sqlite:%s/state.db", polderd->state_dir);
-    return store_open(address, &polderd->platform.store, err);
+    int r = polderd->options.restore ? backup_restore(polderd->state_dir, err) : 0;
+    if (r == 0)
+        r = store_open(address, &polderd->platform.store, err);
+    if (r == -EBADMSG && !polderd->options.restore) {
+        fprintf(stderr, "polderd: %s\n", err->message);
+        return backup_explain(polderd->state_dir, err);
+    }
+    return r < 0 ? r : backup_start(polderd->platform.store, polderd->state_dir, &polderd->backup, err);
 }
 
 static int open_images(struct polderd *polderd, struct err *err)
@@ -50,7 +59,8 @@ static int open_instances(struct polderd *polderd, struct err *err)
                                             .networks = platform->networks, .volumes = platform->volumes,
                                             .state_dir = polderd->state_dir, .run_dir = polderd->run_dir,
                                             .guest_dir = polderd->guest_dir, .engine = polderd->options.engine,
-                                            .no_sandbox = polderd->options.no_sandbox};
+                                            .no_sandbox = polderd->options.no_sandbox,
+                                            .keep_unknown = polderd->options.restore};
     return instances_open(&config, &platform->instances, err);
 }
 
@@ -123,6 +133,7 @@ void polderd_stop(struct polderd *polderd)
     networks_close(platform->networks);
     volumes_close(platform->volumes);
     image_store_close(platform->images);
+    backup_stop(polderd->backup);
     store_close(platform->store);
     if (polderd->lock_fd >= 0)
         close(polderd->lock_fd);

@@ -150,7 +150,7 @@ void cgroup_host_init(const char *name, struct cgroup_host *ret_host)
     }
     step_aside(base, name);
     delegate(base);
-    if (mkdir(parent, 0755) < 0 && errno != EEXIST) {
+    if (mkdir(parent, 0755) < 0 && (errno != EEXIST || access(parent, W_OK) < 0)) { /* it may be root's */
         snprintf(ret_host->message, sizeof ret_host->message, "cgroup '%.120s' cannot be made (%s): CPU and memory have no limits", parent,
                  strerror(errno));
         ret_host->cure = geteuid() == 0 ? "mount /sys/fs/cgroup for writing" : CURE_USER;

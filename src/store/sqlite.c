@@ -42,13 +42,6 @@ static const char *const sql[SQL_COUNT] = {
     [SQL_LEASE_DOCS] = "SELECT key FROM docs WHERE lease = ?1 ORDER BY key",
 };
 
-uint64_t sqlite_now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
-
 static int errno_of(int code)
 {
     switch (code & 0xff) {
@@ -69,6 +62,7 @@ static int say_failure(sqlite3 *db, int code, const char *what, struct err *err)
 {
     switch (errno_of(code)) {
     case EBUSY: return err_say(err, EBUSY, "%s: another process has it open", what);
+    case ENOSPC: return err_say(err, ENOSPC, "%s: the disk is full, nothing was changed; free space for the state folder", what);
     case EBADMSG: return err_say(err, EBADMSG, "%s: the file is damaged (%s); restore a backup", what, sqlite3_errmsg(db));
     default: return err_say(err, errno_of(code), "%s: %s", what, db ? sqlite3_errmsg(db) : sqlite3_errstr(code));
     }
@@ -405,14 +399,44 @@ static int read_revision(struct sqlite_store *s, struct err *err)
     return code == SQLITE_ROW ? 0 : sqlite_failed(s, code, "revision", err);
 }
 
+/* A heading stands before what was found. */
+static const char *last_line(const char *text)
+{
+    const char *line = strrchr(text, '\n');
+    return line ? line + 1 : text;
+}
+
+/* Whether the whole file can be read and its tables are in order: damage is to be known before anything relies on it. */
+static int check_file(sqlite3 *db, struct err *err)
+{
+    sqlite3_stmt *statement = NULL;
+    int code = sqlite3_prepare_v2(db, "PRAGMA quick_check(1)", -1, &statement, NULL);
+    if (code == SQLITE_OK)
+        code = sqlite3_step(statement);
+    const char *found = code == SQLITE_ROW ? (const char *)sqlite3_column_text(statement, 0) : NULL;
+    int ret = 0;
+    if (!found)
+        ret = say_failure(db, code, "check", err);
+    else if (strcmp(found, "ok") != 0)
+        ret = err_say(err, EBADMSG, "the file is damaged (%.100s); restore a backup", last_line(found));
+    sqlite3_finalize(statement);
+    return ret;
+}
+
 static int set_up(struct sqlite_store *s, struct err *err)
 {
     static const char pragmas[] = "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
-                                  "PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; BEGIN IMMEDIATE";
+                                  "PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON";
     int code = sqlite3_exec(s->db, pragmas, NULL, NULL, NULL);
     if (code != SQLITE_OK)
         return sqlite_failed(s, code, "open", err);
-    int ret = sqlite_schema_migrate(s->db, err);
+    int ret = check_file(s->db, err);
+    if (ret < 0)
+        return ret;
+    code = sqlite3_exec(s->db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
+    if (code != SQLITE_OK)
+        return sqlite_failed(s, code, "open", err);
+    ret = sqlite_schema_migrate(s->db, err);
     if (ret < 0)
         return ret;
     code = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
@@ -499,6 +523,8 @@ static int sqlite_backup(struct store *store, const char *path, struct err *err)
         pthread_mutex_lock(&s->lock);
         ret = copy_to(s, to, err);
         pthread_mutex_unlock(&s->lock);
+        if (ret == 0)
+            ret = check_file(to, err);
     }
     sqlite3_close(to);
     if (ret < 0) {

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <sqlite3.h>
+#include "base/clock.h"
 #include "store/store_impl.h"
 
 #define SQLITE_CHANGES_KEPT 20000 /* revisions; twice what the contract promises, trimmed now and then */
@@ -72,7 +73,10 @@ sqlite3_stmt *sqlite_statement(struct sqlite_store *s, enum sqlite_sql which, st
 must_check int sqlite_run(struct sqlite_store *s, sqlite3_stmt *statement, const char *what, struct err *err);
 /* Columns key, value, revision, created, lease from `first` on. */
 must_check int sqlite_read_doc(sqlite3_stmt *row, int first, struct store_doc *ret_doc, struct err *err);
-uint64_t sqlite_now_ms(void);
+static inline uint64_t sqlite_now_ms(void)
+{
+    return (uint64_t)clock_now_ms();
+}
 must_check int sqlite_commit_locked(struct sqlite_store *s, const struct store_op *ops, char *const *texts, size_t count,
                                     const struct store_audit *audit, uint64_t *ret_revision, struct err *err);
 

@@ -65,7 +65,7 @@ struct store_event {
 };
 
 /* `address`: "sqlite:PATH" (made if missing, mode 0600). Older schemas are migrated; newer ones refused with a sentence
- * that says which version wrote it. -EBUSY when another process has it open. */
+ * that says which version wrote it. -EBUSY when another process has it open, -EBADMSG when it is damaged. */
 must_check int store_open(const char *address, struct store **ret_store, struct err *err);
 void store_close(struct store *store); /* NULL is fine; no watch may be left */
 
@@ -104,5 +104,6 @@ must_check int store_lease_revoke(struct store *store, uint64_t lease, struct er
  * record. */
 must_check int store_audit_list(struct store *store, uint64_t before, size_t limit, json_t **ret_records, struct err *err);
 
-/* A consistent copy at `path` (which must not exist) while the store is in use. */
+/* A consistent copy at `path` (which must not exist) while the store is in use; checked, so that no copy of damage is left:
+ * -EBADMSG. */
 must_check int store_backup(struct store *store, const char *path, struct err *err);

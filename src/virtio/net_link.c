@@ -28,7 +28,8 @@ static void retry_later(struct virtio_net *net)
     if (net->backend->class->reopen && net->retries < RETRIES_MAX)
         loop_timer_set(net->retry_timer, (uint64_t)net->retry_ms * 1000000u << net->retries);
     else
-        log_error("virtio-net '%s': backend '%s' is gone for good; the link stays down", net->dev.id, net->backend->class->name);
+        log_error("virtio-net '%s': backend '%s' is gone for good; the link stays down until the machine starts anew",
+                  net->dev.id, net->backend->class->name);
     net->retries++;
 }
 

@@ -1,5 +1,6 @@
 /* Chains of carries through memory operands: flags live across each access, wherever it lies: in one page, across two that are
- * not neighbours in memory, and first touches of both. */
+ * not neighbours in memory, and first touches of both. And accesses along one base register with flags that wait for a reader
+ * behind them, or for none. */
 #include "lib/guest.h"
 
 #define LIMBS 6u
@@ -73,6 +74,19 @@ static uint64_t sum_limbs(uint64_t *at)
     return sum;
 }
 
+/* Copies all limbs, up to which nobody reads flags, then with the carry of a - b waiting, which it returns. */
+static uint64_t copy_limbs(uint64_t *to, const uint64_t *from, uint64_t a, uint64_t b)
+{
+    uint64_t carry = 0;
+    __asm__ volatile("mov (%2), %%rax\n mov 8(%2), %%rcx\n mov 16(%2), %%r8\n mov %%r8, 16(%1)\n cmp %4, %3\n"
+                     "mov 24(%2), %%r8\n mov 32(%2), %%r9\n mov 40(%2), %%r14\n"
+                     "mov %%rax, (%1)\n mov %%rcx, 8(%1)\n mov %%r8, 24(%1)\n mov %%r9, 32(%1)\n mov %%r14, 40(%1)\n setc %b0"
+                     : "+&q"(carry)
+                     : "r"(to), "r"(from), "r"(a), "r"(b)
+                     : "rax", "rcx", "r8", "r9", "r14", "memory", "cc");
+    return carry;
+}
+
 static uint64_t *areas[2];
 
 /* Two operands at `offset` in their areas, whose pages are mapped anew: nothing is known of them. */
@@ -132,6 +146,18 @@ static void test_sum(unsigned offset)
     }
     check_equal(((uint8_t *)areas[0])[48], carry, "setc behind a number");
     check_equal(got, wanted + a[LIMBS - 1] + carry, "the sum of limbs");
+}
+
+static void test_copy(unsigned offset)
+{
+    uint64_t a[LIMBS], less = offset & 1;
+    fill(a);
+    for (unsigned i = 0; i < LIMBS; i++)
+        areas[1][i] = a[i];
+    map_areas(offset);
+    check_equal(copy_limbs(areas[0], areas[1], 1, less ? 2 : 1), less, "the carry behind a copy");
+    for (unsigned i = 0; i < LIMBS; i++)
+        check_equal(areas[0][i], a[i], "a limb of a copy");
 }
 
 static void test_multiply(unsigned offset)
@@ -199,6 +225,25 @@ static void test_fault(void)
     check_equal(trap.frame.rflags & ARITHMETIC, 0x55, "flags at the fault");
 }
 
+static void user_copy_within(void *at)
+{
+    __asm__ volatile("mov (%0), %%rax\n mov 8(%0), %%rcx\n mov %%rax, 16(%0)\n int $0x80" : : "r"(at) : "rax", "rcx", "memory");
+}
+
+/* What was read may not be written, and the page behind is another. */
+static void test_faults_behind_reads(void)
+{
+    uint8_t *frames = alloc_pages(2);
+    map_page(AREA, (uint64_t)frames, 1, 5);
+    map_page(AREA + 4096, (uint64_t)frames + 4096, 1, 5);
+    for (unsigned at = 0; at < 4096; at += 4096 - 16) {
+        __asm__ volatile("mov %%cr3, %%rax\n mov %%rax, %%cr3" : : : "rax", "memory");
+        struct trap trap = run_user(user_copy_within, (void *)(AREA + at));
+        check_trap(trap, 14, 7, "a write behind reads");
+        check_equal(trap.cr2, AREA + at + 16, "its address");
+    }
+}
+
 void guest_main(void)
 {
     uint32_t leaf7 = cpuid(7, 0).ebx;
@@ -209,9 +254,11 @@ void guest_main(void)
         map_areas(offset);
         test_add(offset);
         test_sum(offset);
+        test_copy(offset);
         if (multiplies)
             test_multiply(offset);
         test_readers(offset);
     }
     test_fault();
+    test_faults_behind_reads();
 }

@@ -1,10 +1,13 @@
 """What goes wrong for a user, and what must come of it: told by the real `polder`, with machines on jit."""
+import os
 import re
+import shutil
 import subprocess
 
 import pytest
 
-from busybox_platform import SMALL, busybox_platform
+from busybox_platform import SMALL, Platform, busybox_platform
+from images import image
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +121,36 @@ def test_what_an_instance_uses_is_counted(platform, idle):
                         ("memory_bytes", 1 << 20), ("memory_limit_bytes", 128 << 20)):
         value, = [line.split()[1] for line in text.splitlines() if line.startswith(f"polder_instance_{name}{label} ")]
         assert float(value) >= least, name
+
+
+def test_a_plain_users_polderd(platform):
+    """Images, volumes and a network without root: beside one that runs as root."""
+    nobody = 65534
+    as_user = ("setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups")
+    daemon = Platform(prefix=as_user, env={"PATH": "/usr/bin:/bin"})
+    shutil.copytree(image("microvm"), daemon.home / "guest")
+    os.chown(daemon.home, nobody, nobody)
+    daemon.args = ("--guest-dir", daemon.home / "guest", "--engine", "jit")
+    with daemon:
+        daemon.polder("image", "import", platform.archive, "busybox")
+        daemon.polder("volume", "create", "kept")
+        script = "echo kept >/srv/note; stat -c %u:%a /bin/busybox; ip route"
+        out = daemon.polder("run", "--rm", *SMALL, "-v", "kept:/srv", "busybox", "sh", "-c", script)[0]
+        assert out.startswith("0:755\ndefault via 10.0.2.1 ")
+        assert daemon.polder("run", "--rm", *SMALL, "-v", "kept:/srv", "busybox", "cat", "/srv/note")[0] == "kept\n"
+
+
+def test_a_guest_that_reboots_runs_its_command_anew(platform):
+    """In the same machine, with what it wrote; no restart by the policy, which is for the command's end."""
+    script = "echo run >>/root/runs; sync; exec sleep 10000"
+    platform.polder("run", "-d", "--name", "again", *SMALL, "busybox", "sh", "-c", script)
+    before = platform.document("again")["status"]
+    platform.polder("exec", "again", "--", "reboot", "-f", status=125)  # nobody is left to say how it ended
+
+    def runs():
+        return platform.polder("exec", "again", "--", "cat", "/root/runs", status=None)[0]
+
+    platform.until(lambda: runs() == "run\nrun\n", timeout=60)
+    after = platform.document("again")["status"]
+    assert (after["pid"], after["restarts"]) == (before["pid"], 0)
+    platform.polder("rm", "-f", "again")

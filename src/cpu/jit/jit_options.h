@@ -11,6 +11,7 @@
 #define JIT_OPTS(X)                                                                                           \
     X(JIT_OPT_FLAGLESS, "flagless", "accesses are checked without a change to flags that are live")           \
     X(JIT_OPT_NEAR, "near", "such accesses go by the check of the one before")                                \
+    X(JIT_OPT_NEAR_PARKED, "near-parked", "so do others")                                                     \
     X(JIT_OPT_STACK, "stack", "accesses by rsp are checked against the stack's page")                         \
     X(JIT_OPT_RUN, "run", "a run of pushes or pops has one check")                                            \
     X(JIT_OPT_RUN_ACROSS, "run-across", "a run that crosses pages is done as one")                            \

@@ -199,7 +199,7 @@ struct translation {
         int32_t disp;         /* of the access that r15 is the page offset of; r14 is its page's host address */
         int32_t last_disp;    /* of the last access */
         uint32_t first_site;
-    } near;                   /* what the last flagless check left in r14 and r15: translate_flagless.c */
+    } near;                   /* what the last check left in r14 and r15: translate_flagless.c */
     unsigned links;
     uint32_t pending_sites; /* first site that still wants `next` */
 };
@@ -217,6 +217,9 @@ struct check {
     enum check_form form;
 };
 
+/* The TLB check itself: the linear address in r15 to an offset from what the entry at gs:[tag + r14] is for. It misses where that
+ * is above (unsigned) what it is compared with. */
+void translate_compare(struct emit *e, unsigned size, size_t tag);
 /* Linear address in r15 to host address, after the TLB check. `retry` is where the address computation started. */
 void translate_check(struct translation *t, const uint8_t *retry, const struct check *check);
 /* The same for an address relative to rsp, checked against the stack's page. */
@@ -226,10 +229,13 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, const st
 bool translate_flagless_pays(const struct translation *t);
 void translate_flagless_begin(struct translation *t);
 void translate_flagless_check(struct translation *t, const uint8_t *retry, const struct check *check);
-/* The same by what the last check found, when the access is one of the same base register a little higher up: *ret_delta goes
- * into the instruction's displacement. */
-bool translate_flagless_near(const struct translation *t, bool write, int32_t *ret_delta);
+/* Can the instruction's access go by what the last check found? It is one of the same base register a little higher up, with
+ * flags left alone or parked: *ret_delta goes into the instruction's displacement. */
+bool translate_near(const struct translation *t, bool flagless, int32_t *ret_delta);
 void translate_flagless_near_check(struct translation *t, const struct check *check, int32_t delta);
+void translate_near_check(struct translation *t, const struct check *check, int32_t delta);
+/* Remembers what a whole check found, of the site that stands for it; `write`: the page may be written too. */
+void translate_near_note(struct translation *t, const struct check *check, bool write, uint32_t site);
 /* What an instruction did to what translate_flagless_begin and _near know. */
 void translate_flagless_after(struct translation *t);
 /* Adds gs:[offset] to r15; no flags, rcx is lost. */

@@ -118,7 +118,6 @@ static void leave(struct translation *t, struct emit *e, const struct check *che
 void translate_flagless_check(struct translation *t, const uint8_t *retry, const struct check *check)
 {
     struct emit *e = &t->hot;
-    const struct insn *insn = t->insn;
     uint32_t site = new_site(t, retry, check);
     uint8_t *hit = test_linear(t, e, check);
     emit_jmp(e, t->cold.at);
@@ -128,32 +127,48 @@ void translate_flagless_check(struct translation *t, const uint8_t *retry, const
     if (check->form == CHECK_WHOLE)
         emit_mem(e, OP_LEA, ADDR, ADDR, TMP, 1, 0);
     leave(t, &t->cold, check, site);
+    translate_near_note(t, check, check->write, site);
+}
 
+void translate_near_note(struct translation *t, const struct check *check, bool write, uint32_t site)
+{
+    const struct insn *insn = t->insn;
     bool simple = insn->mem_base != INSN_NO_REG && insn->mem_index == INSN_NO_REG && !insn->mem_rip && insn->mem_segment < SEG_FS;
     t->near.valid = t->near.made = check->form == CHECK_PARTS && simple;
     t->near.base = simple ? insn->mem_base : 0;
-    t->near.write = check->write;
+    t->near.write = write;
     t->near.disp = t->near.last_disp = (int32_t)insn->mem_disp;
     t->near.first_site = site;
 }
 
-bool translate_flagless_near(const struct translation *t, bool write, int32_t *ret_delta)
+bool translate_near(const struct translation *t, bool flagless, int32_t *ret_delta)
 {
     const struct insn *insn = t->insn;
     int64_t delta = insn->mem_disp - t->near.disp;
     *ret_delta = (int32_t)delta;
+    if (!flagless && !t->parked && t->live_before) /* parking takes r14 */
+        return false;
     return t->near.valid && insn->mem_base == t->near.base && insn->mem_index == INSN_NO_REG && !insn->mem_rip &&
-           insn->mem_segment < SEG_FS && (!write || t->near.write) && insn->mem_disp >= t->near.last_disp && delta < 4096 &&
-           vcpu_optimises(t->cpu, JIT_OPT_NEAR);
+           insn->mem_segment < SEG_FS && (!insn->mem_write || t->near.write) && insn->mem_disp >= t->near.last_disp &&
+           delta + insn->mem_bytes <= MEM_PAGE_SIZE && vcpu_optimises(t->cpu, flagless ? JIT_OPT_NEAR : JIT_OPT_NEAR_PARKED);
 }
 
-/* Displacements of such accesses never fall, so that offsets are not negative. Where r14 and r15 must survive from one instruction
- * to the next, C code cannot go on in between: it does so by another block. A failed test becomes a whole check. */
+/* In a near check r14 and r15 survive from one instruction to the next, so C code cannot go on in between: it does so by
+ * another block. */
+static uint32_t new_near_site(struct translation *t, const struct check *check)
+{
+    for (uint32_t i = t->near.first_site; i < t->tr->site_count; i++)
+        t->tr->sites[i].next = 0;
+    t->near.write = t->near.write && check->write;
+    t->near.last_disp = (int32_t)t->insn->mem_disp;
+    t->near.made = true;
+    return new_site(t, NULL, check);
+}
+
+/* Displacements of such accesses never fall, so that offsets are not negative. A failed test becomes a whole check. */
 void translate_flagless_near_check(struct translation *t, const struct check *check, int32_t delta)
 {
     struct emit *e = &t->hot, *c = &t->cold;
-    for (uint32_t i = t->near.first_site; i < t->tr->site_count; i++)
-        t->tr->sites[i].next = 0;
     uint8_t *hit = test_offset(e, check->size, delta);
     emit_jmp(e, c->at);
     emit_bind_short(e, hit);
@@ -161,7 +176,7 @@ void translate_flagless_near_check(struct translation *t, const struct check *ch
 
     emit_load_gs(c, RCX, RCX_SLOT);
     emit_mem(c, OP_LEA, ADDR, t->insn->mem_base, INSN_NO_REG, 1, (int32_t)t->insn->mem_disp);
-    uint32_t site = new_site(t, NULL, check);
+    uint32_t site = new_near_site(t, check);
     uint8_t *found = test_linear(t, c, check);
     leave(t, c, check, site);
     emit_bind_short(c, found);
@@ -169,7 +184,25 @@ void translate_flagless_near_check(struct translation *t, const struct check *ch
     emit_gs_scaled(c, OP_MOV_LOAD, TMP, TMP, table(t, check) + offsetof(struct tlb_entry, host));
     emit_mem(c, OP_LEA, ADDR, ADDR, INSN_NO_REG, 1, -delta);
     emit_jmp(c, e->at);
-    t->near.write = t->near.write && check->write;
-    t->near.last_disp = (int32_t)t->insn->mem_disp;
-    t->near.made = true;
+}
+
+void translate_near_check(struct translation *t, const struct check *check, int32_t delta)
+{
+    struct emit *e = &t->hot, *c = &t->cold;
+    emit_bytes(e, "\x49\x81\xff", 3); /* cmp r15, 4096 - size - delta */
+    emit_u32(e, (uint32_t)(MEM_PAGE_SIZE - check->size - (unsigned)delta));
+    emit_jcc(e, CONDITION_A, c->at);
+
+    emit_mem(c, OP_LEA, ADDR, t->insn->mem_base, INSN_NO_REG, 1, (int32_t)t->insn->mem_disp);
+    uint32_t site = new_near_site(t, check);
+    size_t tag = table(t, check) + offsetof(struct tlb_entry, tag), host = table(t, check) + offsetof(struct tlb_entry, host);
+    translate_compare(c, check->size, tag);
+    uint8_t *miss = emit_short(c, 0x77);
+    emit_gs_based(c, OP_MOV_LOAD, TMP, TMP, host);
+    emit_mem(c, OP_LEA, ADDR, ADDR, INSN_NO_REG, 1, -delta);
+    emit_jmp(c, e->at);
+    emit_bind_short(c, miss);
+    emit_gs_based(c, OP_ADD_LOAD, ADDR, TMP, tag); /* the linear address again */
+    emit_mov_imm(c, TMP, site);
+    emit_jmp(c, t->tr->to.miss);
 }

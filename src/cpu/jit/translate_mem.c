@@ -27,6 +27,7 @@ void translate_park_flags(struct translation *t)
     emit_gs(e, 0, OP_MOV_STORE, RAX, offsetof(struct jit_vcpu, flags_saved));
     emit_mov(e, RAX, TMP);
     t->parked = true;
+    t->near.valid = false;
 }
 
 void translate_load_flags(struct emit *e)
@@ -40,8 +41,10 @@ void translate_load_flags(struct emit *e)
 
 void translate_unpark_flags(struct translation *t)
 {
-    if (t->parked)
+    if (t->parked) {
         translate_load_flags(&t->hot);
+        t->near.valid = false;
+    }
     t->parked = false;
 }
 
@@ -137,6 +140,16 @@ static void add_host(struct emit *e, bool indexed, size_t host, enum check_form 
         emit_gs(e, 1, opcode, reg, host);
 }
 
+void translate_compare(struct emit *e, unsigned size, size_t tag)
+{
+    emit_bytes(e, "\xc4\x43\xfb\xf0\xf7\x08", 6); /* rorx r14, r15, 8 */
+    emit_bytes(e, "\x41\x81\xe6", 3);             /* and r14d, (TLB_ENTRIES - 1) * 16 */
+    emit_u32(e, (TLB_ENTRIES - 1) * 16);
+    emit_gs_based(e, OP_SUB_LOAD, ADDR, TMP, tag);
+    emit_bytes(e, "\x49\x81\xff", 3); /* cmp r15, 4096 - size */
+    emit_u32(e, 4096 - size);
+}
+
 void translate_check(struct translation *t, const uint8_t *retry, const struct check *check)
 {
     struct emit *e = &t->hot, *c = &t->cold;
@@ -153,12 +166,7 @@ void translate_check(struct translation *t, const uint8_t *retry, const struct c
     s->run = check->run & 0xf;
     s->retry = translate_offset(t, retry);
 
-    emit_bytes(e, "\xc4\x43\xfb\xf0\xf7\x08", 6); /* rorx r14, r15, 8 */
-    emit_bytes(e, "\x41\x81\xe6", 3);             /* and r14d, (TLB_ENTRIES - 1) * 16 */
-    emit_u32(e, (TLB_ENTRIES - 1) * 16);
-    emit_gs_based(e, OP_SUB_LOAD, ADDR, TMP, tag);
-    emit_bytes(e, "\x49\x81\xff", 3); /* cmp r15, 4096 - size */
-    emit_u32(e, 4096 - check->size);
+    translate_compare(e, check->size, tag);
     emit_jcc(e, CONDITION_A, c->at);
     add_host(e, true, host, check->form);
 
@@ -260,19 +268,26 @@ static unsigned scratch_operands(const struct insn *insn)
 }
 
 /* Address and check of the memory operand. */
-static bool parked_operand(struct translation *t, enum check_form form)
+static bool parked_operand(struct translation *t, enum check_form form, bool near, int32_t delta)
 {
     const struct insn *insn = t->insn;
     struct check check = {
         .size = insn->mem_bytes, .write = insn->mem_write, .stack = insn->mem_segment == SEG_SS, .form = form};
+    if (near) {
+        translate_near_check(t, &check, delta);
+        return true;
+    }
     translate_park_flags(t);
     const uint8_t *retry = t->hot.at;
     if (!translate_address(t, false))
         return false;
-    if (insn->mem_base == RSP && insn->mem_index == INSN_NO_REG && insn->mem_segment == SEG_SS)
+    uint32_t site = t->tr->site_count;
+    bool stack = insn->mem_base == RSP && insn->mem_index == INSN_NO_REG && insn->mem_segment == SEG_SS;
+    if (stack)
         translate_stack_check(t, retry, &check);
     else
         translate_check(t, retry, &check);
+    translate_near_note(t, &check, check.write || (stack && vcpu_optimises(t->cpu, JIT_OPT_STACK)), site);
     return true;
 }
 
@@ -315,7 +330,7 @@ bool translate_plain(struct translation *t)
     remap.mem_base = form == CHECK_PARTS ? TMP : ADDR;
     remap.mem_index = form == CHECK_PARTS ? ADDR : INSN_NO_REG;
     uint8_t code[INSN_MAX_BYTES];
-    bool near = flagless && form == CHECK_PARTS && translate_flagless_near(t, insn->mem_write, &remap.mem_disp);
+    bool near = form == CHECK_PARTS && translate_near(t, flagless, &remap.mem_disp);
     if (!near)
         remap.mem_disp = 0;
     unsigned length = insn_reencode(insn, &remap, code);
@@ -333,7 +348,7 @@ bool translate_plain(struct translation *t)
         if (!length)
             return false;
     }
-    if (!(flagless ? flagless_operand(t, form, near, remap.mem_disp) : parked_operand(t, form)))
+    if (!(flagless ? flagless_operand(t, form, near, remap.mem_disp) : parked_operand(t, form, near, remap.mem_disp)))
         return false;
     settle_flags(t);
     if (scratch & insn->gpr_read)

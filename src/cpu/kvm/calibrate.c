@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/fdname.h"
+#include "base/clock.h"
 #include "base/own.h"
 #include "cpu/x86.h"
 
@@ -107,24 +108,17 @@ static int probe_enter_long_mode(struct probe *p, struct err *err)
     return 0;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static int probe_measure(struct probe *p, uint64_t loops, uint64_t *ret_per_s, struct err *err)
 {
     struct kvm_regs regs = {.rip = CODE, .rflags = 2, .rcx = loops};
     if (ioctl(p->vcpu_fd, KVM_SET_REGS, &regs) < 0)
         return err_set(err, errno, "KVM_SET_REGS");
-    uint64_t start = now_ns();
+    uint64_t start = clock_now_ns();
     int r;
     do {
         r = ioctl(p->vcpu_fd, KVM_RUN, 0);
     } while (r < 0 && errno == EINTR);
-    uint64_t took = now_ns() - start;
+    uint64_t took = clock_now_ns() - start;
     if (r < 0)
         return err_set(err, errno, "KVM_RUN");
     if (p->run->exit_reason != KVM_EXIT_HLT)
