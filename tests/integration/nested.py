@@ -24,8 +24,9 @@ import vmm
 
 HERE = Path(__file__).resolve().parent
 STALL_S = 400
-# Those that the host has not.
-LINK_LIBRARIES = """
+# Libraries that the host has not; and mkfs.erofs where polderd, which keeps no PATH, looks for it.
+INSTALL = """
+ln -s /work/bin/mkfs.erofs /usr/local/bin/
 for library in /work/lib/*; do
     [ -e /usr/lib/x86_64-linux-gnu/${library##*/} ] || ln -s $library /usr/lib/x86_64-linux-gnu/
 done
@@ -72,7 +73,7 @@ def add_program(folder, program):
 
 
 def add_platform(folder):
-    """polderd and what it starts, as they are: polder-vmm gets no environment, so LINK_LIBRARIES makes their libraries known."""
+    """polderd and what it starts, as they are: polder-vmm gets no environment, so INSTALL makes their libraries known."""
     names = [vmm.BINARY.parent / name for name in ("polderd", "polder", "polder-vmm", "polder-img")] + [Path(shutil.which("mkfs.erofs"))]
     (folder / "bin").mkdir()
     for program in names:
@@ -170,7 +171,7 @@ def run_tests(tmp, nodes, image_names, programs, timeout):
     (folder / "run").write_text(f"""#!/bin/sh
 export POLDER_VMM=/work/{vmm.BINARY.name} POLDER_IMAGES=/work/images POLDER_KVM=direct POLDER_TIMEOUT_SCALE={TIMEOUT_SCALE}
 export POLDER_RESULTS=/dev/ttyS1 POLDER_BIN=/work/bin PATH=/work/bin:$PATH
-{LINK_LIBRARIES}
+{INSTALL}
 cd /work/tests/integration
 python3 -m pytest -p no:cacheprovider -q --color=no $(cat /work/nodes)
 """)
