@@ -102,7 +102,7 @@ static int refuse_memory(const struct admission_share *capacity, uint64_t used, 
 {
     return err_say(err, ENOSPC,
                    "not enough memory: %llu MiB are needed, %llu of %llu MiB are free; stop an instance, give this one less, "
-                   "or raise the overcommit ratio",
+                   "or start polderd with a higher --memory-overcommit",
                    (unsigned long long)(wanted / MIB),
                    (unsigned long long)((capacity->memory_bytes > used ? capacity->memory_bytes - used : 0) / MIB),
                    (unsigned long long)(capacity->memory_bytes / MIB));
@@ -117,7 +117,7 @@ int admission_promise(const struct admission_host *host, const json_t *document,
     if (share->cpus > capacity.cpus || used.cpus > capacity.cpus - share->cpus)
         return err_say(err, ENOSPC,
                        "not enough CPUs: %llu are asked for, %llu of %llu are promised; stop an instance, give this one "
-                       "fewer, or raise the overcommit ratio",
+                       "fewer, or start polderd with a higher --cpu-overcommit",
                        (unsigned long long)share->cpus, (unsigned long long)used.cpus, (unsigned long long)capacity.cpus);
     own_json json_t *changed = document ? json_deep_copy(document) : json_pack("{s:{}}", "promises");
     json_t *promise = json_pack("{s:I, s:I}", "memory_bytes", (json_int_t)share->memory_bytes, "cpus",

@@ -12,7 +12,7 @@
 
 #define ADMISSION_KEY "admission"
 #define ADMISSION_MEMORY_OVERCOMMIT 1.0
-#define ADMISSION_CPU_OVERCOMMIT 4.0
+#define ADMISSION_CPU_OVERCOMMIT 16.0
 
 struct admission_host {
     uint64_t memory_bytes;  /* MemTotal, or the cgroup's limit where that is lower */

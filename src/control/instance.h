@@ -33,7 +33,7 @@ struct instances_config {
     const char *run_dir;   /* the same, for sockets and pid files */
     const char *guest_dir; /* vmlinuz and initramfs.cpio; NULL: starting a microVM is refused */
     const char *engine;    /* of instances that do not name one; NULL: "auto" */
-    double memory_overcommit, cpu_overcommit; /* 0: 1.0 and 4.0 */
+    double memory_overcommit, cpu_overcommit; /* 0: 1.0 and 16.0 */
     uint64_t host_reserve_bytes;              /* memory that instances never get; 0: what admission.h says */
     bool keep_unknown;                        /* folders without a document go to STATE/lost, not away */
     bool no_sandbox;                          /* for hosts that cannot: polder-vmm runs as polderd's own user */

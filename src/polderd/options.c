@@ -1,6 +1,7 @@
 /* The options of polderd. */
 #include <errno.h>
 #include <stddef.h>
+#include <stdlib.h>
 
 #include "base/option.h"
 #include "control/fault.h"
@@ -44,6 +45,26 @@ static int set_log_level(void *target, const char *value, struct err *err)
     return 0;
 }
 
+static int set_ratio(const char *value, double *ret_ratio, struct err *err)
+{
+    char *end;
+    double ratio = strtod(value, &end);
+    if (end == value || *end || !(ratio >= 0.1 && ratio <= 1000))
+        return err_say(err, EINVAL, "'%s' is no ratio: give a number from 0.1 to 1000", value);
+    *ret_ratio = ratio;
+    return 0;
+}
+
+static int set_cpu_overcommit(void *target, const char *value, struct err *err)
+{
+    return set_ratio(value, &((struct options *)target)->cpu_overcommit, err);
+}
+
+static int set_memory_overcommit(void *target, const char *value, struct err *err)
+{
+    return set_ratio(value, &((struct options *)target)->memory_overcommit, err);
+}
+
 static int set_fault(void *target, const char *value, struct err *err)
 {
     (void)target;
@@ -73,6 +94,9 @@ static const struct option_spec specs[] = {
      "The subject's CN is the name, its OU the role: viewer, operator or admin.", set_tls_ca},
     {"", NULL, "Instances", NULL, NULL},
     {"engine", "NAME", "of instances that do not name one: auto, kvm or jit", NULL, set_engine},
+    {"cpu-overcommit", "RATIO", "virtual CPUs that may run, for each of the host's (default: 16)", NULL, set_cpu_overcommit},
+    {"memory-overcommit", "RATIO", "memory that may be promised, of what the host has (default: 1)",
+     "Above 1 the kernel ends machines when they use what they were promised.", set_memory_overcommit},
     {"no-sandbox", NULL, "run polder-vmm without its jail", "For hosts whose kernel cannot; for trusted guests only.",
      set_no_sandbox},
     {"", NULL, "Other", NULL, NULL},

@@ -60,6 +60,8 @@ static int open_instances(struct polderd *polderd, struct err *err)
                                             .state_dir = polderd->state_dir, .run_dir = polderd->run_dir,
                                             .guest_dir = polderd->guest_dir, .engine = polderd->options.engine,
                                             .no_sandbox = polderd->options.no_sandbox,
+                                            .cpu_overcommit = polderd->options.cpu_overcommit,
+                                            .memory_overcommit = polderd->options.memory_overcommit,
                                             .keep_unknown = polderd->options.restore};
     return instances_open(&config, &platform->instances, err);
 }

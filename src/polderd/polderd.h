@@ -12,6 +12,7 @@ struct options {
     const char *state_dir, *socket_path, *run_dir, *guest_dir, *engine;
     const char *listen, *tls_cert, *tls_key, *tls_ca;
     enum log_level log_level;
+    double cpu_overcommit, memory_overcommit; /* 0: as usual */
     bool no_sandbox, restore;
     bool help, version, man;
 };
