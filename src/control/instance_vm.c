@@ -48,7 +48,7 @@ static int make_overlay(struct launch *launch, const char *path, uint64_t least_
         return err_set(err, ENOMEM, "disk");
     const char *argv[] = {launch->instance->owner->runtime->img, "create", "-f", "qcow2", "-b", INSTANCE_BASE, "-F", "qcow2",
                           part, size, NULL};
-    struct child child = {CHILD_INIT, .argv = argv};
+    struct child child = {CHILD_INIT, .argv = argv, .confined = true}; /* a pulled image's disk is foreign */
     unlink(part);
     int ret = child_run(&child, NULL, err);
     if (!ret && rename(part, path) < 0)
