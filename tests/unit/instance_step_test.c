@@ -62,10 +62,10 @@ static int fake_launch(struct instance *instance, const json_t *doc, pid_t *ret_
     atomic_fetch_add(&world.launches, 1);
     if (make_folders(instance->id) < 0 || counted_down(&world.fail_launch))
         return err_say(err, EIO, "the launch failed");
+    signal(SIGSYS, SIG_DFL); /* not cmocka's handler: the child may get it at once */
     pid_t pid = fork();
     if (!pid) {
         prctl(PR_SET_PDEATHSIG, 0);
-        signal(SIGSYS, SIG_DFL); /* cmocka has a handler */
         for (;;)
             pause();
     }
