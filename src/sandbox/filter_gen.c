@@ -91,6 +91,7 @@ static const struct rule rules[] = {
     WITHOUT(mmap, UNPACK, 2, PROT_EXEC), WITHOUT(mprotect, UNPACK, 2, PROT_EXEC), ANY(munmap, UNPACK), ANY(mremap, UNPACK),
     ANY(madvise, UNPACK), ANY(brk, UNPACK), ANY(futex, UNPACK), ANY(getrandom, UNPACK), ANY(clock_gettime, UNPACK),
     ANY(gettid, UNPACK), ANY(getpid, UNPACK), ANY(sched_yield, UNPACK), ANY(rt_sigprocmask, UNPACK), ANY(rt_sigreturn, UNPACK),
+    ANY(sigaltstack, UNPACK), /* AddressSanitizer's, at its end */
     ANY(exit_group, UNPACK),
     /* threads, no processes */
     {SCMP_SYS(clone), PROGRAM, true, {0, SCMP_CMP_MASKED_EQ, CLONE_THREAD | NAMESPACES, CLONE_THREAD}},
