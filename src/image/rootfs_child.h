@@ -1,4 +1,4 @@
-/* Unpacks layers in a child that can do no harm. */
+/* Unpacks layers by a program that can do no harm: polder-unpack. */
 #pragma once
 
 #include "image/rootfs.h"
@@ -12,5 +12,6 @@ struct rootfs_work {
     const char *what; /* for progress */
 };
 
-/* Needs root. Any thread; the child ends with it. */
+/* Where it is not root, all files become the caller's. The error's code is that of what went wrong; -EIO when the program did not say.
+ * Any thread; the program ends with it. */
 must_check int rootfs_work_run(const struct rootfs_work *work, struct err *err);

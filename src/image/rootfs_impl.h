@@ -3,7 +3,6 @@
 
 #include <archive.h>
 #include <archive_entry.h>
-#include <locale.h>
 #include <stdbool.h>
 #include <sys/stat.h>
 
@@ -29,10 +28,6 @@ struct unpack {
     char dir_path[ROOTFS_PATH_MAX + 1];
     struct timespec dir_times[2];  /* given back when it is left: it does not change by what is put into it */
 };
-
-/* Gives the thread a locale of UTF-8 unless it has one: libarchive turns the names of pax headers into the locale's characters.
- * `ret_set` is NULL when nothing was changed. */
-must_check int rootfs_locale_set(locale_t *ret_before, locale_t *ret_set, struct err *err);
 
 /* ---- rootfs_path.c ---- */
 

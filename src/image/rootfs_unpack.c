@@ -4,6 +4,7 @@
  * layer has made or touched is remembered by inode. */
 #include <errno.h>
 #include <langinfo.h>
+#include <locale.h>
 #include <string.h>
 
 #include "image/rootfs_impl.h"
@@ -114,7 +115,9 @@ static int unpack_layer(struct unpack *unpack, int fd, struct err *err)
     return r;
 }
 
-int rootfs_locale_set(locale_t *ret_before, locale_t *ret_set, struct err *err)
+/* Gives the thread a locale of UTF-8 unless it has one: libarchive turns the names of pax headers into the locale's characters.
+ * `ret_set` is NULL when nothing was changed. */
+static int set_locale(locale_t *ret_before, locale_t *ret_set, struct err *err)
 {
     bool have = strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
     locale_t utf8 = have ? NULL : newlocale(LC_CTYPE_MASK, "C.UTF-8", NULL);
@@ -136,11 +139,11 @@ static void reset_locale(locale_t before, locale_t set)
 int rootfs_unpack(int root_fd, int fd, struct rootfs_counts *counts, struct err *err)
 {
     struct stat st;
-    locale_t before, set;
+    locale_t before = NULL, set = NULL;
     own_free struct unpack *unpack = calloc(1, sizeof *unpack);
     if (!unpack || fstat(root_fd, &st) < 0)
         return err_set(err, errno, "unpack");
-    int r = rootfs_locale_set(&before, &set, err);
+    int r = set_locale(&before, &set, err);
     if (r < 0)
         return r;
     unpack->root_fd = root_fd;

@@ -100,7 +100,7 @@ int sandbox_keep_capabilities(uint64_t mask)
     return 0;
 }
 
-/* No capability comes with uid 0, none goes with another. */
+/* No capability comes with uid 0, none goes with another. With all ids, the parent has made it root where it was not. */
 static int set_ids(const struct sandbox_child *child, struct err *err)
 {
     const unsigned long bits =
@@ -111,7 +111,7 @@ static int set_ids(const struct sandbox_child *child, struct err *err)
                                  setresuid(child->uid, child->uid, child->uid) < 0))
         return err_set(err, errno, "uid %u and gid %u", child->uid, child->gid);
     bool may_mount = child->confined && !child->spec->host_root;
-    int r = sandbox_keep_capabilities(may_mount ? UINT64_C(1) << CAP_SYS_ADMIN : 0);
+    int r = sandbox_keep_capabilities(child->spec->capabilities | (may_mount ? UINT64_C(1) << CAP_SYS_ADMIN : 0));
     if (r < 0)
         return err_set(err, -r, "capabilities");
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? err_set(err, errno, "no_new_privs") : 0;

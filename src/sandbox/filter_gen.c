@@ -16,12 +16,14 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define JIT 1u
 #define KVM 2u
 #define VCPU 4u
-#define FILTERS 3u
+#define UNPACK 8u
+#define FILTERS 4u
 #define PROGRAM (JIT | KVM)
 #define ALL (PROGRAM | VCPU)
 #define NAMESPACES                                                                                           \
@@ -79,6 +81,17 @@ static const struct rule rules[] = {
     {SCMP_SYS(rt_sigaction), PROGRAM, true, {0, SCMP_CMP_NE, SIGSYS, 0}}, /* whose handler is violation.c's */
     ANY(rt_sigprocmask, ALL), ANY(rt_sigreturn, ALL), ANY(sigaltstack, ALL), ANY(tgkill, ALL),
     ANY(membarrier, ALL), ANY(restart_syscall, ALL), ANY(unlink, PROGRAM),
+    /* files below the root, and a layer */
+    ANY(read, UNPACK), ANY(write, UNPACK), ANY(close, UNPACK), ANY(lseek, UNPACK), ANY(pwrite64, UNPACK), ANY(ftruncate, UNPACK),
+    ANY(fstat, UNPACK), ANY(newfstatat, UNPACK), ANY(statx, UNPACK), ANY(openat, UNPACK), ANY(openat2, UNPACK), ANY(getdents64, UNPACK),
+    ANY(mkdirat, UNPACK), ANY(unlinkat, UNPACK), ANY(linkat, UNPACK), ANY(symlinkat, UNPACK),
+    {SCMP_SYS(mknodat), UNPACK, true, {2, SCMP_CMP_MASKED_EQ, S_IFMT, S_IFIFO}},
+    ANY(fchmod, UNPACK), ANY(fchmodat, UNPACK), ANY(fchown, UNPACK), ANY(fchownat, UNPACK), ANY(utimensat, UNPACK), ANY(fsetxattr, UNPACK),
+    EQUALS(fcntl, UNPACK, 1, F_GETFL), EQUALS(fcntl, UNPACK, 1, F_DUPFD_CLOEXEC), EQUALS(fcntl, UNPACK, 1, F_SETFD),
+    WITHOUT(mmap, UNPACK, 2, PROT_EXEC), WITHOUT(mprotect, UNPACK, 2, PROT_EXEC), ANY(munmap, UNPACK), ANY(mremap, UNPACK),
+    ANY(madvise, UNPACK), ANY(brk, UNPACK), ANY(futex, UNPACK), ANY(getrandom, UNPACK), ANY(clock_gettime, UNPACK),
+    ANY(gettid, UNPACK), ANY(getpid, UNPACK), ANY(sched_yield, UNPACK), ANY(rt_sigprocmask, UNPACK), ANY(rt_sigreturn, UNPACK),
+    ANY(exit_group, UNPACK),
     /* threads, no processes */
     {SCMP_SYS(clone), PROGRAM, true, {0, SCMP_CMP_MASKED_EQ, CLONE_THREAD | NAMESPACES, CLONE_THREAD}},
     EQUALS(arch_prctl, JIT | VCPU, 0, ARCH_SET_GS), EQUALS(arch_prctl, JIT | VCPU, 0, ARCH_GET_GS), /* the vCPU on its thread */
@@ -89,7 +102,7 @@ static const struct rule rules[] = {
 static const struct {
     const char *name;
     unsigned bit;
-} kinds[FILTERS] = {{"jit", JIT}, {"kvm", KVM}, {"vcpu", VCPU}};
+} kinds[FILTERS] = {{"jit", JIT}, {"kvm", KVM}, {"vcpu", VCPU}, {"unpack", UNPACK}};
 
 static int add_rules(scmp_filter_ctx ctx, unsigned bit)
 {

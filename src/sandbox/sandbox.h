@@ -16,7 +16,7 @@
 #include <sys/types.h>
 #include "base/err.h"
 
-#define SANDBOX_MAX_FDS 64
+#define SANDBOX_MAX_FDS 320
 
 struct sandbox_spec {
     const char *program; /* a path; the caller finds it */
@@ -27,13 +27,15 @@ struct sandbox_spec {
     bool own_ids; /* run as uid and gid (needs privilege); otherwise as the caller */
     uid_t uid;
     gid_t gid;
+    bool all_ids; /* for who makes files of any owner: knows all ids of the caller; if that is not root, it alone, as root */
+    uint64_t capabilities; /* kept over its namespaces: bits by the numbers of linux/capability.h */
     const char *cgroup; /* folder of a cgroup v2 that the child is in from its first instruction; NULL: the caller's */
     int nice;           /* 0 to 19: where there is no cpu.weight */
     uint64_t file_size_max;     /* RLIMIT_FSIZE in bytes; 0: no limit */
     uint64_t locked_memory_max; /* RLIMIT_MEMLOCK in bytes, for keys; 0: 64 KiB */
     unsigned open_files_max;    /* RLIMIT_NOFILE; 0: 1024 */
     bool host_network;          /* stays in the caller's network namespace: for passt, never for a guest */
-    bool host_root;             /* keeps no capability: the program does not call sandbox_empty_root() */
+    bool host_root;             /* no CAP_SYS_ADMIN: the program does not call sandbox_empty_root() */
     bool may_weaken;            /* where the host refuses namespaces: run without them (sandbox_host_check says so) */
 };
 
@@ -45,6 +47,9 @@ must_check int sandbox_spawn(const struct sandbox_spec *spec, pid_t *ret_pid, in
  * program was started otherwise, it first makes a user and mount namespace of its own. With `keep_fd_names` the root
  * holds /proc/self/fd, for libraries that know files only by name. */
 must_check int sandbox_empty_root(bool keep_fd_names, struct err *err);
+
+/* Leaves the process the capabilities of `mask`, as in sandbox_spec, in all sets. -errno. */
+must_check int sandbox_keep_capabilities(uint64_t mask);
 
 /* What this host can do, for `polder system doctor`; `message` has one line about what is missing, or is empty. */
 struct sandbox_host {

@@ -19,6 +19,3 @@ _Noreturn void sandbox_child_run(const struct sandbox_child *child);
 
 /* From now on a system call that a filter forbids is named on standard error before it ends the process. -errno. */
 int sandbox_report_violation(void);
-
-/* Leaves the process the capabilities of `mask` (bits of linux/capability.h), in all sets. -errno. */
-int sandbox_keep_capabilities(uint64_t mask);

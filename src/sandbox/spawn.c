@@ -15,6 +15,7 @@
 #include "base/own.h"
 #include "sandbox/sandbox_impl.h"
 
+#define MAP_SIZE 4096 /* as much as the kernel takes at once */
 #define NAMESPACES                                                                                                     \
     (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWCGROUP)
 
@@ -56,12 +57,40 @@ static int write_proc(pid_t pid, const char *name, const char *text, struct err 
     return 0;
 }
 
-/* One id, which is the same inside and outside. Groups can be left only by those who could leave them anyway. */
+/* All ids that the caller knows, the same inside and outside. */
+static int list_ids(const char *own_map, char ret_map[static MAP_SIZE], struct err *err)
+{
+    unsigned first, count;
+    size_t len = 0;
+    FILE *file = fopen(own_map, "re");
+    if (!file)
+        return err_set(err, errno, "read '%s'", own_map);
+    while (len < MAP_SIZE && fscanf(file, "%u %*u %u", &first, &count) == 2)
+        len += (size_t)snprintf(ret_map + len, MAP_SIZE - len, "%u %u %u\n", first, first, count);
+    fclose(file);
+    return len < MAP_SIZE ? 0 : err_say(err, E2BIG, "'%s' is too long", own_map);
+}
+
+/* One id, which is the same inside and outside unless it is to be root. */
+static void list_id(const struct sandbox_child *child, unsigned id, char ret_map[static MAP_SIZE])
+{
+    snprintf(ret_map, MAP_SIZE, "%u %u 1", child->spec->all_ids ? 0 : id, id);
+}
+
+/* Groups can be left only by those who could leave them anyway. */
 static int map_ids(const struct sandbox_child *child, pid_t pid, struct err *err)
 {
-    char uids[48], gids[48];
-    snprintf(uids, sizeof uids, "%u %u 1", child->uid, child->uid);
-    snprintf(gids, sizeof gids, "%u %u 1", child->gid, child->gid);
+    char uids[MAP_SIZE] = "", gids[MAP_SIZE] = "";
+    if (child->spec->all_ids && child->uid == 0) {
+        int r = list_ids("/proc/self/uid_map", uids, err);
+        if (r == 0)
+            r = list_ids("/proc/self/gid_map", gids, err);
+        if (r < 0)
+            return r;
+    } else {
+        list_id(child, child->uid, uids);
+        list_id(child, child->gid, gids);
+    }
     int r = child->spec->own_ids ? 0 : write_proc(pid, "setgroups", "deny", err);
     if (r == 0)
         r = write_proc(pid, "gid_map", gids, err);

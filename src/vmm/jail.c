@@ -70,7 +70,7 @@ int jail_enter(struct vm_config *config, struct err *err)
     if (r == 0)
         r = sandbox_empty_root(has_keys(config), err);
     if (r == 0)
-        r = sandbox_landlock(&abi, err);
+        r = sandbox_landlock(-1, &abi, err);
     if (r == 0)
         log_info("sandbox: root is empty, Landlock ABI %d", abi);
     return r;

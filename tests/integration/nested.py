@@ -74,7 +74,7 @@ def add_program(folder, program):
 
 def add_platform(folder):
     """polderd and what it starts, as they are: polder-vmm gets no environment, so INSTALL makes their libraries known."""
-    names = [vmm.BINARY.parent / name for name in ("polderd", "polder", "polder-vmm", "polder-img")] + [Path(shutil.which("mkfs.erofs"))]
+    names = [vmm.BINARY.parent / name for name in ("polderd", "polder", "polder-vmm", "polder-img", "polder-unpack")] + [Path(shutil.which("mkfs.erofs"))]
     (folder / "bin").mkdir()
     for program in names:
         copy_libraries(folder, program)

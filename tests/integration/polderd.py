@@ -19,7 +19,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parents[2]
 BIN = Path(os.environ.get("POLDER_BIN", TOP / "build/bin"))
 SCALE = float(os.environ.get("POLDER_TIMEOUT_SCALE", "1"))
-PROGRAMS = ("polder-vmm", "polder-img", "dnsmasq", "passt", "passt.avx2", "polderd")
+PROGRAMS = ("polder-vmm", "polder-img", "polder-unpack", "dnsmasq", "passt", "passt.avx2", "polderd")
 
 
 class ApiError(Exception):

@@ -235,10 +235,108 @@ static void the_child_has_no_other_descriptors(void **state)
     close(ends[0]);
 }
 
+/* The line of /proc/PID/FILE that begins with `key`, without it. */
+static char *proc_line(long pid, const char *name, const char *key)
+{
+    static char line[512];
+    char path[64];
+    char *found = NULL;
+    snprintf(path, sizeof path, "/proc/%ld/%s", pid, name);
+    FILE *file = fopen(path, "re");
+    while (file && !found && fgets(line, sizeof line, file))
+        if (strncmp(line, key, strlen(key)) == 0)
+            found = line + strlen(key) + strspn(line + strlen(key), " \t");
+    if (file)
+        fclose(file);
+    return found;
+}
+
+static bool says(long pid, const char *name, const char *key, const char *value)
+{
+    const char *line = proc_line(pid, name, key);
+    return line && strncmp(line, value, strlen(value)) == 0;
+}
+
+static bool own_namespace(long pid, const char *kind)
+{
+    char paths[2][64], links[2][64] = {"", ""};
+    snprintf(paths[0], sizeof paths[0], "/proc/%ld/ns/%s", pid, kind);
+    snprintf(paths[1], sizeof paths[1], "/proc/self/ns/%s", kind);
+    for (int i = 0; i < 2; i++)
+        if (readlink(paths[i], links[i], sizeof links[i] - 1) < 0)
+            return false;
+    return strcmp(links[0], links[1]) != 0;
+}
+
+/* Our child of that name, with its filter in place. */
+static long find_unpack(void)
+{
+    char children[64];
+    snprintf(children, sizeof children, "/proc/self/task/%d/children", gettid());
+    FILE *file = fopen(children, "re");
+    long pid = 0;
+    while (file && fscanf(file, "%ld", &pid) == 1)
+        if (says(pid, "status", "Name:", "polder-unpack\n") && says(pid, "status", "Seccomp:", "2"))
+            break;
+    if (file)
+        fclose(file);
+    return pid && says(pid, "status", "Seccomp:", "2") ? pid : 0;
+}
+
+static bool is_confined(long pid)
+{
+    static const char *const namespaces[] = {"user", "mnt", "pid", "net", "ipc", "uts", "cgroup"};
+    bool confined = says(pid, "status", "NoNewPrivs:", "1") && says(pid, "status", "CapPrm:", "000000008000001b") &&
+                    says(pid, "status", "CapEff:", "000000008000001b") && says(pid, "limits", "Max processes", "0 ") &&
+                    says(pid, "limits", "Max core file size", "0 ") && says(pid, "limits", "Max file size", "68719476736 ") &&
+                    !says(pid, "limits", "Max address space", "unlimited");
+    for (unsigned i = 0; i < sizeof namespaces / sizeof *namespaces; i++)
+        confined = confined && own_namespace(pid, namespaces[i]);
+    return confined;
+}
+
+struct look {
+    int write_fd;
+    bool found, confined;
+};
+
+static void look_at_unpack(void *context, const char *what, uint64_t done, uint64_t total)
+{
+    struct look *look = context;
+    (void)what, (void)done, (void)total;
+    long pid = look->write_fd < 0 ? 0 : find_unpack();
+    if (!pid)
+        return;
+    look->found = true;
+    look->confined = is_confined(pid);
+    close(look->write_fd);
+    look->write_fd = -1;
+}
+
+/* A layer that does not end before the one who reads it was looked at. */
+static void who_unpacks_is_confined(void **state)
+{
+    struct place *p = *state;
+    int ends[2];
+    if (needs_root())
+        skip();
+    assert_int_equal(0, pipe2(ends, O_CLOEXEC));
+    assert_int_equal(0, mkdir(path_in(p, "root"), 0755));
+    int root_fd = open(path_in(p, "root"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct look look = {.write_fd = ends[1]};
+    const struct image_progress progress = {.report = look_at_unpack, .context = &look};
+    const struct rootfs_work work = {.root_fd = root_fd, .layers = &ends[0], .layer_count = 1, .progress = &progress, .what = "unpack"};
+    ok(rootfs_work_run(&work, &p->err)); /* nothing at all is an empty layer */
+    assert_true(look.found);
+    assert_true(look.confined);
+    close(root_fd);
+    close(ends[0]);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {TEST(made_once_and_shared), TEST(goes_with_its_image), TEST(what_fails_leaves_nothing),
-                                       TEST(the_child_has_no_other_descriptors)};
+                                       TEST(the_child_has_no_other_descriptors), TEST(who_unpacks_is_confined)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,8 +1,9 @@
-/* Stands in for polder-vmm: `jail_probe ENGINE WHAT` enters the jail of an engine as it does and then tries one thing that must be
- * refused. "paths" and "others PID PORT" try what has an error for an answer, "wait" waits. A number is that of a system call that is not
- * answered: the process is killed with SIGSYS. Without WHAT it prints how many numbers there are. */
+/* Stands in for polder-vmm and polder-unpack: `jail_probe KIND WHAT` enters the jail of one of their kinds of threads as they do and
+ * then tries one thing that must be refused. "paths" and "others PID PORT" try what has an error for an answer, "wait" waits. A number is
+ * that of a system call that is not answered: the process is killed with SIGSYS. Without WHAT it prints how many numbers there are. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/kvm.h>
 #include <netinet/in.h>
 #include <sched.h>
@@ -28,16 +29,35 @@
 #include "sandbox/filter.h"
 #include "sandbox/sandbox.h"
 
-#define CALL_ON(which, name, ...) {.engine = (which), .number = SYS_##name, .args = {__VA_ARGS__}}
-#define CALL(name, ...) CALL_ON(NULL, name, __VA_ARGS__)
+#define JIT 1u
+#define KVM 2u
+#define UNPACK 4u
+#define VMM (JIT | KVM)
+static const struct kind {
+    const char *name;
+    unsigned bit;
+    enum sandbox_filter filter;
+} kinds[] = {{"jit", JIT, SANDBOX_FILTER_JIT}, {"kvm", KVM, SANDBOX_FILTER_KVM}, {"unpack", UNPACK, SANDBOX_FILTER_UNPACK}};
+
+#define CALL_ON(which, name, ...) {.kinds = (which), .number = SYS_##name, .args = {__VA_ARGS__}}
+#define CALL(name, ...) CALL_ON(VMM | UNPACK, name, __VA_ARGS__)
 static const struct {
-    const char *engine; /* NULL: each */
+    unsigned kinds;
     long number;
     long args[6];
 } probes[] = {
     CALL(open, (long)"/", O_RDONLY),
-    CALL(openat, AT_FDCWD, (long)"/proc/self/mem", O_RDWR),
-    CALL(openat2, AT_FDCWD, (long)"/dev"),
+    CALL_ON(VMM, openat, AT_FDCWD, (long)"/proc/self/mem", O_RDWR),
+    CALL_ON(VMM, openat2, AT_FDCWD, (long)"/dev"),
+    CALL_ON(UNPACK, mknodat, AT_FDCWD, (long)"x", S_IFCHR | 0600, 0x103),
+    CALL_ON(UNPACK, mknodat, AT_FDCWD, (long)"x", S_IFSOCK | 0600),
+    CALL_ON(UNPACK, fchdir, 3),
+    CALL_ON(UNPACK, setxattr, (long)"x"),
+    CALL_ON(UNPACK, renameat2, AT_FDCWD),
+    CALL_ON(UNPACK, sendmsg, 3),
+    CALL_ON(UNPACK, io_uring_enter, 3),
+    CALL_ON(UNPACK, ioctl, 0, KVM_RUN),
+    CALL_ON(UNPACK, clone, CLONE_THREAD),
     CALL(creat, (long)"/x", 0600),
     CALL(mkdir, (long)"/x", 0700),
     CALL(rename, (long)"/a", (long)"/b"),
@@ -90,10 +110,10 @@ static const struct {
     CALL(ioctl, 0, KVM_CREATE_VCPU),
     CALL(ioctl, 0, KVM_CREATE_DEVICE),
     CALL(ioctl, 0, KVM_ENABLE_CAP),
-    CALL_ON("jit", ioctl, 0, KVM_RUN),
-    CALL_ON("jit", ioctl, 0, KVM_SET_USER_MEMORY_REGION),
-    CALL_ON("kvm", mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1),
-    CALL_ON("kvm", mprotect, 0, 4096, PROT_READ | PROT_EXEC),
+    CALL_ON(JIT, ioctl, 0, KVM_RUN),
+    CALL_ON(JIT, ioctl, 0, KVM_SET_USER_MEMORY_REGION),
+    CALL_ON(KVM | UNPACK, mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1),
+    CALL_ON(KVM | UNPACK, mprotect, 0, 4096, PROT_READ | PROT_EXEC),
     CALL(rt_sigaction, SIGSYS),
     CALL(fcntl, 0, F_SETOWN, 1),
     CALL(setrlimit, 0),
@@ -122,6 +142,25 @@ static int try_without_filter(void)
     if (mknod("/null", S_IFCHR | 0600, makedev(1, 3)) == 0 || mknod("/pipe", S_IFIFO | 0600, 0) == 0)
         return 6;
     return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 ? 0 : 7;
+}
+
+/* The same of polder-unpack, whose root is a folder, 3, and has a secret beside it, in the folder that is 4. */
+static int try_unpack_without_filter(int landlock_abi)
+{
+    const char *const paths[] = {"/secret", "/../secret", "/proc", "/etc/passwd"};
+    for (unsigned i = 0; i < sizeof paths / sizeof paths[0]; i++)
+        if (open(paths[i], O_RDONLY) >= 0 || errno != ENOENT)
+            return 1;
+    if (openat(3, "../secret", O_RDONLY) >= 0 || errno != ENOENT)
+        return 2;
+    if (landlock_abi && (openat(4, "secret", O_RDONLY) >= 0 || errno != EACCES))
+        return 3;
+    if (mount("x", "/", "tmpfs", 0, NULL) == 0 || setuid(1) == 0 || chroot("/") == 0 || sethostname("x", 1) == 0)
+        return 4;
+    if (getpid() != 1 || getppid() != 0 || kill(-1, 0) == 0 || mknod("/null", S_IFCHR | 0600, makedev(1, 3)) == 0)
+        return 5;
+    int fd = open("/file", O_WRONLY | O_CREAT | O_EXCL, 0600); /* what it is there for */
+    return fd < 0 || (fchown(fd, 12345, 12345) < 0 && errno != EINVAL) || mkfifo("/pipe", 0600) < 0 ? 6 : 0;
 }
 
 static bool can_connect(const void *address, socklen_t len)
@@ -156,14 +195,33 @@ static int count_probes(void)
 }
 
 /* What no filter kills it for is a status of its own. */
-static int try_probe(const char *engine, const char *which)
+static int try_probe(const struct kind *kind, const char *which)
 {
     unsigned i = (unsigned)atoi(which);
     const long *a = probes[i].args;
-    if (probes[i].engine && strcmp(probes[i].engine, engine) != 0)
+    if (!(probes[i].kinds & kind->bit))
         return 104;
     syscall(probes[i].number, a[0], a[1], a[2], a[3], a[4], a[5]);
     return 103;
+}
+
+static const struct kind *find_kind(const char *name)
+{
+    for (unsigned i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        if (strcmp(kinds[i].name, name) == 0)
+            return &kinds[i];
+    _exit(99);
+}
+
+static int give_up_paths(const struct kind *kind, int *ret_abi, struct err *err)
+{
+    if (kind->bit != UNPACK) {
+        int r = sandbox_empty_root(false, err);
+        return r == 0 ? sandbox_landlock(-1, ret_abi, err) : r;
+    }
+    if (fchdir(3) < 0 || chroot(".") < 0 || sandbox_keep_capabilities(1u << CAP_CHOWN) < 0)
+        return err_set(err, errno, "root");
+    return sandbox_landlock(3, ret_abi, err);
 }
 
 int main(int argc, char **argv)
@@ -172,20 +230,21 @@ int main(int argc, char **argv)
     int abi;
     if (argc < 3)
         return count_probes();
-    const char *engine = argv[1], *what = argv[2];
-    if (sandbox_empty_root(false, &err) < 0 || sandbox_landlock(&abi, &err) < 0) {
+    const struct kind *kind = find_kind(argv[1]);
+    const char *what = argv[2];
+    if (give_up_paths(kind, &abi, &err) < 0) {
         fprintf(stderr, "%s\n", err.message);
         return 100;
     }
-    if (strcmp(what, "paths") == 0)
-        _exit(try_without_filter()); /* at once: a search for leaks would want /proc */
+    if (strcmp(what, "paths") == 0) /* ends at once: a search for leaks would want /proc */
+        _exit(kind->bit == UNPACK ? try_unpack_without_filter(abi) : try_without_filter());
     if (strncmp(what, "others", 6) == 0)
         _exit(try_others(what));
     if (strcmp(what, "wait") == 0)
         _exit(pause());
-    if (sandbox_filter(strcmp(engine, "kvm") == 0 ? SANDBOX_FILTER_KVM : SANDBOX_FILTER_JIT, true, &err) < 0)
+    if (sandbox_filter(kind->filter, true, &err) < 0)
         return 101;
     if (strcmp(what, "vcpu") == 0)
         return sandbox_filter(SANDBOX_FILTER_VCPU, false, &err) < 0 ? 102 : (int)syscall(SYS_pread64, 0, &err, 1, 0);
-    return try_probe(engine, what);
+    _exit(try_probe(kind, what));
 }

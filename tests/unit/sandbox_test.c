@@ -1,5 +1,7 @@
 /* The jail from outside: a stand-in for polder-vmm (jail_probe.c) is started in it once for each thing that it must not do. */
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -7,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -16,18 +19,25 @@
 #include "sandbox/cgroup.h"
 #include "sandbox/sandbox.h"
 
-#define OF_ANOTHER_ENGINE 104 /* jail_probe.c */
+#define OF_ANOTHER_KIND 104 /* jail_probe.c */
 
 static const char *probe;
 
 /* What it said, NUL-terminated. */
 static char said[512];
 
-static pid_t start(const char *engine, const char *word, int log)
+static pid_t start(const char *kind, const char *word, int log, const int *fds)
 {
-    char *argv[] = {(char *)(uintptr_t)probe, (char *)(uintptr_t)engine, (char *)(uintptr_t)word, NULL};
+    char *argv[] = {(char *)(uintptr_t)probe, (char *)(uintptr_t)kind, (char *)(uintptr_t)word, NULL};
     struct sandbox_spec spec = {
         .program = probe, .argv = argv, .log_fd = log, .own_ids = geteuid() == 0, .uid = 1234567, .gid = 1234567};
+    if (strcmp(kind, "unpack") == 0) {
+        spec.own_ids = false;
+        spec.all_ids = spec.host_root = true;
+        spec.capabilities = 1u << CAP_CHOWN | 1u << CAP_SYS_CHROOT;
+        spec.fds = fds;
+        spec.fd_count = fds[1] >= 0 ? 2 : 1;
+    }
     struct err err = {0};
     pid_t pid = -1;
     if (sandbox_spawn(&spec, &pid, NULL, &err) < 0)
@@ -35,10 +45,11 @@ static pid_t start(const char *engine, const char *word, int log)
     return pid;
 }
 
-static int run(const char *engine, const char *word, bool *ret_refused)
+/* `fds`: what the kind "unpack" has as 3 and, unless it is -1, as 4. */
+static int run_with(const char *kind, const char *word, const int *fds, bool *ret_refused)
 {
     int log = memfd_create("log", MFD_CLOEXEC), status = 0;
-    pid_t pid = start(engine, word, log);
+    pid_t pid = start(kind, word, log, fds);
     assert_int_equal(waitpid(pid, &status, 0), pid);
     ssize_t len = pread(log, said, sizeof said - 1, 0);
     said[len > 0 ? len : 0] = '\0';
@@ -51,6 +62,14 @@ static int run(const char *engine, const char *word, bool *ret_refused)
         assert_non_null(strstr(said, "jail_probe: " SANDBOX_VIOLATION));
     }
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int run(const char *kind, const char *word, bool *ret_refused)
+{
+    const int fds[] = {open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC), -1};
+    int status = run_with(kind, word, fds, ret_refused);
+    close(fds[0]);
+    return status;
 }
 
 static void skip_without_namespaces(void)
@@ -90,7 +109,7 @@ static void test_siblings_and_sockets_are_out_of_reach(void **state)
 {
     (void)state;
     skip_without_namespaces();
-    pid_t sibling = start("jit", "wait", -1);
+    pid_t sibling = start("jit", "wait", -1, NULL);
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     unsigned port;
@@ -119,21 +138,26 @@ static unsigned count_probes(void)
     return probes;
 }
 
-static void try_all(const char *engine)
+static void try_all(const char *kind)
 {
     bool refused;
-    char text[128];
     unsigned tried = 0, probes = count_probes();
     for (unsigned i = 0; i < probes; i++) {
         char word[16];
         snprintf(word, sizeof word, "%u", i);
-        int status = run(engine, word, &refused);
-        if (!refused && status != OF_ANOTHER_ENGINE)
-            fail_msg("engine %s: probe %u was answered (%d)", engine, i, status);
+        int status = run(kind, word, &refused);
+        if (!refused && status != OF_ANOTHER_KIND)
+            fail_msg("%s: probe %u was answered (%d)", kind, i, status);
         tried += refused;
     }
     assert_true(tried > 50);
-    run(engine, "vcpu", &refused); /* a vCPU may do less */
+}
+
+static void a_vcpu_may_do_less(const char *engine)
+{
+    bool refused;
+    char text[128];
+    run(engine, "vcpu", &refused);
     assert_true(refused);
     snprintf(text, sizeof text, SANDBOX_VIOLATION "%d\n", SYS_pread64);
     assert_non_null(strstr(said, text));
@@ -145,6 +169,31 @@ static void test_each_forbidden_call_kills(void **state)
     skip_without_namespaces();
     try_all("jit");
     try_all("kvm");
+    try_all("unpack");
+    a_vcpu_may_do_less("jit");
+    a_vcpu_may_do_less("kvm");
+}
+
+static void test_unpacking_is_shut_into_its_folder(void **state)
+{
+    (void)state;
+    bool refused;
+    char outer[] = "/tmp/jail-test-XXXXXX";
+    skip_without_namespaces();
+    assert_non_null(mkdtemp(outer));
+    int fds[] = {-1, open(outer, O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+    close(openat(fds[1], "secret", O_WRONLY | O_CREAT, 0644));
+    assert_int_equal(mkdirat(fds[1], "folder", 0755), 0);
+    fds[0] = openat(fds[1], "folder", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int status = run_with("unpack", "paths", fds, &refused);
+    unlinkat(fds[0], "file", 0);
+    unlinkat(fds[0], "pipe", 0);
+    unlinkat(fds[1], "secret", 0);
+    unlinkat(fds[1], "folder", AT_REMOVEDIR);
+    assert_int_equal(rmdir(outer), 0);
+    close(fds[0]);
+    close(fds[1]);
+    assert_int_equal(status, 0);
 }
 
 static void test_what_cannot_start_is_said(void **state)
@@ -190,6 +239,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_the_root_is_empty_and_nothing_is_inherited),
         cmocka_unit_test(test_siblings_and_sockets_are_out_of_reach),
         cmocka_unit_test(test_each_forbidden_call_kills),
+        cmocka_unit_test(test_unpacking_is_shut_into_its_folder),
         cmocka_unit_test(test_what_cannot_start_is_said),
         cmocka_unit_test(test_a_group_is_made_read_and_removed),
     };
