@@ -1,6 +1,7 @@
 /* Instances as documents. */
 #include <errno.h>
 
+#include "api/fields.h"
 #include "api/routes.h"
 #include "api/schemas.h"
 #include "api/work.h"
@@ -9,6 +10,9 @@ static int list_instances(struct request *request, struct err *err)
 {
     char *list;
     int r = instance_list(request->platform->instances, &list, err);
+    const char *fields = json_string_value(json_object_get(request->query, "fields"));
+    if (r == 0 && fields)
+        fields_keep(list, fields);
     return r < 0 ? r : request_reply_text(request, "application/json", list);
 }
 
@@ -92,14 +96,19 @@ static int clone_instance(struct request *request, struct err *err)
     return r < 0 ? r : work_begin(request, "instance.clone", run_clone, err, "instances/%s", request->params[0]);
 }
 
+static const struct schema_field list_query[] = {
+    {.name = "fields", .text = "Only these members, like 'name,spec.image,status.state'; all if left out.", .type = SCHEMA_STRING,
+     .format = SCHEMA_MEMBERS, .max = 1000},
+    {0},
+};
 static const struct schema_field force_query[] = {
     {.name = "force", .text = "Kills it first, if it runs.", .type = SCHEMA_BOOL},
     {0},
 };
 
 const struct route routes_instances[] = {
-    {.method = "GET", .path = "/v1/instances", .role = ROLE_VIEWER, .handler = list_instances, .answer = ANSWER_LIST,
-     .answer_schema = &schema_object, .text = "All instances, by name."},
+    {.method = "GET", .path = "/v1/instances", .role = ROLE_VIEWER, .handler = list_instances, .query = list_query,
+     .answer = ANSWER_LIST, .answer_schema = &schema_object, .text = "All instances, by name."},
     {.method = "POST", .path = "/v1/instances", .role = ROLE_OPERATOR, .handler = create_instance, .body = BODY_JSON,
      .schema = &schema_instance_spec, .answer = ANSWER_OPERATION, .text = "A new instance; the result is its document."},
     {.method = "GET", .path = "/v1/instances/{name}", .role = ROLE_VIEWER, .handler = get_instance,

@@ -28,6 +28,7 @@ const struct schema_format_class schema_formats[SCHEMA_FORMATS] = {
     [SCHEMA_SUBNET] = {"^" IPV4 "/([1-9]|[12][0-9]|3[0-2])$", "an IPv4 subnet like '10.88.0.0/24'"},
     [SCHEMA_HOSTNAME] = {"^([A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?)?$", "a host name"},
     [SCHEMA_SUITE] = {"^[a-z0-9][a-z0-9.+:~-]{0,127}$", "a name like 'bookworm' or 'iproute2'"},
+    [SCHEMA_MEMBERS] = {"^[a-z0-9_]+([.,][a-z0-9_]+)*$", "names of members with commas, like 'name,status.state'"},
 };
 
 static regex_t compiled[SCHEMA_FORMATS];

@@ -36,6 +36,7 @@ enum schema_format {
     SCHEMA_SUBNET,   /* 192.0.2.0/24 */
     SCHEMA_HOSTNAME, /* or empty */
     SCHEMA_SUITE,    /* of Debian, and names of its packages */
+    SCHEMA_MEMBERS,  /* paths of members with commas: name,status.state */
     SCHEMA_FORMATS
 };
 

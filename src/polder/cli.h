@@ -57,6 +57,9 @@ struct cli_column {
 
 /* Shows a list as --output and --quiet say. `columns` end with a NULL title; the first is the name. */
 int cli_print_list(const struct cli *cli, const json_t *list, const struct cli_column *columns);
+/* The members that cli_print_list() shows of each document by these columns, with commas between them: to ask for no more. Not
+ * of JSON, which shows all. Columns whose `show` takes other members, too, are not known to need them. */
+void cli_list_fields(const struct cli *cli, const struct cli_column *columns, char *fields, size_t size);
 /* One document: JSON, but for `-o name`, which is its member `name`. */
 int cli_print_document(const struct cli *cli, const json_t *document);
 /* "polder: ..." on standard error, made harmless. */

@@ -112,13 +112,26 @@ static int check_filters(const struct cli *cli, struct err *err)
     return 0;
 }
 
+/* All instances, with what is shown of them and what filters look at. */
+static int list_instances(struct cli *cli, json_t **ret_list, struct err *err)
+{
+    static const char also[] = "spec.entrypoint,status.state,status.exit_code,status.started_at";
+    char fields[512];
+    if (cli->output == OUTPUT_JSON)
+        return cli_get(cli, ret_list, err, "/v1/instances");
+    cli_list_fields(cli, ps_columns, fields, sizeof fields);
+    size_t used = strlen(fields);
+    snprintf(fields + used, sizeof fields - used, ",%s%s", also, cli_has(cli, "filter") ? ",name,spec.image,spec.labels" : "");
+    return cli_get(cli, ret_list, err, "/v1/instances?fields=%s", fields);
+}
+
 static int run_ps(struct cli *cli, struct err *err)
 {
     json_t *answer = NULL, *shown = json_array(), *instance;
     size_t at;
     int r = check_filters(cli, err);
     if (r == 0)
-        r = cli_get(cli, &answer, err, "/v1/instances");
+        r = list_instances(cli, &answer, err);
     json_array_foreach(cli_array(answer), at, instance)
         if (is_shown(cli, instance))
             json_array_append(shown, instance);

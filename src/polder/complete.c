@@ -23,7 +23,7 @@ static void offer(const char *prefix, const char *candidate, const char *descrip
 static const struct {
     const char *word, *path, *member;
 } lists[] = {
-    {"INSTANCE", "/v1/instances", "name"}, {"IMAGE", "/v1/images", "ref"},     {"NETWORK", "/v1/networks", "name"},
+    {"INSTANCE", "/v1/instances?fields=name", "name"}, {"IMAGE", "/v1/images", "ref"},     {"NETWORK", "/v1/networks", "name"},
     {"VOLUME", "/v1/volumes", "name"},     {"TOKEN", "/v1/tokens", "name"},
 };
 
@@ -68,7 +68,7 @@ static void offer_word(struct cli *cli, const char *prefix, const char *word)
     if (begins(word, "FILE") || begins(word, "PATH") || begins(word, "SOURCE") || begins(word, "TARGET"))
         printf(FILES);
     if (begins(word, "SOURCE") || begins(word, "TARGET"))
-        return offer_names(cli, prefix, "/v1/instances", "name", ":");
+        return offer_names(cli, prefix, "/v1/instances?fields=name", "name", ":");
     for (unsigned i = 0; i < sizeof lists / sizeof *lists; i++)
         if (begins(word, lists[i].word))
             return offer_names(cli, prefix, lists[i].path, lists[i].member, strchr(word, ':') ? ":" : "");

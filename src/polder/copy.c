@@ -1,8 +1,6 @@
 /* A thread packs or unpacks at one end of a pipe, the transfer is at the other: both libraries want to be the one that calls. */
 #include "polder/copy.h"
 
-#include <archive.h>
-#include <archive_entry.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -12,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/own.h"
+#include "polder/archive_load.h"
 #include "polder/cli.h"
 
 #define BLOCK 65536
@@ -49,8 +48,8 @@ static const char *behind_top(const char *path, const char *top)
 
 static int fail_of(struct archive *archive, const char *what, struct err *err)
 {
-    int code = archive_errno(archive) > 0 && archive_errno(archive) != EINVAL ? archive_errno(archive) : EIO;
-    const char *text = archive_error_string(archive);
+    int code = la.archive_errno(archive) > 0 && la.archive_errno(archive) != EINVAL ? la.archive_errno(archive) : EIO;
+    const char *text = la.archive_error_string(archive);
     return err_say(err, code, "%s: %s", what, text ? text : "failed");
 }
 
@@ -60,22 +59,22 @@ static int fail_of(struct archive *archive, const char *what, struct err *err)
 static int admit(const struct work *work, struct archive_entry *entry, struct err *err)
 {
     char name[4096], link[4096];
-    const char *path = archive_entry_pathname(entry), *target = archive_entry_hardlink(entry);
+    const char *path = la.archive_entry_pathname(entry), *target = la.archive_entry_hardlink(entry);
     const char *rest = path ? behind_top(path, work->archived) : NULL;
     const char *link_rest = target ? behind_top(target, work->archived) : NULL;
-    mode_t type = archive_entry_filetype(entry);
+    mode_t type = la.archive_entry_filetype(entry);
     if (!rest || (target && !link_rest))
         return err_say(err, EPROTO, "the instance sent '%.80s', which was not asked for", path ? path : "no name");
     if (!target && type != AE_IFREG && type != AE_IFDIR && type != AE_IFLNK)
         return 1; /* devices and the like */
     if (snprintf(name, sizeof name, "%s%s", work->name, rest) >= (int)sizeof name)
         return err_say(err, ENAMETOOLONG, "'%.80s...'", name);
-    archive_entry_set_pathname(entry, name);
+    la.archive_entry_set_pathname(entry, name);
     if (target) {
         snprintf(link, sizeof link, "%s%s", work->name, link_rest);
-        archive_entry_set_hardlink(entry, link);
+        la.archive_entry_set_hardlink(entry, link);
     }
-    archive_entry_set_perm(entry, archive_entry_perm(entry) & 0777);
+    la.archive_entry_set_perm(entry, la.archive_entry_perm(entry) & 0777);
     return 0;
 }
 
@@ -85,8 +84,8 @@ static int unpack_data(struct archive *in, struct archive *out, struct err *err)
     size_t len;
     la_int64_t offset;
     int r;
-    while ((r = archive_read_data_block(in, &data, &len, &offset)) == ARCHIVE_OK)
-        if (archive_write_data_block(out, data, len, offset) < ARCHIVE_OK)
+    while ((r = la.archive_read_data_block(in, &data, &len, &offset)) == ARCHIVE_OK)
+        if (la.archive_write_data_block(out, data, len, offset) < ARCHIVE_OK)
             return fail_of(out, "write", err);
     return r == ARCHIVE_EOF ? 0 : fail_of(in, "the archive is damaged", err);
 }
@@ -95,18 +94,18 @@ static int unpack_all(const struct work *work, struct archive *in, struct archiv
 {
     struct archive_entry *entry;
     int r, count = 0;
-    while ((r = archive_read_next_header(in, &entry)) == ARCHIVE_OK || r == ARCHIVE_WARN) {
+    while ((r = la.archive_read_next_header(in, &entry)) == ARCHIVE_OK || r == ARCHIVE_WARN) {
         int admitted = admit(work, entry, err);
         if (admitted < 0)
             return admitted;
         if (admitted > 0)
             continue;
-        if (archive_write_header(out, entry) < ARCHIVE_OK)
-            return fail_of(out, archive_entry_pathname(entry), err);
-        if (archive_entry_size(entry) > 0 && (admitted = unpack_data(in, out, err)) < 0)
+        if (la.archive_write_header(out, entry) < ARCHIVE_OK)
+            return fail_of(out, la.archive_entry_pathname(entry), err);
+        if (la.archive_entry_size(entry) > 0 && (admitted = unpack_data(in, out, err)) < 0)
             return admitted;
-        if (archive_write_finish_entry(out) < ARCHIVE_OK)
-            return fail_of(out, archive_entry_pathname(entry), err);
+        if (la.archive_write_finish_entry(out) < ARCHIVE_OK)
+            return fail_of(out, la.archive_entry_pathname(entry), err);
         count++;
     }
     if (r != ARCHIVE_EOF)
@@ -117,18 +116,18 @@ static int unpack_all(const struct work *work, struct archive *in, struct archiv
 static void *unpack(void *arg)
 {
     struct work *work = arg;
-    struct archive *in = archive_read_new(), *out = archive_write_disk_new();
-    archive_read_support_format_tar(in);
-    archive_write_disk_set_options(out, ARCHIVE_EXTRACT_TIME | ARCHIVE_EXTRACT_PERM | ARCHIVE_EXTRACT_SECURE_SYMLINKS |
+    struct archive *in = la.archive_read_new(), *out = la.archive_write_disk_new();
+    la.archive_read_support_format_tar(in);
+    la.archive_write_disk_set_options(out, ARCHIVE_EXTRACT_TIME | ARCHIVE_EXTRACT_PERM | ARCHIVE_EXTRACT_SECURE_SYMLINKS |
                                             ARCHIVE_EXTRACT_SECURE_NODOTDOT | ARCHIVE_EXTRACT_SECURE_NOABSOLUTEPATHS);
-    if (archive_read_open_fd(in, work->fd, BLOCK) != ARCHIVE_OK)
+    if (la.archive_read_open_fd(in, work->fd, BLOCK) != ARCHIVE_OK)
         work->r = fail_of(in, "the archive is damaged", &work->err);
     else
         work->r = unpack_all(work, in, out, &work->err);
-    if (archive_write_close(out) != ARCHIVE_OK && work->r == 0)
+    if (la.archive_write_close(out) != ARCHIVE_OK && work->r == 0)
         work->r = fail_of(out, "write", &work->err);
-    archive_read_free(in);
-    archive_write_free(out);
+    la.archive_read_free(in);
+    la.archive_write_free(out);
     close(work->fd);
     return NULL;
 }
@@ -142,7 +141,7 @@ static int pack_data(struct archive *out, la_int64_t left, int fd, struct err *e
         ssize_t n = read(fd, data, left < BLOCK ? (size_t)left : BLOCK);
         if (n <= 0)
             return err_say(err, EIO, "a file became shorter while it was read");
-        if (archive_write_data(out, data, (size_t)n) != n)
+        if (la.archive_write_data(out, data, (size_t)n) != n)
             return fail_of(out, "send", err);
         left -= n;
     }
@@ -152,52 +151,52 @@ static int pack_data(struct archive *out, la_int64_t left, int fd, struct err *e
 static int pack_entry(const struct work *work, struct archive *out, struct archive_entry *entry, struct err *err)
 {
     char name[4096];
-    const char *path = archive_entry_pathname(entry), *source = archive_entry_sourcepath(entry);
+    const char *path = la.archive_entry_pathname(entry), *source = la.archive_entry_sourcepath(entry);
     const char *rest = behind_top(path, work->name);
-    own_fd int fd = archive_entry_filetype(entry) == AE_IFREG ? open(source ? source : path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
-    if (archive_entry_filetype(entry) == AE_IFREG && fd < 0)
+    own_fd int fd = la.archive_entry_filetype(entry) == AE_IFREG ? open(source ? source : path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+    if (la.archive_entry_filetype(entry) == AE_IFREG && fd < 0)
         return err_set(err, errno, "open '%s'", path);
     snprintf(name, sizeof name, "%s%s", work->archived, rest ? rest : "");
-    archive_entry_set_pathname(entry, name);
-    if (archive_write_header(out, entry) != ARCHIVE_OK)
+    la.archive_entry_set_pathname(entry, name);
+    if (la.archive_write_header(out, entry) != ARCHIVE_OK)
         return fail_of(out, "send", err);
-    return fd < 0 ? 0 : pack_data(out, archive_entry_size(entry), fd, err);
+    return fd < 0 ? 0 : pack_data(out, la.archive_entry_size(entry), fd, err);
 }
 
 static int pack_all(const struct work *work, struct archive *disk, struct archive *out, struct err *err)
 {
-    struct archive_entry *entry = archive_entry_new();
-    int r = archive_read_disk_open(disk, work->name) == ARCHIVE_OK ? 0 : fail_of(disk, work->name, err);
+    struct archive_entry *entry = la.archive_entry_new();
+    int r = la.archive_read_disk_open(disk, work->name) == ARCHIVE_OK ? 0 : fail_of(disk, work->name, err);
     while (r == 0) {
-        int header = archive_read_next_header2(disk, entry);
+        int header = la.archive_read_next_header2(disk, entry);
         if (header == ARCHIVE_EOF)
             break;
         r = header < ARCHIVE_WARN ? fail_of(disk, work->name, err) : pack_entry(work, out, entry, err);
-        archive_read_disk_descend(disk);
-        archive_entry_clear(entry);
+        la.archive_read_disk_descend(disk);
+        la.archive_entry_clear(entry);
     }
-    archive_entry_free(entry);
+    la.archive_entry_free(entry);
     return r;
 }
 
 static void *pack(void *arg)
 {
     struct work *work = arg;
-    struct archive *disk = archive_read_disk_new(), *out = archive_write_new();
-    archive_read_disk_set_symlink_physical(disk);
-    archive_read_disk_set_standard_lookup(disk);
-    archive_write_set_format_pax_restricted(out);
-    archive_write_set_bytes_per_block(out, 0);
-    if (archive_write_open_fd(out, work->fd) != ARCHIVE_OK)
+    struct archive *disk = la.archive_read_disk_new(), *out = la.archive_write_new();
+    la.archive_read_disk_set_symlink_physical(disk);
+    la.archive_read_disk_set_standard_lookup(disk);
+    la.archive_write_set_format_pax_restricted(out);
+    la.archive_write_set_bytes_per_block(out, 0);
+    if (la.archive_write_open_fd(out, work->fd) != ARCHIVE_OK)
         work->r = fail_of(out, "send", &work->err);
     else
         work->r = pack_all(work, disk, out, &work->err);
-    archive_read_free(disk);
+    la.archive_read_free(disk);
     if (work->r == 0)
-        archive_write_close(out);
+        la.archive_write_close(out);
     else
-        archive_write_fail(out); /* no end: the instance must not take it for whole */
-    archive_write_free(out);
+        la.archive_write_fail(out); /* no end: the instance must not take it for whole */
+    la.archive_write_free(out);
     close(work->fd);
     return NULL;
 }
@@ -238,8 +237,10 @@ static size_t from_fd(void *arg, char *data, size_t size)
 /* Runs `fn` beside the transfer at the other end of a pipe: receiving when `receive`, else sending. */
 static int transfer(struct cli *cli, struct work *work, void *(*fn)(void *), bool receive, const char *path, struct err *err)
 {
-    int ends[2];
+    int ends[2], r = archive_load(err);
     pthread_t thread;
+    if (r < 0)
+        return r;
     if (pipe2(ends, O_CLOEXEC) < 0)
         return err_set(err, errno, "pipe");
     int mine = receive ? ends[1] : ends[0];
@@ -251,8 +252,8 @@ static int transfer(struct cli *cli, struct work *work, void *(*fn)(void *), boo
         return err_set(err, errno ? errno : EAGAIN, "'%s'", work->dir);
     }
     struct source source = {mine, work};
-    int r = receive ? client_stream(cli->client, path, to_fd, &mine, err)
-                    : client_upload(cli->client, path, from_fd, &source, -1, NULL, err);
+    r = receive ? client_stream(cli->client, path, to_fd, &mine, err)
+                : client_upload(cli->client, path, from_fd, &source, -1, NULL, err);
     close(mine);
     pthread_join(thread, NULL);
     if (here >= 0 && fchdir(here) < 0)
@@ -305,14 +306,17 @@ static int is_folder(struct cli *cli, const char *instance, const char *path, bo
     char request[CLIENT_URL_MAX];
     struct head head = {.len = 0};
     struct archive_entry *entry;
-    struct archive *in = archive_read_new();
     struct err ignored;
-    int r = client_path(request, err, "/v1/instances/%s/files?path=%s", instance, path);
-    archive_read_support_format_tar(in);
+    int r = archive_load(err);
+    if (r < 0)
+        return r;
+    struct archive *in = la.archive_read_new();
+    r = client_path(request, err, "/v1/instances/%s/files?path=%s", instance, path);
+    la.archive_read_support_format_tar(in);
     *ret_folder = r == 0 && client_stream(cli->client, request, take_head, &head, &ignored) == 0 &&
-                  archive_read_open_memory(in, head.data, head.len) == ARCHIVE_OK &&
-                  archive_read_next_header(in, &entry) == ARCHIVE_OK && archive_entry_filetype(entry) == AE_IFDIR;
-    archive_read_free(in);
+                  la.archive_read_open_memory(in, head.data, head.len) == ARCHIVE_OK &&
+                  la.archive_read_next_header(in, &entry) == ARCHIVE_OK && la.archive_entry_filetype(entry) == AE_IFDIR;
+    la.archive_read_free(in);
     return r;
 }
 

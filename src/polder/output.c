@@ -177,11 +177,25 @@ static void print_table(struct table *table)
         }
 }
 
+static bool is_shown(const struct cli *cli, const struct cli_column *column)
+{
+    return !column->wide || cli->output == OUTPUT_WIDE;
+}
+
+void cli_list_fields(const struct cli *cli, const struct cli_column *columns, char *fields, size_t size)
+{
+    size_t used = 0;
+    bool names_only = cli->output == OUTPUT_NAME || cli->quiet;
+    for (const struct cli_column *c = columns; c->title && used < size; c++)
+        if (is_shown(cli, c) && !(names_only && c != columns))
+            used += (size_t)snprintf(fields + used, size - used, "%s%s", used ? "," : "", c->member);
+}
+
 static int show_table(const struct cli *cli, const json_t *list, const struct cli_column *columns)
 {
     struct table table = {0};
     for (const struct cli_column *c = columns; c->title && table.count < COLUMNS_MAX; c++)
-        if (!c->wide || cli->output == OUTPUT_WIDE)
+        if (is_shown(cli, c))
             table.columns[table.count++] = c;
     if (!table.count || !fill(&table, list))
         return -ENOMEM;

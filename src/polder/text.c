@@ -115,7 +115,7 @@ void text_print(FILE *out, const char *in, const char *keep)
 
 static unsigned columns_of(uint32_t code)
 {
-    int width = wcwidth((wchar_t)code);
+    int width = code >= 0x20 && code < 0x7f ? 1 : wcwidth((wchar_t)code); /* most are, and wcwidth() is slow */
     return width < 0 ? 1 : (unsigned)width;
 }
 

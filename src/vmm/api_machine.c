@@ -294,21 +294,34 @@ static int op_disk_snapshot(void *arg, const char *id, const char *path, struct 
     return ret < 0 ? ret : disk_snapshot(disk.dev, disk.config, path, err);
 }
 
+static int job_restart(struct api_machine *binding, const struct job_args *args, struct err *err)
+{
+    (void)args;
+    (void)err;
+    machine_restart(binding->machine);
+    return 0;
+}
+
 static int op_disk_internal_snapshot(void *arg, const char *id, enum disk_snapshot_action action, const char *name,
                                      struct qcow2_snapshots *ret_list, struct err *err)
 {
     struct found_disk disk;
     int ret = find_disk(arg, id, &disk, err);
-    return ret < 0 ? ret : disk_internal_snapshot(disk.dev, action, name, ret_list, err);
+    if (ret == 0)
+        ret = disk_internal_snapshot(disk.dev, action, name, ret_list, err);
+    return ret < 0 || action != DISK_SNAPSHOT_APPLY ? ret : run_in_loop(arg, job_restart, &(struct job_args){0}, err);
 }
 
 static int op_disk_copy_start(void *arg, const char *id, const struct disk_copy_request *request, struct err *err)
 {
+    struct api_machine *binding = arg;
+    struct disk_copy_request allowed = *request;
     struct found_disk disk;
-    int ret = find_disk(arg, id, &disk, err);
+    int ret = find_disk(binding, id, &disk, err);
     if (ret == 0 && request->path)
-        ret = check_may_open(arg, err);
-    return ret < 0 ? ret : disk_copy_start(disk.copy, disk.dev, disk.config, request, err);
+        ret = check_may_open(binding, err);
+    allowed.allow_dirs = (const char *const *)binding->config->allow_backing;
+    return ret < 0 ? ret : disk_copy_start(disk.copy, disk.dev, disk.config, &allowed, err);
 }
 
 static int op_disk_copy_status(void *arg, const char *id, struct disk_copy_status *ret_status, struct err *err)

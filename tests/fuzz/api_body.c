@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/fields.h"
 #include "api/request.h"
 
 static int take_parameters(struct request *request, char **at, struct err *err)
@@ -15,6 +16,27 @@ static int take_parameters(struct request *request, char **at, struct err *err)
             return -1;
     }
     return request_check_query(request, err);
+}
+
+/* Of what is kept, no member of another name is left, and it still is JSON. */
+static void check_fields(json_t *body)
+{
+    json_t *list = json_pack("[O]", body), *kept;
+    char *text = json_dumps(list, JSON_COMPACT);
+    const char *name;
+    json_t *member;
+    if (!text)
+        abort();
+    fields_keep(text, "name,spec.image");
+    kept = json_loads(text, 0, NULL);
+    if (!kept || !json_object_get(body, "name") != !json_object_get(json_array_get(kept, 0), "name"))
+        abort();
+    json_object_foreach(json_array_get(kept, 0), name, member)
+        if (strcmp(name, "name") != 0 && strcmp(name, "spec") != 0)
+            abort();
+    json_decref(kept);
+    json_decref(list);
+    free(text);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -33,6 +55,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         size_t len = at ? size - (size_t)(at - text) : 0;
         if (request_set_body(&request, at, len, &err) < 0 && !err.code)
             abort(); /* refused without a reason */
+        if (json_is_object(request.body))
+            check_fields(request.body);
     }
     if (request.route)
         request_clear(&request);

@@ -12,6 +12,7 @@
 
 #include "api/auth.h"
 #include "api/events.h"
+#include "api/fields.h"
 #include "api/metrics.h"
 #include "api/operation.h"
 #include "api/schemas.h"
@@ -78,6 +79,36 @@ static void the_reference_names_every_route(void **state)
 }
 
 /* ---- bodies and parameters ---- */
+
+static void lists_keep_the_members_that_were_asked_for(void **state)
+{
+    static const struct {
+        const char *fields, *kept;
+    } cases[] = {
+        {"name", "[{\"name\":\"a\"},{\"name\":\"b\"}]"},
+        {"nothing", "[{},{}]"},
+        {"spec", "[{\"spec\":{\"image\":\"i\",\"ports\":[{\"host\":1},2],\"q\":\"}]\\\"\\\\\"}},{\"spec\":7}]"},
+        {"spec.image,spec.q", "[{\"spec\":{\"image\":\"i\",\"q\":\"}]\\\"\\\\\"}},{}]"}, /* a spec that is none has no image */
+        {"spec.ports,n,spec.none", "[{\"spec\":{\"ports\":[{\"host\":1},2]},\"n\":null},{}]"},
+        {"spec.image,spec", "[{\"spec\":{\"image\":\"i\",\"ports\":[{\"host\":1},2],\"q\":\"}]\\\"\\\\\"}},{\"spec\":7}]"},
+        {"spe,imag,spec.imag,names", "[{\"spec\":{}},{}]"}, /* not by their beginnings */
+    };
+    (void)state;
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[] = "[{\"name\":\"a\",\"spec\":{\"image\":\"i\",\"ports\":[{\"host\":1},2],\"q\":\"}]\\\"\\\\\"},\"n\":null},"
+                      "{\"spec\":7,\"name\":\"b\"}]";
+        fields_keep(text, cases[i].fields);
+        assert_string_equal(text, cases[i].kept);
+    }
+    static const char *const broken[] = {"", "[", "[{", "[{\"", "[{\"name", "[{\"name\\", "[{\"name\"", "[{\"name\":",
+                                         "[{\"name\":[{\"", "[{\"spec\":{"};
+    for (unsigned i = 0; i < sizeof broken / sizeof *broken; i++) {
+        char *text = strdup(broken[i]); /* so that a sanitizer sees a step too far */
+        fields_keep(text, "name,spec.image");
+        assert_true(strlen(text) <= strlen(broken[i]));
+        free(text);
+    }
+}
 
 static int check_body(const char *method, const char *path, const char *body, struct err *err)
 {
@@ -461,6 +492,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_route_is_whole),         cmocka_unit_test(paths_find_their_routes),
+        cmocka_unit_test(lists_keep_the_members_that_were_asked_for),
         cmocka_unit_test(the_reference_names_every_route), cmocka_unit_test(bodies_are_checked),
         cmocka_unit_test(parameters_are_checked),       cmocka_unit_test(errors_have_their_status),
         cmocka_unit_test(tokens_are_known_by_their_hash), cmocka_unit_test(peers_and_certificates),
