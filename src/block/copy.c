@@ -8,10 +8,12 @@
 
 #include "base/own.h"
 #include "block/fiber.h"
+#include "block/rebase.h"
 
 #define CHUNK_BITS 16u                  /* what a backup copies before a write */
 #define CHUNK (UINT64_C(1) << CHUNK_BITS)
-#define PIECE (UINT64_C(1) << 20)       /* what is copied at once: one buffer */
+#define PIECE (UINT64_C(1) << 20)       /* what is copied at once */
+#define BUFFER (2 * PIECE)              /* a rebase compares two */
 #define WORKERS 8u
 
 struct held {
@@ -21,7 +23,8 @@ struct held {
 
 struct copy {
     struct block_node node; /* first */
-    struct block_node *source, *target;
+    struct block_node *source, *target; /* target: the source itself for FLATTEN and REBASE */
+    struct block_node *base;            /* REBASE: the new one */
     enum block_copy_mode mode;
     enum block_copy_state state;
     int error;
@@ -47,6 +50,11 @@ static struct copy *copy_of(const struct block_node *node)
 bool block_is_copy(const struct block_node *node)
 {
     return node->class == &block_copy;
+}
+
+struct block_node *block_copy_source(const struct block_node *node)
+{
+    return copy_of(node)->source;
 }
 
 /* Writes go to source and target. */
@@ -149,6 +157,8 @@ static int copy_extent(struct copy *copy, const struct block_extent *extent, uin
 static int copy_range(struct copy *copy, uint64_t offset, uint64_t end, void *buffer)
 {
     int r = 0;
+    if (copy->mode == BLOCK_COPY_REBASE)
+        return block_rebase_range(copy->source, copy->base, offset, end - offset, buffer);
     while (r == 0 && offset < end) {
         struct block_extent extent;
         r = block_status(copy->source, offset, end - offset, &extent);
@@ -159,7 +169,7 @@ static int copy_range(struct copy *copy, uint64_t offset, uint64_t end, void *bu
     return r;
 }
 
-/* What of a held range is to be copied; `buffer` has PIECE bytes. */
+/* What of a held range is to be copied; `buffer` has BUFFER bytes. */
 static void copy_held(struct copy *copy, const struct held *range, void *buffer)
 {
     uint64_t chunk = range->from >> CHUNK_BITS, end = (range->to + CHUNK - 1) >> CHUNK_BITS;
@@ -184,7 +194,7 @@ static void worker(void *arg)
 {
     struct copy *copy = arg;
     struct held range;
-    void *buffer = aligned_alloc(4096, PIECE);
+    void *buffer = aligned_alloc(4096, BUFFER);
     if (!buffer)
         fail(copy, -ENOMEM);
     while (!copy->stop && copy->state == BLOCK_COPY_RUNNING && take_piece(copy, &range)) {
@@ -247,7 +257,7 @@ static int forward_to_both(struct copy *copy, const struct block_request *reques
 
 static void save_before_write(struct copy *copy, const struct held *range)
 {
-    own_free void *buffer = aligned_alloc(4096, PIECE);
+    own_free void *buffer = aligned_alloc(4096, BUFFER);
     if (buffer)
         copy_held(copy, range, buffer);
     else if (copy->state == BLOCK_COPY_RUNNING)
@@ -304,6 +314,8 @@ static int copy_attach(struct block_node *node, struct block_ring *ring, struct 
 {
     struct copy *copy = copy_of(node);
     int r = block_attach(copy->source, ring, err);
+    if (r == 0 && copy->base)
+        r = block_attach(copy->base, ring, err);
     return r < 0 || !copy->owns_target ? r : block_attach(copy->target, ring, err);
 }
 
@@ -319,6 +331,7 @@ static void copy_close(struct block_node *node)
 {
     struct copy *copy = copy_of(node);
     block_close(copy->source);
+    block_close(copy->base);
     if (copy->owns_target)
         block_close(copy->target);
     copy_free(copy);
@@ -335,13 +348,13 @@ static const struct block_class block_copy = {
 
 /* ---- life ---- */
 
-static int check_nodes(const struct block_node *source, const struct block_node *target, struct err *err)
+static int check_nodes(const struct block_node *source, const struct block_node *target, bool same_size, struct err *err)
 {
-    if (source->size != target->size)
+    if (same_size && source->size != target->size)
         return err_say(err, EINVAL, "'%s' has %llu bytes and '%s' %llu; make the target as large as the disk", source->name,
                        (unsigned long long)source->size, target->name, (unsigned long long)target->size);
     if (target->block_size > source->block_size)
-        return err_say(err, EINVAL, "'%s' is written in blocks of %u bytes, and the disk in blocks of %u", target->name,
+        return err_say(err, EINVAL, "'%s' is used in blocks of %u bytes, and the disk in blocks of %u", target->name,
                        target->block_size, source->block_size);
     return 0;
 }
@@ -372,7 +385,8 @@ static int add_dirty(struct copy *copy, const char *bitmap)
 int block_copy_create(const struct block_copy_options *options, struct block_node **ret_node, struct err *err)
 {
     struct block_node *source = options->source;
-    int r = options->target ? check_nodes(source, options->target, err) : 0;
+    bool rebase = options->mode == BLOCK_COPY_REBASE;
+    int r = options->target ? check_nodes(source, options->target, !rebase, err) : 0;
     if (r < 0)
         return r;
     struct copy *copy = calloc(1, sizeof *copy);
@@ -384,7 +398,8 @@ int block_copy_create(const struct block_copy_options *options, struct block_nod
     copy->node.class = &block_copy;
     copy->node.name = strdup(source->name);
     copy->source = options->source;
-    copy->target = options->target ? options->target : source;
+    copy->target = options->target && !rebase ? options->target : source;
+    copy->base = rebase ? options->target : NULL;
     copy->owns_target = options->mode == BLOCK_COPY_MIRROR || options->mode == BLOCK_COPY_BACKUP;
     copy->mode = options->mode;
     copy->based = options->based;
@@ -440,6 +455,6 @@ void block_copy_take(struct block_node *node, struct block_node **ret_source, st
 {
     struct copy *copy = copy_of(node);
     *ret_source = copy->source;
-    *ret_target = copy->target == copy->source ? NULL : copy->target;
+    *ret_target = copy->target == copy->source ? copy->base : copy->target;
     copy_free(copy);
 }

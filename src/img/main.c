@@ -5,6 +5,8 @@
 
 #include "img/img.h"
 
+#define IMG_TABLE_MAX 80 /* rows of img_option_table */
+
 static const struct img_command *const commands[] = {
     &img_backup, &img_bench, &img_bitmap, &img_check,  &img_commit, &img_compare,  &img_convert,
     &img_create, &img_info,  &img_map,    &img_rebase, &img_resize, &img_serve,    &img_snapshot, NULL,
@@ -63,20 +65,39 @@ static struct option_program program = {
     .operand = img_operand,
 };
 
-static void print_help(void)
-{
-    option_print_help(&program, stdout);
-    printf("\nCommands:\n");
-    for (unsigned i = 0; commands[i]; i++)
-        printf("  %-9s %-24s %s\n", commands[i]->name, commands[i]->summary, commands[i]->usage);
-}
-
 static bool accepted(const struct img_command *command, const char *name, size_t len)
 {
     for (const char *at = command->accepts; (at = strstr(at, name)) != NULL; at++)
         if (at > command->accepts && at[-1] == ' ' && at[len] == ' ')
             return true;
     return false;
+}
+
+/* Only the options that the command knows, below the headings that have one. */
+static void print_command_help(const struct img_command *command)
+{
+    struct option_spec table[IMG_TABLE_MAX] = {0};
+    unsigned count = 0;
+    char name[32];
+    for (const struct option_spec *spec = img_option_table; spec->name && count + 1 < IMG_TABLE_MAX; spec++) {
+        bool heading = !*spec->name;
+        if (count && heading && !*table[count - 1].name)
+            count--;
+        if (heading || strcmp(spec->name, "help") == 0 || accepted(command, spec->name, strlen(spec->name)))
+            table[count++] = *spec;
+    }
+    table[count] = (struct option_spec){0};
+    snprintf(name, sizeof name, "%s %s", program.name, command->name);
+    struct option_program part = {.name = name, .summary = command->summary, .usage = command->usage, .options = table};
+    option_print_help(&part, stdout);
+}
+
+static void print_help(void)
+{
+    option_print_help(&program, stdout);
+    printf("\nCommands:\n");
+    for (unsigned i = 0; commands[i]; i++)
+        printf("  %-9s %-24s %s\n", commands[i]->name, commands[i]->summary, commands[i]->usage);
 }
 
 /* Options of other commands; the parser knows all of them. */
@@ -132,7 +153,7 @@ static int run(const struct img_command *command, int argc, char **argv)
     if (r < 0)
         return fail(command->usage_status, &err);
     if (options.help) {
-        printf("polder-img %s: %s\n\nUsage: polder-img %s %s\n", command->name, command->summary, command->name, command->usage);
+        print_command_help(command);
         return 0;
     }
     r = command->run(&options, &err);

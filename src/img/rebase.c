@@ -5,9 +5,8 @@
 #include <string.h>
 
 #include "base/own.h"
+#include "block/rebase.h"
 #include "img/img.h"
-
-#define UNIT 65536u /* is compared at once */
 
 struct rebase {
     struct img_walk walk; /* first */
@@ -16,52 +15,18 @@ struct rebase {
     struct err *err;
 };
 
-static int base_extent(const struct rebase *c, uint64_t offset, uint64_t len, struct block_extent *ret_extent)
-{
-    *ret_extent = (struct block_extent){.len = len, .zero = true};
-    if (!c->base || offset >= c->base->size)
-        return 0;
-    return block_status(c->base, offset, c->base->size - offset < len ? c->base->size - offset : len, ret_extent);
-}
-
-static int copy_differences(const struct rebase *c, uint64_t offset, uint64_t len, uint8_t *data)
-{
-    uint8_t *new = data + IMG_CHUNK;
-    int r = img_read(c->top, offset, len, data);
-    if (r == 0 && c->base)
-        r = img_read(c->base, offset, len, new);
-    else
-        memset(new, 0, len);
-    for (uint64_t at = 0; r == 0 && at < len; at += UNIT) {
-        uint64_t n = len - at < UNIT ? len - at : UNIT;
-        if (memcmp(data + at, new + at, n) != 0)
-            r = img_write(c->top, offset + at, n, img_is_zero(data + at, n) ? NULL : data + at);
-    }
-    return r;
-}
-
 static int rebase_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint8_t *data)
 {
     const struct rebase *c = (struct rebase *)walk;
-    struct block_extent extent, base;
-    int r = 0;
-    for (uint64_t at = offset; r == 0 && at < offset + len; at += extent.len) {
-        uint64_t left = offset + len - at;
-        r = block_status(c->top, at, c->top->size - at, &extent);
-        bool own = r == 0 && extent.present && extent.depth == 0, same = own;
-        if (r == 0 && !own && extent.zero) {
-            r = base_extent(c, at, extent.len, &base);
-            same = base.zero;
-            extent.len = base.len;
-        }
-        if (r == 0 && same && at == offset)
-            img_walk_skip(walk, at + extent.len);
-        if (extent.len > left)
-            extent.len = left;
-        if (r == 0 && !same)
-            r = copy_differences(c, at, extent.len, data);
+    uint64_t n;
+    bool same;
+    int r = block_rebase_same(c->top, c->base, offset, &n, &same);
+    if (r < 0 || (same && n >= len)) {
+        if (r == 0)
+            img_walk_skip(walk, offset + n);
+        return r;
     }
-    return r;
+    return block_rebase_range(c->top, c->base, offset, len, data);
 }
 
 static int rebase(void *arg)

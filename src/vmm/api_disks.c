@@ -109,11 +109,16 @@ int api_put_drive_snapshot(struct api *api, const struct api_request *request, j
 int api_patch_drive_snapshot(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
 {
     (void)ret_answer;
+    bool apply = !strcmp(api_string(request->body, "action"), "Apply"); /* else Delete: the schema knows no other */
     struct vm_disk *disk;
     int ret = find_disk(api, request, api->ops->disk_internal_snapshot, "a disk's snapshot", &disk, err);
-    if (ret == 0) /* the schema knows no other action */
-        ret = api->ops->disk_internal_snapshot(api->arg, disk->id, DISK_SNAPSHOT_DELETE, api_string(request->body, "name"), NULL, err);
-    return ret;
+    if (ret < 0)
+        return ret;
+    if (apply && api->ops->state(api->arg) != API_VM_PAUSED)
+        return err_say(err, EBUSY, "the guest runs, and what it has in memory would not fit the disk any more; pause the machine first "
+                                   "(it restarts when it is resumed)");
+    return api->ops->disk_internal_snapshot(api->arg, disk->id, apply ? DISK_SNAPSHOT_APPLY : DISK_SNAPSHOT_DELETE,
+                                            api_string(request->body, "name"), NULL, err);
 }
 
 int api_get_drive_snapshot(struct api *api, const struct api_request *request, json_t **ret_answer, struct err *err)
@@ -146,7 +151,8 @@ int api_get_drive_snapshot(struct api *api, const struct api_request *request, j
 static const char *const kinds[] = {[BLOCK_COPY_MIRROR] = "Mirror",
                                     [BLOCK_COPY_BACKUP] = "Backup",
                                     [BLOCK_COPY_COMMIT] = "Commit",
-                                    [BLOCK_COPY_FLATTEN] = "Flatten"};
+                                    [BLOCK_COPY_FLATTEN] = "Flatten",
+                                    [BLOCK_COPY_REBASE] = "Rebase"};
 static const char *const states[] = {
     [DISK_COPY_NONE] = "None", [DISK_COPY_RUNNING] = "Running", [DISK_COPY_READY] = "Ready",
     [DISK_COPY_DONE] = "Done", [DISK_COPY_FAILED] = "Failed",   [DISK_COPY_CANCELLED] = "Cancelled"};
@@ -158,11 +164,13 @@ int api_put_drive_copy(struct api *api, const struct api_request *request, json_
     unsigned mode = 0;
     while (strcmp(api_string(body, "kind"), kinds[mode]) != 0) /* the schema knows no others */
         mode++;
+    const char *format = mode == BLOCK_COPY_REBASE ? NULL : "qcow2";
     struct disk_copy_request copy = {.mode = (enum block_copy_mode)mode,
                                      .path = api_string(body, "path_on_host"),
-                                     .format = api_has(body, "format") ? api_string(body, "format") : "qcow2",
+                                     .format = api_has(body, "format") ? api_string(body, "format") : format,
                                      .bitmap = api_string(body, "bitmap"),
-                                     .base = api_string(body, "base_path_on_host")};
+                                     .base = api_string(body, "base_path_on_host"),
+                                     .base_name = api_string(body, "base_name")};
     struct vm_disk *disk;
     int ret = find_disk(api, request, api->ops->disk_copy_start, "a disk's copy", &disk, err);
     return ret < 0 ? ret : api->ops->disk_copy_start(api->arg, disk->id, &copy, err);

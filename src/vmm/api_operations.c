@@ -217,10 +217,11 @@ static const struct api_object drive_snapshot = {
         {0}}, false};
 
 static const struct api_object drive_snapshot_action = {
-    "DriveSnapshotAction", "What happens to a snapshot inside of a qcow2 image.",
+    "DriveSnapshotAction", "What happens to or by a snapshot inside of a qcow2 image.",
     (const struct api_field[]){
-        {.name = "action", .type = API_STRING, .required = true, .values = (const char *const[]){"Delete", NULL},
-         .text = "Delete: its space is free again."},
+        {.name = "action", .type = API_STRING, .required = true, .values = (const char *const[]){"Apply", "Delete", NULL},
+         .text = "Delete: its space is free again. Apply: the disk becomes what it was then. The machine is paused for it, and "
+                 "restarts when it is resumed, as what the guest has in memory would not fit the disk."},
         {.name = "name", .type = API_STRING, .required = true, .max = 255, .text = "Its name, or its id."},
         {0}}, false};
 
@@ -243,17 +244,21 @@ static const struct api_object drive_copy = {
     "DriveCopy", "A copy of a disk, made while the guest runs.",
     (const struct api_field[]){
         {.name = "kind", .type = API_STRING, .required = true,
-         .values = (const char *const[]){"Backup", "Commit", "Flatten", "Mirror", NULL},
+         .values = (const char *const[]){"Backup", "Commit", "Flatten", "Mirror", "Rebase", NULL},
          .text = "Backup: the disk as it is now. Mirror: follows the disk, until the disk moves to it (action Complete). "
-                 "Commit: the same with the image's backing file. Flatten: the image gets what it has in its backing file."},
+                 "Commit: the same with the image's backing file. Flatten: the image gets what it has in its backing file. "
+                 "Rebase: the image gets another backing file, and what that has otherwise; the disk reads the same."},
         {.name = "path_on_host", .type = API_STRING,
          .text = "Backup, Mirror: a new file. While it is not complete its name ends in .part."},
         {.name = "format", .type = API_STRING, .values = (const char *const[]){"raw", "qcow2", NULL},
-         .text = "Format of the new image (default qcow2)."},
+         .text = "Format of the new image (default qcow2). Rebase: of the base (default: as its name and header say)."},
         {.name = "bitmap", .type = API_STRING, .max = 1000,
          .text = "Backup of a qcow2 disk: a bitmap in the image, which records from now on what the next backup needs."},
         {.name = "base_path_on_host", .type = API_STRING,
-         .text = "The backup before this one, with the same bitmap: only what was written since is copied, on top of it."},
+         .text = "Backup: the one before this, with the same bitmap; only what was written since is copied, on top of it. "
+                 "Rebase: the new backing file."},
+        {.name = "base_name", .type = API_STRING, .max = 1023,
+         .text = "Rebase to a descriptor (base_path_on_host is fd:N): what the image is to call it."},
         {0}}, false};
 
 static const struct api_object drive_copy_action = {
@@ -269,7 +274,7 @@ static const struct api_object drive_copy_status = {
         {.name = "state", .type = API_STRING, .required = true,
          .values = (const char *const[]){"None", "Running", "Ready", "Done", "Failed", "Cancelled", NULL},
          .text = "Ready: it is the same as the disk, which may move to it. Done: it is complete, or the disk has moved."},
-        {.name = "kind", .type = API_STRING, .values = (const char *const[]){"Backup", "Commit", "Flatten", "Mirror", NULL},
+        {.name = "kind", .type = API_STRING, .values = (const char *const[]){"Backup", "Commit", "Flatten", "Mirror", "Rebase", NULL},
          .text = "As it was asked for."},
         {.name = "path_on_host", .type = API_STRING, .text = "The image that is written."},
         {.name = "copied_bytes", .type = API_INTEGER, .max = INT64_MAX, .text = "Of the disk, how much is copied."},
@@ -524,7 +529,7 @@ const struct api_operation api_operations[] = {
     {API_GET, "/drives/{drive_id}/snapshot", "drive_snapshot", API_AFTER_START, NULL, false, false, &drive_snapshot_list,
      api_get_drive_snapshot, "Polder: the snapshots inside of a disk's image"},
     {API_PATCH, "/drives/{drive_id}/snapshot", "drive_snapshot", API_AFTER_START, &drive_snapshot_action, false, false, NULL,
-     api_patch_drive_snapshot, "Polder: delete a snapshot inside of a disk's image"},
+     api_patch_drive_snapshot, "Polder: delete a snapshot inside of a disk's image, or go back to it"},
     {API_GET, "/drives/{drive_id}/copy", "drive_copy", API_AFTER_START, NULL, false, false, &drive_copy_status,
      api_get_drive_copy, "Polder: how far a disk's copy is"},
     {API_PUT, "/drives/{drive_id}/copy", "drive_copy", API_AFTER_START, &drive_copy, false, false, NULL,

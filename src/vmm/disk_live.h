@@ -15,8 +15,9 @@
  * image is complete, and others may open it for reading. On an error all is as it was, and there is no new file. */
 must_check int disk_snapshot(struct virtio_device *dev, const struct vm_disk *disk, const char *path, struct err *err);
 /* Snapshots inside of a qcow2 image. */
-enum disk_snapshot_action { DISK_SNAPSHOT_CREATE, DISK_SNAPSHOT_DELETE, DISK_SNAPSHOT_LIST };
-/* LIST: the caller frees ret_list by qcow2_snapshots_free; NULL otherwise, as `name` is for LIST. */
+enum disk_snapshot_action { DISK_SNAPSHOT_CREATE, DISK_SNAPSHOT_DELETE, DISK_SNAPSHOT_APPLY, DISK_SNAPSHOT_LIST };
+/* APPLY: the machine is paused, and its guest restarts before it runs again: what it has in memory is not of this disk.
+ * LIST: the caller frees ret_list by qcow2_snapshots_free; NULL otherwise, as `name` is for LIST. */
 must_check int disk_internal_snapshot(struct virtio_device *dev, enum disk_snapshot_action action, const char *name,
                                       struct qcow2_snapshots *ret_list, struct err *err);
 /* Makes it larger, to `size` bytes; the guest is told. */
@@ -40,19 +41,23 @@ struct disk_copy {
     struct virtio_device *dev; /* while it runs */
     char *part;                /* what a new target is called until it is complete */
     char *bitmap, *next_bitmap; /* of the disk; `next` records since the copy began. NULL: none */
+    char *base, *base_format;   /* REBASE: as the image is to name the new one */
     struct disk_copy_status now;
 };
 
 struct disk_copy_request {
     enum block_copy_mode mode;
-    const char *path;   /* of a new image; NULL for COMMIT and FLATTEN, which need none */
-    const char *format; /* "raw" or "qcow2" */
+    const char *path;   /* of a new image; NULL for COMMIT, FLATTEN and REBASE, which need none */
+    const char *format; /* of it: "raw" or "qcow2". REBASE: of the base; NULL: as block_guess_format says */
     /* Backups of a qcow2 disk. The bitmap records what the guest writes from now on; after a backup that failed, also what
      * it recorded before. With `base` (the backup before this one, becomes the backing file of the new image), only what
      * the bitmap has recorded until now is copied. NULL: none. */
-    const char *bitmap, *base;
+    const char *bitmap;
+    const char *base; /* also of REBASE: the new one, or "fd:N" for it */
+    const char *base_name; /* REBASE to "fd:N": as the image is to name it */
+    const char *const *allow_dirs; /* REBASE: as in struct block_options */
 };
-/* Begins. A backup and flattening end by themselves, in the loop, which must run. */
+/* Begins. A backup, flattening and rebase end by themselves, in the loop, which must run. */
 must_check int disk_copy_start(struct disk_copy *copy, struct virtio_device *dev, const struct vm_disk *disk,
                                const struct disk_copy_request *request, struct err *err);
 /* The caller frees the path; NULL: there was no copy. */

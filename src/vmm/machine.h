@@ -40,6 +40,8 @@ void machine_free(struct machine *machine);
 void machine_resume(struct machine *machine);
 /* Stops vCPUs and devices between two operations; returns when all are still. */
 void machine_pause(struct machine *machine);
+/* As a reboot by the guest, at once; a machine that is paused stays so. Where that fails it ends. */
+void machine_restart(struct machine *machine);
 bool machine_is_paused(const struct machine *machine);
 /* Presses the power button: asks the guest to shut down. */
 void machine_power_button(struct machine *machine);

@@ -137,23 +137,30 @@ static void finish(struct machine *machine, enum machine_end end, const char *ca
     machine->host.ended(machine->host.arg, end, cause);
 }
 
-static void handle_reboot(struct machine *machine)
+void machine_restart(struct machine *machine)
 {
-    if (machine->config->no_reboot) {
-        finish(machine, MACHINE_REBOOT, "the guest rebooted");
-        return;
-    }
     struct err err = {0};
+    if (machine->over)
+        return;
+    vcpus_pause(machine->vcpus);
     if (restart(machine, &err) < 0) {
         char cause[MACHINE_CAUSE_SIZE];
-        snprintf(cause, sizeof cause, "the guest's reboot failed: %.150s", err.message);
+        snprintf(cause, sizeof cause, "the guest's restart failed: %.150s", err.message);
         finish(machine, MACHINE_ENGINE_ERROR, cause);
         return;
     }
-    log_info("guest rebooted");
+    log_info("guest restarted");
     machine->event = NO_EVENT;
     if (!machine->paused)
         vcpus_resume(machine->vcpus);
+}
+
+static void handle_reboot(struct machine *machine)
+{
+    if (machine->config->no_reboot)
+        finish(machine, MACHINE_REBOOT, "the guest rebooted");
+    else
+        machine_restart(machine);
 }
 
 static void handle_triple_fault(struct machine *machine)

@@ -114,19 +114,16 @@ static int given_open(const struct block_options *o, int *ret_fd, char **ret_pat
     return 0;
 }
 
-static int open_backing(struct qcow2 *q, const struct block_options *o, struct err *err)
+int qcow2_open_base(const struct block_options *o, const char *name, const char *format, struct block_node **ret_node,
+                    struct err *err)
 {
-    const char *format = q->backing_format;
     own_free char *path = NULL;
     own_fd int fd = -1;
     if (o->depth + 1 >= CHAIN_MAX)
         return err_say(err, ELOOP, "a chain of more than %u images; does one back itself?", CHAIN_MAX);
-    int r = o->backing ? given_open(o, &fd, &path, err) : names_open(o, q->backing_name, true, &fd, &path, err);
-    if (r < 0)
+    int r = o->backing ? given_open(o, &fd, &path, err) : names_open(o, name, true, &fd, &path, err);
+    if (r < 0 || same_file(fd, o->base))
         return r;
-    q->before_base = same_file(fd, o->base);
-    if (q->before_base)
-        return 0;
     r = format ? 0 : block_guess_format(path, &format);
     if (r < 0 && r != -EINVAL)
         return err_set(err, -r, "backing '%s'", path);
@@ -146,12 +143,26 @@ static int open_backing(struct qcow2 *q, const struct block_options *o, struct e
                                   .base = o->base,
                                   .key = o->key,
                                   .depth = o->depth + 1};
-    r = block_open(&below, &q->backing, err);
-    if (r < 0)
-        return r;
-    TAKE_FD(fd);
-    q->backing_size = (q->backing->size + q->node.block_size - 1) & ~(uint64_t)(q->node.block_size - 1);
-    return 0;
+    r = block_open(&below, ret_node, err);
+    if (r == 0)
+        TAKE_FD(fd);
+    return r;
+}
+
+static void set_backing(struct qcow2 *q, struct block_node *backing)
+{
+    q->backing = backing;
+    q->backing_size = (backing->size + q->node.block_size - 1) & ~(uint64_t)(q->node.block_size - 1);
+}
+
+static int open_backing(struct qcow2 *q, const struct block_options *o, struct err *err)
+{
+    struct block_node *backing = NULL;
+    int r = qcow2_open_base(o, q->backing_name, q->backing_format, &backing, err);
+    q->before_base = r == 0 && !backing;
+    if (backing)
+        set_backing(q, backing);
+    return r;
 }
 
 static int open_data(struct qcow2 *q, const struct block_options *o, struct err *err)
@@ -378,8 +389,7 @@ int qcow2_attach_backing(struct block_node *node, struct block_node *backing)
         below++;
     if (below >= CHAIN_MAX)
         return -ELOOP;
-    q->backing = backing;
-    q->backing_size = backing->size;
+    set_backing(q, backing);
     return 0;
 }
 

@@ -27,6 +27,10 @@ must_check int qcow2_create(const struct qcow2_create *create, struct err *err);
 must_check int qcow2_attach_backing(struct block_node *node, struct block_node *backing);
 /* What it reads from; NULL: nothing. */
 struct block_node *qcow2_backing(struct block_node *node);
+/* Opens what the image `image->path`, opened with the same options, would open as its backing file by that name and format (NULL:
+ * as block_guess_format says). NULL when that is `image->base`. Any thread. */
+must_check int qcow2_open_base(const struct block_options *image, const char *name, const char *format, struct block_node **ret_node,
+                               struct err *err);
 /* Undoes qcow2_attach_backing; the backing node is the caller's. */
 void qcow2_detach_backing(struct block_node *node);
 
@@ -52,7 +56,8 @@ void qcow2_get_info(struct block_node *node, struct qcow2_info *ret_info);
 /* Opened with `base`: the format that the chain's last image states for it (NULL: none). -ENOENT: it is not in the chain. */
 must_check int qcow2_base_format(struct block_node *node, const char **ret_format);
 
-/* The name and format of the backing file, for the next time that the image is opened; NULL: none. Stable when it returns. */
+/* The name and format of the backing file, for the next time that the image is opened; NULL: none. Stable when it returns; on an
+ * error either may be what the file says. Requests may be in flight. */
 must_check int qcow2_set_backing(struct block_node *node, const char *name, const char *format, struct err *err);
 /* Everything reads as the backing file says (zeroes without one). Stable when it returns. */
 must_check int qcow2_empty(struct block_node *node, struct err *err);

@@ -97,15 +97,20 @@ int qcow2_resize(struct block_node *node, uint64_t size, struct err *err)
     return r < 0 ? err_set(err, -r, "disk '%s': resize", node->name) : 0;
 }
 
-/* A new text in the place of an old one. */
-static int replace(char **text, const char *with)
+static void exchange(char **a, char **b)
 {
-    char *copy = with ? strdup(with) : NULL;
-    if (with && !copy)
-        return -ENOMEM;
-    free(*text);
-    *text = copy;
-    return 0;
+    char *kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+/* With `q->lock` held: the header as q has it now. */
+static int write_backing(struct qcow2 *q)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < 2; i++) /* the second writes what deferred frees changed */
+        r = checkpoint(q);
+    return r < 0 ? r : header_rewrite(q);
 }
 
 int qcow2_set_backing(struct block_node *node, const char *name, const char *format, struct err *err)
@@ -115,15 +120,20 @@ int qcow2_set_backing(struct block_node *node, const char *name, const char *for
         return err_say(err, EINVAL, "a backing file's name has 1 to %u bytes", NAME_MAX_LEN);
     if (name && q->external_raw)
         return err_say(err, EINVAL, "disk '%s' has a raw data file, which excludes a backing file", node->name);
+    char *new_name = name ? strdup(name) : NULL, *new_format = name && format ? strdup(format) : NULL;
+    int r = (name && !new_name) || (name && format && !new_format) ? -ENOMEM : 0;
     fiber_lock(&q->lock);
-    int r = replace(&q->backing_name, name);
+    exchange(&q->backing_name, &new_name);
+    exchange(&q->backing_format, &new_format);
     if (r == 0)
-        r = replace(&q->backing_format, name ? format : NULL);
-    for (unsigned i = 0; r == 0 && i < 2; i++) /* the second writes what deferred frees changed */
-        r = checkpoint(q);
-    if (r == 0)
-        r = header_rewrite(q);
+        r = write_backing(q);
+    if (r < 0) {
+        exchange(&q->backing_name, &new_name);
+        exchange(&q->backing_format, &new_format);
+    }
     fiber_unlock(&q->lock);
+    free(new_name);
+    free(new_format);
     return r < 0 ? err_set(err, -r, "disk '%s': backing file", node->name) : 0;
 }
 
