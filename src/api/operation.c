@@ -1,61 +1,22 @@
 /* Operations and the threads that run them. One lock covers all; what an operation does runs without it.
  *
  * Threads are made as work comes, at most WORKERS, and end when they had none for a while. */
-#include "api/operation.h"
+#include "api/operation_impl.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/random.h>
-#include <time.h>
 
-#include "api/events.h"
 #include "api/metrics.h"
-#include "api/timestamp.h"
 #include "base/log.h"
 
 #define WORKERS 16
 #define QUEUE_MAX 256
-#define KEEP 1000
-#define KEEP_S 3600
 #define IDLE_S 10
 #define WORKER_STACK (512u << 10)
 #define PROGRESS_GAP_NS INT64_C(100000000)
-
-enum operation_state { QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED };
-static const char *const state_names[] = {"queued", "running", "succeeded", "failed", "cancelled"};
-
-struct operation {
-    struct operations *operations;
-    struct operation *next; /* older first */
-    char id[17], kind[32];
-    struct request_audit audit;
-    enum operation_state state;
-    uint64_t revision; /* how often it has changed */
-    atomic_bool cancelled;
-    char what[160];
-    uint64_t done, total;
-    struct timespec created, ended, published;
-    struct err err;
-    json_t *result;
-    operation_fn *run;
-    void *arg;
-    void (*free_arg)(void *arg);
-};
-
-struct operations {
-    pthread_mutex_t lock;
-    pthread_cond_t changed; /* work came, or an operation changed */
-    struct operation *first, *last;
-    unsigned count, queued, workers, idle;
-    unsigned in_requests; /* run by the threads of requests that wait for them */
-    bool stopping;
-    struct events *events;
-    struct metrics *metrics;
-};
 
 static int64_t elapsed_ns(struct timespec from, struct timespec to)
 {
@@ -86,14 +47,6 @@ int operations_create(struct events *events, struct metrics *metrics, struct ope
     return 0;
 }
 
-static void operation_free(struct operation *op)
-{
-    if (op->free_arg)
-        op->free_arg(op->arg);
-    json_decref(op->result);
-    free(op);
-}
-
 void operations_free(struct operations *operations)
 {
     if (!operations)
@@ -107,87 +60,18 @@ void operations_free(struct operations *operations)
     free(operations);
 }
 
-static bool has_ended(const struct operation *op)
-{
-    return op->state > RUNNING;
-}
-
-/* ---- documents; with the lock held ---- */
-
-static json_t *describe(const struct operation *op)
-{
-    char created[TIMESTAMP_SIZE], ended[TIMESTAMP_SIZE];
-    timestamp_format(created, op->created);
-    timestamp_format(ended, op->ended);
-    json_t *out = json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s}", "id", op->id, "kind", op->kind, "target", op->audit.target,
-                            "state", state_names[op->state], "revision", (json_int_t)op->revision, "actor", op->audit.actor,
-                            "created_at", created);
-    if (op->what[0])
-        json_object_set_new(out, "progress", json_pack("{s:s, s:I, s:I}", "what", op->what, "done", (json_int_t)op->done,
-                                                       "total", (json_int_t)op->total));
-    if (op->state == FAILED || op->state == CANCELLED) {
-        json_t *error = error_document(status_of_error(op->err.code), &op->err);
-        json_object_set(out, "error", json_object_get(error, "error"));
-        json_decref(error);
-    }
-    if (op->result)
-        json_object_set(out, "result", op->result);
-    if (has_ended(op))
-        json_object_set_new(out, "ended_at", json_string(ended));
-    return out;
-}
-
-/* It has changed: tells those that wait for that, and all that follow events. */
-static void publish(struct operation *op, const char *action)
-{
-    op->revision++;
-    json_t *document = describe(op);
-    events_publish(op->operations->events, "operation", op->id, action, document);
-    json_decref(document);
-    pthread_cond_broadcast(&op->operations->changed);
-}
-
-/* Forgets what ended long ago, and the oldest that ended when there are too many. */
-static void forget(struct operations *operations)
-{
-    time_t limit = time(NULL) - KEEP_S;
-    operations->last = NULL;
-    for (struct operation **at = &operations->first; *at;) {
-        struct operation *op = *at;
-        if (has_ended(op) && (op->ended.tv_sec < limit || operations->count > KEEP)) {
-            *at = op->next;
-            operations->count--;
-            operation_free(op);
-            continue;
-        }
-        operations->last = op;
-        at = &op->next;
-    }
-}
-
-static struct operation *find(const struct operations *operations, const char *id)
-{
-    for (struct operation *op = operations->first; op; op = op->next)
-        if (!strcmp(op->id, id))
-            return op;
-    return NULL;
-}
-
 /* ---- running ---- */
 
 static void end(struct operation *op, int r, const struct err *err, json_t *result)
 {
     op->ended = now();
-    op->state = r == 0 ? SUCCEEDED : r == -ECANCELED && atomic_load(&op->cancelled) ? CANCELLED : FAILED;
     op->err = *err;
     if (r < 0 && !op->err.code)
         err_set(&op->err, -r, "%s", op->kind);
-    op->result = result;
     if (op->free_arg)
         op->free_arg(op->arg);
     op->free_arg = NULL;
-    op->operations->queued--;
-    publish(op, state_names[op->state]);
+    operation_set_end(op, r == 0 ? SUCCEEDED : r == -ECANCELED && atomic_load(&op->cancelled) ? CANCELLED : FAILED, result);
 }
 
 static void run(struct operations *operations, struct operation *op)
@@ -195,7 +79,7 @@ static void run(struct operations *operations, struct operation *op)
     struct err err = {0};
     json_t *result = NULL;
     op->state = RUNNING;
-    publish(op, "running");
+    operation_publish(op, "running");
     pthread_mutex_unlock(&operations->lock);
     int r = atomic_load(&op->cancelled) ? err_say(&err, ECANCELED, "cancelled before it began")
                                         : op->run(op, op->arg, &result, &err);
@@ -214,29 +98,16 @@ static struct operation *next_queued(const struct operations *operations)
     return NULL;
 }
 
-static struct timespec after_ms(unsigned ms)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    t.tv_sec += ms / 1000;
-    t.tv_nsec += (long)(ms % 1000) * 1000000;
-    if (t.tv_nsec >= 1000000000) {
-        t.tv_sec++;
-        t.tv_nsec -= 1000000000;
-    }
-    return t;
-}
-
 static void *worker(void *arg)
 {
     struct operations *operations = arg;
-    struct timespec until = after_ms(IDLE_S * 1000);
+    struct timespec until = operation_after_ms(IDLE_S * 1000);
     pthread_mutex_lock(&operations->lock);
     for (;;) {
         struct operation *op = next_queued(operations);
         if (op) {
             run(operations, op);
-            until = after_ms(IDLE_S * 1000);
+            until = operation_after_ms(IDLE_S * 1000);
             continue;
         }
         operations->idle++;
@@ -288,15 +159,6 @@ static int check_room(const struct operations *operations, struct err *err)
     return 0;
 }
 
-static void append(struct operations *operations, struct operation *op)
-{
-    forget(operations);
-    *(operations->last ? &operations->last->next : &operations->first) = op;
-    operations->last = op;
-    operations->count++;
-    operations->queued++;
-}
-
 static int enqueue(struct operations *operations, struct operation *op, json_t **ret_document, struct err *err)
 {
     pthread_mutex_lock(&operations->lock);
@@ -304,9 +166,9 @@ static int enqueue(struct operations *operations, struct operation *op, json_t *
     if (r == 0)
         r = need_worker(operations, err);
     if (r == 0) {
-        append(operations, op);
-        publish(op, "queued");
-        *ret_document = describe(op);
+        operation_append(operations, op);
+        operation_publish(op, "queued");
+        *ret_document = operation_describe(op);
     }
     pthread_mutex_unlock(&operations->lock);
     return r;
@@ -369,13 +231,13 @@ int request_run_operation(struct request *request, const char *kind, const char 
     if (r < 0) {
         operation_free(op);
     } else {
-        append(operations, op);
+        operation_append(operations, op);
         operations->in_requests++;
         run(operations, op);
         operations->in_requests--;
         r = op->state == SUCCEEDED ? 0 : -op->err.code;
         *err = op->err;
-        *ret_result = json_incref(op->result);
+        *ret_result = operation_result(op);
     }
     pthread_mutex_unlock(&operations->lock);
     return r;
@@ -393,7 +255,7 @@ void operation_progress(struct operation *op, const char *what, uint64_t done, u
     op->total = total;
     if (other || done == total || elapsed_ns(op->published, t) >= PROGRESS_GAP_NS) {
         op->published = t;
-        publish(op, "progress");
+        operation_publish(op, "progress");
     }
     pthread_mutex_unlock(&op->operations->lock);
 }
@@ -408,58 +270,9 @@ const struct store_audit *operation_audit(const struct operation *op)
     return &op->audit.audit;
 }
 
-/* ---- for clients ---- */
-
-json_t *operations_list(struct operations *operations)
-{
-    json_t *list = json_array();
-    pthread_mutex_lock(&operations->lock);
-    forget(operations);
-    for (const struct operation *op = operations->first; op; op = op->next)
-        json_array_append_new(list, describe(op));
-    pthread_mutex_unlock(&operations->lock);
-    return list;
-}
-
-static int no_such(const char *id, struct err *err)
-{
-    return err_say(err, ENOENT, "there is no operation '%s'; those that ended are kept for an hour", id);
-}
-
-int operations_get(struct operations *operations, const char *id, uint64_t revision, unsigned wait_ms, json_t **ret_document,
-                   struct err *err)
-{
-    struct timespec until = after_ms(wait_ms);
-    pthread_mutex_lock(&operations->lock);
-    struct operation *op = find(operations, id);
-    while (op && !has_ended(op) && op->revision <= revision && wait_ms && !operations->stopping) {
-        if (pthread_cond_timedwait(&operations->changed, &operations->lock, &until) != 0)
-            wait_ms = 0;
-        op = find(operations, id);
-    }
-    int r = op ? 0 : no_such(id, err);
-    if (op)
-        *ret_document = describe(op);
-    pthread_mutex_unlock(&operations->lock);
-    return r;
-}
-
-int operations_cancel(struct operations *operations, const char *id, json_t **ret_document, struct err *err)
-{
-    pthread_mutex_lock(&operations->lock);
-    struct operation *op = find(operations, id);
-    int r = op ? 0 : no_such(id, err);
-    if (op) {
-        atomic_store(&op->cancelled, true);
-        *ret_document = describe(op);
-    }
-    pthread_mutex_unlock(&operations->lock);
-    return r;
-}
-
 bool operations_stop(struct operations *operations, unsigned timeout_ms)
 {
-    struct timespec until = after_ms(timeout_ms);
+    struct timespec until = operation_after_ms(timeout_ms);
     pthread_mutex_lock(&operations->lock);
     operations->stopping = true;
     for (struct operation *op = operations->first; op; op = op->next)

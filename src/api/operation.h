@@ -1,6 +1,6 @@
 /* Long work on behalf of a client: run by a bounded pool of threads, watched, waited for, cancelled.
  *
- * Those that ended are kept for an hour, the last 1000 of them. Every change is an event of kind "operation". Operations
+ * Those that ended are kept for an hour, the last 1000 of them and 4 MiB. Every change is an event of kind "operation". Operations
  * live in memory: they end with polderd, and what they worked on is finished by the controllers that own it.
  * Any thread. */
 #pragma once

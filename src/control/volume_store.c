@@ -87,7 +87,7 @@ int volume_load(struct volumes *volumes, const char *name, struct store_doc *ret
     if (r < 0)
         return r;
     r = store_get(volumes->store, key_of(name).text, ret_doc, err);
-    return r == -ENOENT ? err_say(err, ENOENT, "there is no volume '%s'", name) : r;
+    return r == -ENOENT ? err_say(err, ENOENT, "there is no volume '%s': polder volume create makes one", name) : r;
 }
 
 int volume_check_new(struct volumes *volumes, const char *name, struct err *err)

@@ -98,12 +98,14 @@ static void take_line(int said_fd, char *ret_line, size_t size)
 
 static int take_error(int said_fd, int status, struct err *err)
 {
-    char line[ERR_MESSAGE_SIZE], end[160];
+    char line[ERR_MESSAGE_SIZE - sizeof NAME - 1], end[160];
     take_line(said_fd, line, sizeof line);
     if (WIFEXITED(status) && WEXITSTATUS(status) < EXEC_FAILED && *line)
         return err_say(err, WEXITSTATUS(status), "%s", line);
+    if (*line)
+        return err_say(err, EIO, "%s: %s", NAME, line);
     sandbox_describe_end(status, end, sizeof end);
-    return err_say(err, EIO, "%s: %s %.140s", NAME, end, line);
+    return err_say(err, EIO, "%s: %s", NAME, end);
 }
 
 int rootfs_work_run(const struct rootfs_work *work, struct err *err)

@@ -7,10 +7,14 @@
 #include "base/err.h"
 
 enum sandbox_filter {
-    SANDBOX_FILTER_JIT,  /* all threads of polder-vmm while a guest runs on the engine jit */
-    SANDBOX_FILTER_KVM,  /* on the engine kvm: no executable memory, but requests to the virtual machine that is there */
-    SANDBOX_FILTER_VCPU, /* besides, those that run guest code */
-    SANDBOX_FILTER_UNPACK, /* polder-unpack: files below its root, and descriptors */
+    SANDBOX_FILTER_JIT, /* all threads of polder-vmm while a guest runs on the engine jit */
+    SANDBOX_FILTER_KVM, /* on the engine kvm: no executable memory, but requests to the virtual machine that is there */
+    /* Besides, each kind of thread: */
+    SANDBOX_FILTER_VCPU,   /* runs guest code: no disk, no sockets */
+    SANDBOX_FILTER_LOOP,   /* the program's first: devices, network, consoles, control of the machine; submits no disk requests */
+    SANDBOX_FILTER_DISK,   /* a disk's, and its workers: no sockets */
+    SANDBOX_FILTER_API,    /* HTTP and metrics: no disk, no virtual machine */
+    SANDBOX_FILTER_UNPACK, /* all of polder-unpack: files below its root, and descriptors */
     SANDBOX_FILTERS
 };
 

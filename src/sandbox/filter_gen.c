@@ -19,13 +19,23 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* What a thread of polder-vmm may do is on the list of its program and on that of its kind: each list is whole. */
 #define JIT 1u
 #define KVM 2u
 #define VCPU 4u
-#define UNPACK 8u
-#define FILTERS 4u
+#define LOOP 8u
+#define DISK 16u
+#define API 32u
+#define UNPACK 64u
+#define FILTERS 7u
 #define PROGRAM (JIT | KVM)
-#define ALL (PROGRAM | VCPU)
+#define MAIN (PROGRAM | LOOP)
+#define FILES (MAIN | DISK)
+#define SOCKETS (MAIN | API)
+#define BOARD (MAIN | VCPU)
+#define THREADS (MAIN | DISK) /* may start others: a disk's thread its workers */
+#define ALL (MAIN | VCPU | DISK | API)
+#define EVERY (ALL | UNPACK)
 #define NAMESPACES                                                                                           \
     (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
 
@@ -43,66 +53,58 @@ struct rule {
 
 static const struct rule rules[] = {
     /* descriptors that are there */
-    ANY(read, ALL), ANY(write, ALL), ANY(readv, ALL), ANY(writev, ALL), ANY(close, ALL), ANY(poll, ALL), ANY(ppoll, ALL),
-    ANY(pread64, PROGRAM), ANY(pwrite64, PROGRAM), ANY(preadv, PROGRAM), ANY(pwritev, PROGRAM), ANY(preadv2, PROGRAM),
-    ANY(pwritev2, PROGRAM), ANY(fsync, PROGRAM), ANY(fdatasync, PROGRAM), ANY(sync_file_range, PROGRAM), ANY(fallocate, PROGRAM),
-    ANY(ftruncate, PROGRAM), ANY(lseek, PROGRAM), ANY(fstat, PROGRAM), ANY(newfstatat, PROGRAM), ANY(statx, PROGRAM),
-    ANY(dup, PROGRAM), ANY(fadvise64, PROGRAM),
-    EQUALS(fcntl, ALL, 1, F_GETFL), EQUALS(fcntl, ALL, 1, F_SETFL), EQUALS(fcntl, ALL, 1, F_GETFD), EQUALS(fcntl, ALL, 1, F_SETFD),
-    EQUALS(fcntl, ALL, 1, F_DUPFD_CLOEXEC), EQUALS(fcntl, PROGRAM, 1, F_OFD_SETLK), EQUALS(fcntl, PROGRAM, 1, F_OFD_GETLK),
-    IOCTL(ALL, TUNSETOFFLOAD), /* when the driver of a network interface is ready, in the thread that wrote the status */
-    IOCTL(PROGRAM, TIOCGWINSZ), IOCTL(PROGRAM, TCGETS), IOCTL(PROGRAM, TCSETS),
-    IOCTL(PROGRAM, FIONREAD), IOCTL(PROGRAM, FIONBIO),
+    ANY(read, EVERY), ANY(write, EVERY), ANY(readv, ALL), ANY(writev, ALL), ANY(close, EVERY), ANY(poll, ALL), ANY(ppoll, ALL),
+    ANY(pread64, FILES | API), ANY(pwrite64, FILES | UNPACK), ANY(preadv, FILES), ANY(pwritev, FILES), ANY(preadv2, FILES),
+    ANY(pwritev2, FILES), ANY(fsync, FILES), ANY(fdatasync, FILES), ANY(sync_file_range, FILES), ANY(fallocate, FILES),
+    ANY(ftruncate, FILES | UNPACK), ANY(lseek, FILES | SOCKETS | UNPACK), ANY(fstat, FILES | SOCKETS | UNPACK),
+    ANY(newfstatat, FILES | SOCKETS | UNPACK), ANY(statx, FILES | SOCKETS | UNPACK), ANY(dup, FILES), ANY(fadvise64, FILES),
+    EQUALS(fcntl, EVERY, 1, F_GETFL), EQUALS(fcntl, ALL, 1, F_SETFL), EQUALS(fcntl, ALL, 1, F_GETFD), EQUALS(fcntl, EVERY, 1, F_SETFD),
+    EQUALS(fcntl, EVERY, 1, F_DUPFD_CLOEXEC), EQUALS(fcntl, FILES, 1, F_OFD_SETLK), EQUALS(fcntl, FILES, 1, F_OFD_GETLK),
+    IOCTL(BOARD, TUNSETOFFLOAD), /* when the driver of a network interface is ready, in the thread that wrote the status */
+    IOCTL(MAIN, TIOCGWINSZ), IOCTL(MAIN, TCGETS), IOCTL(MAIN, TCSETS), IOCTL(SOCKETS, FIONREAD), IOCTL(SOCKETS, FIONBIO),
     /* the virtual machine and its vCPUs: run, interrupts, doorbells; the dirty log; state at a reboot and for messages. No new ones. */
-    IOCTL(KVM | VCPU, KVM_RUN), IOCTL(KVM | VCPU, KVM_SIGNAL_MSI), IOCTL(KVM | VCPU, KVM_SET_GSI_ROUTING),
-    IOCTL(KVM | VCPU, KVM_IOEVENTFD), IOCTL(KVM, KVM_SET_USER_MEMORY_REGION), IOCTL(KVM, KVM_GET_DIRTY_LOG),
-    IOCTL(KVM | VCPU, KVM_GET_REGS), IOCTL(KVM, KVM_SET_REGS), IOCTL(KVM, KVM_GET_SREGS), IOCTL(KVM, KVM_SET_SREGS),
-    IOCTL(KVM, KVM_GET_DEBUGREGS), IOCTL(KVM, KVM_SET_DEBUGREGS), IOCTL(KVM, KVM_GET_XSAVE), IOCTL(KVM, KVM_SET_XSAVE),
-    IOCTL(KVM, KVM_GET_XCRS), IOCTL(KVM, KVM_SET_XCRS), IOCTL(KVM, KVM_GET_MSRS), IOCTL(KVM, KVM_SET_MSRS),
-    IOCTL(KVM, KVM_GET_LAPIC), IOCTL(KVM, KVM_SET_LAPIC), IOCTL(KVM, KVM_GET_VCPU_EVENTS), IOCTL(KVM, KVM_SET_VCPU_EVENTS),
-    IOCTL(KVM, KVM_GET_MP_STATE), IOCTL(KVM, KVM_SET_MP_STATE),
+    IOCTL(KVM | VCPU, KVM_RUN), IOCTL(KVM | LOOP | VCPU | DISK | API, KVM_SIGNAL_MSI), IOCTL(KVM | LOOP | VCPU, KVM_SET_GSI_ROUTING),
+    IOCTL(KVM | LOOP | VCPU, KVM_IOEVENTFD), IOCTL(KVM | LOOP, KVM_SET_USER_MEMORY_REGION), IOCTL(KVM | LOOP, KVM_GET_DIRTY_LOG),
+    IOCTL(KVM | LOOP | VCPU, KVM_GET_REGS), IOCTL(KVM | LOOP, KVM_SET_REGS), IOCTL(KVM | LOOP, KVM_GET_SREGS),
+    IOCTL(KVM | LOOP, KVM_SET_SREGS), IOCTL(KVM | LOOP, KVM_GET_DEBUGREGS), IOCTL(KVM | LOOP, KVM_SET_DEBUGREGS),
+    IOCTL(KVM | LOOP, KVM_GET_XSAVE), IOCTL(KVM | LOOP, KVM_SET_XSAVE), IOCTL(KVM | LOOP, KVM_GET_XCRS), IOCTL(KVM | LOOP, KVM_SET_XCRS),
+    IOCTL(KVM | LOOP, KVM_GET_MSRS), IOCTL(KVM | LOOP, KVM_SET_MSRS), IOCTL(KVM | LOOP, KVM_GET_LAPIC), IOCTL(KVM | LOOP, KVM_SET_LAPIC),
+    IOCTL(KVM | LOOP, KVM_GET_VCPU_EVENTS), IOCTL(KVM | LOOP, KVM_SET_VCPU_EVENTS), IOCTL(KVM | LOOP, KVM_GET_MP_STATE),
+    IOCTL(KVM | LOOP, KVM_SET_MP_STATE),
     /* waiting, events */
-    ANY(epoll_create1, PROGRAM), ANY(epoll_ctl, ALL), ANY(epoll_wait, PROGRAM), ANY(epoll_pwait, PROGRAM), ANY(eventfd2, PROGRAM),
-    ANY(timerfd_create, PROGRAM), ANY(timerfd_settime, ALL), ANY(futex, ALL), ANY(io_uring_enter, PROGRAM), ANY(pipe2, PROGRAM),
+    ANY(epoll_create1, MAIN), ANY(epoll_ctl, ALL), ANY(epoll_wait, FILES | API), ANY(epoll_pwait, FILES | API), ANY(eventfd2, FILES),
+    ANY(timerfd_create, MAIN), ANY(timerfd_settime, ALL), ANY(futex, EVERY), ANY(io_uring_enter, PROGRAM | DISK), ANY(pipe2, MAIN),
     /* sockets that were given, and what they accept */
-    ANY(accept4, PROGRAM), ANY(recvfrom, PROGRAM), ANY(recvmsg, PROGRAM), ANY(sendto, PROGRAM), ANY(sendmsg, PROGRAM),
-    ANY(shutdown, PROGRAM), ANY(getsockopt, PROGRAM), ANY(setsockopt, PROGRAM), ANY(getsockname, PROGRAM), ANY(getpeername, PROGRAM),
+    ANY(accept4, SOCKETS), ANY(recvfrom, SOCKETS), ANY(recvmsg, SOCKETS), ANY(sendto, SOCKETS), ANY(sendmsg, SOCKETS),
+    ANY(shutdown, SOCKETS), ANY(getsockopt, SOCKETS), ANY(setsockopt, SOCKETS), ANY(getsockname, SOCKETS), ANY(getpeername, SOCKETS),
+    /* files below the root, and only there */
+    ANY(openat, UNPACK), ANY(openat2, UNPACK), ANY(getdents64, UNPACK), ANY(mkdirat, UNPACK), ANY(unlinkat, UNPACK), ANY(linkat, UNPACK),
+    ANY(symlinkat, UNPACK), {SCMP_SYS(mknodat), UNPACK, true, {2, SCMP_CMP_MASKED_EQ, S_IFMT, S_IFIFO}}, ANY(fchmod, UNPACK),
+    ANY(fchmodat, UNPACK), ANY(fchown, UNPACK), ANY(fchownat, UNPACK), ANY(utimensat, UNPACK), ANY(fsetxattr, UNPACK),
     /* memory: never writable and executable at one address */
-    WITHOUT(mmap, ALL, 2, PROT_EXEC), WITHOUT(mprotect, ALL, 2, PROT_EXEC), EQUALS(mmap, JIT | VCPU, 2, PROT_READ | PROT_EXEC),
-    EQUALS(mprotect, JIT | VCPU, 2, PROT_READ | PROT_EXEC), ANY(munmap, ALL), ANY(mremap, ALL), ANY(madvise, ALL), ANY(brk, ALL),
-    ANY(mlock, PROGRAM), ANY(munlock, PROGRAM), ANY(mincore, PROGRAM),
-    ANY(memfd_create, PROGRAM), /* the engine's counters */
+    WITHOUT(mmap, EVERY, 2, PROT_EXEC), WITHOUT(mprotect, EVERY, 2, PROT_EXEC), EQUALS(mmap, JIT | VCPU, 2, PROT_READ | PROT_EXEC),
+    EQUALS(mprotect, JIT | VCPU, 2, PROT_READ | PROT_EXEC), ANY(munmap, EVERY), ANY(mremap, EVERY), ANY(madvise, EVERY), ANY(brk, EVERY),
+    ANY(mlock, FILES), ANY(munlock, FILES), ANY(mincore, FILES),
+    ANY(memfd_create, SOCKETS), /* the engine's counters */
     /* time, numbers, itself */
-    ANY(clock_gettime, ALL), ANY(clock_nanosleep, ALL), ANY(nanosleep, ALL), ANY(gettimeofday, ALL), ANY(getrandom, ALL),
-    ANY(gettid, ALL), ANY(getpid, ALL), ANY(sched_yield, ALL), ANY(getrusage, ALL), ANY(uname, PROGRAM), ANY(sysinfo, PROGRAM),
-    ANY(sched_getaffinity, PROGRAM), ANY(getcpu, ALL), ANY(geteuid, PROGRAM),
-    ANY(timer_create, ALL),
-    ANY(timer_gettime, ALL), ANY(timer_settime, ALL), ANY(timer_delete, ALL), ANY(alarm, PROGRAM), ANY(setitimer, PROGRAM),
-    {SCMP_SYS(rt_sigaction), PROGRAM, true, {0, SCMP_CMP_NE, SIGSYS, 0}}, /* whose handler is violation.c's */
-    ANY(rt_sigprocmask, ALL), ANY(rt_sigreturn, ALL), ANY(sigaltstack, ALL), ANY(tgkill, ALL),
-    ANY(membarrier, ALL), ANY(restart_syscall, ALL), ANY(unlink, PROGRAM),
-    /* files below the root, and a layer */
-    ANY(read, UNPACK), ANY(write, UNPACK), ANY(close, UNPACK), ANY(lseek, UNPACK), ANY(pwrite64, UNPACK), ANY(ftruncate, UNPACK),
-    ANY(fstat, UNPACK), ANY(newfstatat, UNPACK), ANY(statx, UNPACK), ANY(openat, UNPACK), ANY(openat2, UNPACK), ANY(getdents64, UNPACK),
-    ANY(mkdirat, UNPACK), ANY(unlinkat, UNPACK), ANY(linkat, UNPACK), ANY(symlinkat, UNPACK),
-    {SCMP_SYS(mknodat), UNPACK, true, {2, SCMP_CMP_MASKED_EQ, S_IFMT, S_IFIFO}},
-    ANY(fchmod, UNPACK), ANY(fchmodat, UNPACK), ANY(fchown, UNPACK), ANY(fchownat, UNPACK), ANY(utimensat, UNPACK), ANY(fsetxattr, UNPACK),
-    EQUALS(fcntl, UNPACK, 1, F_GETFL), EQUALS(fcntl, UNPACK, 1, F_DUPFD_CLOEXEC), EQUALS(fcntl, UNPACK, 1, F_SETFD),
-    WITHOUT(mmap, UNPACK, 2, PROT_EXEC), WITHOUT(mprotect, UNPACK, 2, PROT_EXEC), ANY(munmap, UNPACK), ANY(mremap, UNPACK),
-    ANY(madvise, UNPACK), ANY(brk, UNPACK), ANY(futex, UNPACK), ANY(getrandom, UNPACK), ANY(clock_gettime, UNPACK),
-    ANY(gettid, UNPACK), ANY(getpid, UNPACK), ANY(sched_yield, UNPACK), ANY(rt_sigprocmask, UNPACK), ANY(rt_sigreturn, UNPACK),
-    ANY(exit_group, UNPACK),
+    ANY(clock_gettime, EVERY), ANY(clock_nanosleep, ALL), ANY(nanosleep, ALL), ANY(gettimeofday, ALL), ANY(getrandom, EVERY),
+    ANY(gettid, EVERY), ANY(getpid, EVERY), ANY(sched_yield, EVERY), ANY(getrusage, ALL), ANY(uname, MAIN), ANY(sysinfo, FILES | API),
+    ANY(sched_getaffinity, FILES), ANY(getcpu, ALL), ANY(geteuid, MAIN), ANY(timer_create, BOARD), ANY(timer_gettime, BOARD),
+    ANY(timer_settime, BOARD), ANY(timer_delete, BOARD), ANY(alarm, MAIN), ANY(setitimer, MAIN),
+    {SCMP_SYS(rt_sigaction), MAIN, true, {0, SCMP_CMP_NE, SIGSYS, 0}}, /* whose handler is violation.c's */
+    ANY(rt_sigprocmask, EVERY), ANY(rt_sigreturn, EVERY), ANY(sigaltstack, EVERY), ANY(tgkill, ALL),
+    ANY(membarrier, ALL), ANY(restart_syscall, ALL), ANY(unlink, MAIN),
     /* threads, no processes */
-    {SCMP_SYS(clone), PROGRAM, true, {0, SCMP_CMP_MASKED_EQ, CLONE_THREAD | NAMESPACES, CLONE_THREAD}},
+    {SCMP_SYS(clone), THREADS, true, {0, SCMP_CMP_MASKED_EQ, CLONE_THREAD | NAMESPACES, CLONE_THREAD}},
     EQUALS(arch_prctl, JIT | VCPU, 0, ARCH_SET_GS), EQUALS(arch_prctl, JIT | VCPU, 0, ARCH_GET_GS), /* the vCPU on its thread */
-    ANY(set_robust_list, ALL), ANY(rseq, ALL), EQUALS(prctl, ALL, 0, PR_SET_NAME), ANY(seccomp, PROGRAM),
-    ANY(exit, ALL), ANY(exit_group, ALL),
+    ANY(set_robust_list, ALL), ANY(rseq, ALL), EQUALS(prctl, ALL, 0, PR_SET_NAME), ANY(seccomp, MAIN), /* for what they start */
+    ANY(exit, ALL), ANY(exit_group, EVERY),
 };
 
 static const struct {
     const char *name;
     unsigned bit;
-} kinds[FILTERS] = {{"jit", JIT}, {"kvm", KVM}, {"vcpu", VCPU}, {"unpack", UNPACK}};
+} kinds[FILTERS] = {{"jit", JIT}, {"kvm", KVM}, {"vcpu", VCPU}, {"loop", LOOP}, {"disk", DISK}, {"api", API}, {"unpack", UNPACK}};
 
 static int add_rules(scmp_filter_ctx ctx, unsigned bit)
 {
@@ -115,7 +117,7 @@ static int add_rules(scmp_filter_ctx ctx, unsigned bit)
             return r;
     }
     /* Its flags are behind a pointer, where no filter sees them: the C library falls back to clone. */
-    return bit & PROGRAM ? seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0) : 0;
+    return bit & THREADS ? seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0) : 0;
 }
 
 /* An array named filter_NAME. */

@@ -63,6 +63,9 @@ static void *blk_thread(void *arg)
 {
     struct virtio_blk *blk = arg;
     uint64_t timeout_ns = UINT64_MAX;
+    char name[16];
+    snprintf(name, sizeof name, "blk %.11s", blk->dev.id);
+    pthread_setname_np(pthread_self(), name); /* of another thread it would take /proc */
     for (bool stop = !start_ring(blk); !stop;) {
         block_ring_wait(blk->ring, timeout_ns);
         pthread_mutex_lock(&blk->dev.lock);
@@ -322,9 +325,6 @@ static int start_thread(struct virtio_blk *blk)
     if (r)
         return -r;
     blk->thread_runs = true;
-    char name[16];
-    snprintf(name, sizeof name, "blk %.11s", blk->dev.id);
-    pthread_setname_np(blk->thread, name);
     pthread_mutex_lock(&blk->dev.lock);
     while (!blk->start_result)
         pthread_cond_wait(&blk->idle, &blk->dev.lock);

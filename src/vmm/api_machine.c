@@ -95,6 +95,12 @@ void api_machine_free(struct api_machine *binding)
     free(binding);
 }
 
+/* What would be a way to more than was given. */
+static int check_may_open(const struct api_machine *binding, struct err *err)
+{
+    return binding->config->sandbox ? err_say(err, EPERM, "in a sandbox no file can be opened: give it at the start") : 0;
+}
+
 int api_machine_start(struct api_machine *binding, const struct vm_config *config, struct err *err)
 {
     struct machine *machine;
@@ -103,7 +109,7 @@ int api_machine_start(struct api_machine *binding, const struct vm_config *confi
         return ret;
     if (machine_console_path(machine))
         fprintf(stderr, "polder-vmm: console on %s\n", machine_console_path(machine));
-    ret = jail_close(config, machine_engine(machine), err);
+    ret = jail_close(config, machine, err);
     if (ret < 0) {
         machine_free(machine);
         return ret;
@@ -149,6 +155,7 @@ static enum api_vm_state op_state(void *arg)
     struct machine *machine = api_machine_get(binding);
     if (!machine)
         return API_VM_NOT_STARTED;
+    jail_close_api_thread(binding->config);
     return atomic_load(&binding->paused) ? API_VM_PAUSED : API_VM_RUNNING;
 }
 
@@ -231,6 +238,8 @@ static int op_disk_path(void *arg, const char *id, const char *path, struct err 
     struct block_node *node = NULL;
     int ret = find_disk(binding, id, &disk, err);
     if (ret == 0)
+        ret = check_may_open(binding, err);
+    if (ret == 0)
         ret = machine_open_disk(binding->config, disk.config, path, &node, err);
     if (ret < 0)
         return ret;
@@ -280,6 +289,8 @@ static int op_disk_snapshot(void *arg, const char *id, const char *path, struct 
 {
     struct found_disk disk;
     int ret = find_disk(arg, id, &disk, err);
+    if (ret == 0)
+        ret = check_may_open(arg, err);
     return ret < 0 ? ret : disk_snapshot(disk.dev, disk.config, path, err);
 }
 
@@ -307,6 +318,8 @@ static int op_disk_copy_start(void *arg, const char *id, const struct disk_copy_
     struct disk_copy_request allowed = *request;
     struct found_disk disk;
     int ret = find_disk(binding, id, &disk, err);
+    if (ret == 0 && request->path)
+        ret = check_may_open(binding, err);
     allowed.allow_dirs = (const char *const *)binding->config->allow_backing;
     return ret < 0 ? ret : disk_copy_start(disk.copy, disk.dev, disk.config, &allowed, err);
 }
@@ -444,6 +457,7 @@ static void op_metrics(void *arg, metrics_emit_fn *emit, void *emit_arg)
     struct machine *machine = api_machine_get(arg);
     if (!machine)
         return;
+    jail_close_api_thread(((struct api_machine *)arg)->config);
     for (unsigned i = 0; i < VM_MAX_DISKS; i++)
         emit_device(machine_disk(machine, i), "block", emit, emit_arg);
     for (unsigned i = 0; i < VM_MAX_NETS; i++)

@@ -7,12 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/fdname.h"
 #include "base/log.h"
 #include "block/crypt/key.h"
-#include "sandbox/filter.h"
 #include "sandbox/sandbox.h"
+#include "virtio/blk.h"
 
 static bool has_keys(const struct vm_config *config)
 {
@@ -76,17 +77,46 @@ int jail_enter(struct vm_config *config, struct err *err)
     return r;
 }
 
-int jail_close(const struct vm_config *config, const struct engine *engine, struct err *err)
-{
-    enum sandbox_filter filter = engine->class == &engine_kvm ? SANDBOX_FILTER_KVM : SANDBOX_FILTER_JIT;
-    return config->sandbox ? sandbox_filter(filter, true, err) : 0;
-}
-
-void jail_close_vcpu(const struct vm_config *config)
+void jail_close_thread(const struct vm_config *config, enum sandbox_filter kind)
 {
     struct err err = {0};
-    if (!config->sandbox || sandbox_filter(SANDBOX_FILTER_VCPU, false, &err) == 0)
+    if (!config->sandbox || sandbox_filter(kind, false, &err) == 0)
         return;
     log_error("%s", err.message);
     exit(EXIT_FAILURE);
+}
+
+static int close_disk_thread(struct block_node **node, void *arg)
+{
+    (void)node;
+    jail_close_thread(arg, SANDBOX_FILTER_DISK);
+    return 0;
+}
+
+/* Those of the vCPUs do it themselves when they begin. A disk's starts its workers behind this: they have its filter. */
+static int close_threads(const struct vm_config *config, struct machine *machine, struct err *err)
+{
+    for (unsigned i = 0; i < config->disk_count; i++) {
+        int r = virtio_blk_run(machine_disk(machine, i), false, close_disk_thread, (void *)(uintptr_t)config);
+        if (r < 0)
+            return err_set(err, -r, "sandbox: disk '%s'", config->disks[i].id);
+    }
+    jail_close_thread(config, SANDBOX_FILTER_LOOP);
+    return 0;
+}
+
+int jail_close(const struct vm_config *config, struct machine *machine, struct err *err)
+{
+    bool kvm = machine_engine(machine)->class == &engine_kvm;
+    int r = config->sandbox ? sandbox_filter(kvm ? SANDBOX_FILTER_KVM : SANDBOX_FILTER_JIT, true, err) : 0;
+    return r == 0 && config->sandbox ? close_threads(config, machine, err) : r;
+}
+
+void jail_close_api_thread(const struct vm_config *config)
+{
+    static _Thread_local bool closed;
+    if (closed || gettid() == getpid())
+        return;
+    jail_close_thread(config, SANDBOX_FILTER_API);
+    closed = true;
 }

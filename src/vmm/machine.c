@@ -72,7 +72,7 @@ static void power_happened(void *arg, enum power_event event)
 static void vcpu_begins(void *arg)
 {
     const struct machine *machine = arg;
-    jail_close_vcpu(machine->config);
+    jail_close_thread(machine->config, SANDBOX_FILTER_VCPU);
 }
 
 static void vcpu_ended(void *arg, unsigned index, enum vcpu_exit why)

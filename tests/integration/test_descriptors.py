@@ -4,7 +4,9 @@ import os
 import re
 import socket
 import subprocess
+import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +62,36 @@ def boot(given, tmp, *options, script, files=None):
                "--cmdline", f"{CMDLINE} polder.test=run", "--console", "stdio", *options, fds=given.fds)
 
 
+def live_operations_in_a_sandbox(client, tmp):
+    """What needs no new file; what does is refused and ends nothing."""
+    for method, path, body in [("PUT", "/actions", {"action_type": "FlushMetrics"}), ("PUT", "/drives/drive0/copy", {"kind": "Flatten"}),
+                               ("PATCH", "/drives/drive0", {"drive_id": "drive0", "rate_limiter": {"ops": {"size": 999, "refill_time": 1}}})]:
+        assert client.call(method, path, body).status == 204, path
+    deadline = time.monotonic() + 30
+    while (state := client.get("/drives/drive0/copy")["state"]) != "Done":
+        assert state == "Running" and time.monotonic() < deadline
+        time.sleep(0.05)
+    new = str(tmp / "new.qcow2")
+    for method, path, body in [("PATCH", "/drives/drive0", {"drive_id": "drive0", "path_on_host": new}),
+                               ("PUT", "/drives/drive0/copy", {"kind": "Backup", "path_on_host": new}),
+                               ("PUT", "/drives/drive0/snapshot", {"path_on_host": new})]:
+        answer = client.call(method, path, body)
+        assert answer.status == 400 and "in a sandbox no file can be opened" in answer.fault, (path, answer.text)
+
+
+def threads_are_confined(vmm):
+    """Each has the list of its engine and at least one more, that of its kind; but the metrics' thread, which sleeps."""
+    filters = {}
+    for task in Path(f"/proc/{vmm.pid}/task").iterdir():
+        status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
+        if "Seccomp_filters" not in status:
+            return  # before Linux 5.9
+        if not status["Name"].startswith("iou-"):  # the kernel's, of io_uring
+            filters.setdefault(status["Name"].split()[0], []).append(int(status["Seccomp_filters"]))
+    assert filters.keys() == {"polder-vmm", "vcpu0", "blk", "MHD-single"}, filters
+    assert sorted(filters.pop("polder-vmm"))[-1] == 2 and all(min(counts) >= 2 for counts in filters.values()), filters
+
+
 @pytest.mark.parametrize("sandbox", ["off", "on"])
 def test_everything_by_descriptor(tmp, given, sandbox):
     top, middle, base = chain(tmp)
@@ -76,7 +108,11 @@ def test_everything_by_descriptor(tmp, given, sandbox):
     with boot(given, tmp, "--sandbox", sandbox, "--disk", disk, "--log-file", log, "--log-level", "info", "--metrics", metrics, "--api-sock", api,
               "--vsock", f"cid=3,path={vsock}", script=script, files={"bin/vsock-echo": program}) as vmm:
         vmm.wait_for("^vsock-echo: listening$", 120)
-        assert Client(tmp / "api.sock").get("/")["state"] == "Running"
+        client = Client(tmp / "api.sock")
+        assert client.get("/")["state"] == "Running"
+        if sandbox == "on":
+            live_operations_in_a_sandbox(client, tmp)
+            threads_are_confined(vmm)
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(str(tmp / "vsock.sock"))
             s.settimeout(20)

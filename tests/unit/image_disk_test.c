@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -154,6 +155,51 @@ static void kernels_can_be_given(void **state)
     close(fd);
 }
 
+static void make_qcow2(struct place *p, const char *option, const char *value, const char *path)
+{
+    const char *argv[] = {"qemu-img", "create", "-q", "-u", "-f", "qcow2", option, value, "-F", "raw", path, "8M", NULL};
+    if (strcmp(option, "-o") == 0) {
+        argv[8] = path;
+        argv[9] = "8M";
+        argv[10] = NULL;
+    }
+    struct child child = {CHILD_INIT, .argv = argv};
+    ok(child_run(&child, NULL, &p->err));
+}
+
+/* A file beside the image store that everybody may read is named in all ways, and nobody opens it. */
+static void what_an_image_names_is_not_opened(void **state)
+{
+    struct place *p = *state;
+    char secret[128], json[256], data[256], digest[IMAGE_DIGEST_SIZE], events[512];
+    snprintf(secret, sizeof secret, "%s/secret", p->dir);
+    snprintf(json, sizeof json, "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"%s\"}}", secret);
+    snprintf(data, sizeof data, "data_file=%s", secret);
+    const struct {
+        const char *option, *value, *says;
+    } images[] = {{"-b", secret, "outside of its folder"},       {"-b", "../../../secret", "it names"},
+                  {"-b", json, "only files are supported"},      {"-b", "nbd://127.0.0.1/x", "only files are supported"},
+                  {"-b", "/dev/zero", "neither a regular file"}, {"-o", data, "outside of its folder"}};
+    assert_int_equal(0, chmod(p->dir, 0755) | chmod(path_in(p, "images"), 0755) | chmod(path_in(p, "images/tmp"), 0755));
+    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
+        make_qcow2(p, images[i].option, images[i].value, path_in(p, "evil"));
+        write_file(secret, "secret");
+        int watch = inotify_init1(IN_NONBLOCK | IN_CLOEXEC), fd = open(path_in(p, "evil"), O_RDONLY | O_CLOEXEC);
+        assert_true(inotify_add_watch(watch, secret, IN_OPEN | IN_ACCESS) >= 0);
+        struct image_disk disk = {.fd = fd, .format = "qcow2", .kernel_fd = fd, .initrd_fd = -1};
+        assert_int_equal(-EIO, image_import_disk(p->store, "disk/evil", &disk, NULL, digest, &p->err));
+        if (!strstr(p->err.message, images[i].says) || strchr(p->err.message, '\n'))
+            fail_msg("%s: %s", images[i].value, p->err.message);
+        ssize_t opened = read(watch, events, sizeof events);
+        assert_true(opened < 0 && errno == EAGAIN);
+        close(open(secret, O_RDONLY | O_CLOEXEC)); /* it would have been seen */
+        assert_true(read(watch, events, sizeof events) > 0);
+        assert_int_equal(-ENOENT, image_get(p->store, "disk/evil", &(struct image){0}, &p->err));
+        close(watch);
+        close(fd);
+    }
+}
+
 static void tables(void **state)
 {
     struct place *p = *state;
@@ -209,7 +255,8 @@ static void debian_is_asked_for_by_name(void **state)
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-    const struct CMUnitTest tests[] = {TEST(takes_the_newest_kernel), TEST(kernels_can_be_given), TEST(tables),
+    const struct CMUnitTest tests[] = {TEST(takes_the_newest_kernel), TEST(kernels_can_be_given),
+                                       TEST(what_an_image_names_is_not_opened), TEST(tables),
                                        TEST(debian_is_asked_for_by_name)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,10 @@
 /* Stands in for polder-vmm and polder-unpack: `jail_probe KIND WHAT` enters the jail of one of their kinds of threads as they do and
- * then tries one thing that must be refused. "paths" and "others PID PORT" try what has an error for an answer, "wait" waits. A number is
- * that of a system call that is not answered: the process is killed with SIGSYS. Without WHAT it prints how many numbers there are. */
+ * then tries what must be refused. "paths" and "others PID PORT" try what has an error for an answer, "wait" waits, "open" is killed with
+ * SIGSYS. "calls" tries many system calls, for which the kind is killed or not, as its bit in the table says. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <netinet/in.h>
 #include <sched.h>
@@ -29,35 +30,38 @@
 #include "sandbox/filter.h"
 #include "sandbox/sandbox.h"
 
+#define ANSWERED 103
 #define JIT 1u
 #define KVM 2u
-#define UNPACK 4u
-#define VMM (JIT | KVM)
+#define VCPU 4u
+#define LOOP 8u
+#define DISK 16u
+#define API 32u
+#define UNPACK 64u
+#define VMM (JIT | KVM | VCPU | LOOP | DISK | API)
 static const struct kind {
     const char *name;
     unsigned bit;
     enum sandbox_filter filter;
-} kinds[] = {{"jit", JIT, SANDBOX_FILTER_JIT}, {"kvm", KVM, SANDBOX_FILTER_KVM}, {"unpack", UNPACK, SANDBOX_FILTER_UNPACK}};
+} kinds[] = {{"jit", JIT, SANDBOX_FILTER_JIT},    {"kvm", KVM, SANDBOX_FILTER_KVM},    {"vcpu", VCPU, SANDBOX_FILTER_VCPU},
+             {"loop", LOOP, SANDBOX_FILTER_LOOP}, {"disk", DISK, SANDBOX_FILTER_DISK}, {"api", API, SANDBOX_FILTER_API},
+             {"unpack", UNPACK, SANDBOX_FILTER_UNPACK}};
 
 #define CALL_ON(which, name, ...) {.kinds = (which), .number = SYS_##name, .args = {__VA_ARGS__}}
 #define CALL(name, ...) CALL_ON(VMM | UNPACK, name, __VA_ARGS__)
 static const struct {
-    unsigned kinds;
+    unsigned kinds; /* that are killed for it */
     long number;
     long args[6];
 } probes[] = {
     CALL(open, (long)"/", O_RDONLY),
     CALL_ON(VMM, openat, AT_FDCWD, (long)"/proc/self/mem", O_RDWR),
     CALL_ON(VMM, openat2, AT_FDCWD, (long)"/dev"),
-    CALL_ON(UNPACK, mknodat, AT_FDCWD, (long)"x", S_IFCHR | 0600, 0x103),
-    CALL_ON(UNPACK, mknodat, AT_FDCWD, (long)"x", S_IFSOCK | 0600),
-    CALL_ON(UNPACK, fchdir, 3),
-    CALL_ON(UNPACK, setxattr, (long)"x"),
-    CALL_ON(UNPACK, renameat2, AT_FDCWD),
-    CALL_ON(UNPACK, sendmsg, 3),
-    CALL_ON(UNPACK, io_uring_enter, 3),
-    CALL_ON(UNPACK, ioctl, 0, KVM_RUN),
-    CALL_ON(UNPACK, clone, CLONE_THREAD),
+    CALL(mknodat, AT_FDCWD, (long)"x", S_IFCHR | 0600, 0x103),
+    CALL(mknodat, AT_FDCWD, (long)"x", S_IFSOCK | 0600),
+    CALL(fchdir, 3),
+    CALL(setxattr, (long)"x"),
+    CALL(renameat2, AT_FDCWD),
     CALL(creat, (long)"/x", 0600),
     CALL(mkdir, (long)"/x", 0700),
     CALL(rename, (long)"/a", (long)"/b"),
@@ -110,10 +114,22 @@ static const struct {
     CALL(ioctl, 0, KVM_CREATE_VCPU),
     CALL(ioctl, 0, KVM_CREATE_DEVICE),
     CALL(ioctl, 0, KVM_ENABLE_CAP),
-    CALL_ON(JIT, ioctl, 0, KVM_RUN),
-    CALL_ON(JIT, ioctl, 0, KVM_SET_USER_MEMORY_REGION),
-    CALL_ON(KVM | UNPACK, mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1),
-    CALL_ON(KVM | UNPACK, mprotect, 0, 4096, PROT_READ | PROT_EXEC),
+    CALL_ON(JIT | LOOP | DISK | API | UNPACK, ioctl, 0, KVM_RUN),
+    CALL_ON(JIT | VCPU | DISK | API | UNPACK, ioctl, 0, KVM_SET_USER_MEMORY_REGION),
+    /* what one kind of thread may do and others may not */
+    CALL_ON(VCPU | LOOP | API | UNPACK, io_uring_enter, -1),
+    CALL_ON(VCPU | API, pwrite64, -1),
+    CALL_ON(VCPU | API | UNPACK, fallocate, -1),
+    CALL_ON(VCPU | API | UNPACK, fdatasync, -1),
+    CALL_ON(VCPU | DISK | UNPACK, sendmsg, -1),
+    CALL_ON(VCPU | DISK | UNPACK, recvfrom, -1),
+    CALL_ON(VCPU | DISK | UNPACK, accept4, -1),
+    CALL_ON(VCPU | API | UNPACK, clone, CLONE_THREAD),
+    CALL_ON(VCPU | DISK | API | UNPACK, seccomp, 0),
+    CALL_ON(DISK | API | UNPACK, ioctl, 0, TUNSETOFFLOAD),
+    CALL_ON(VCPU | DISK | API | UNPACK, rt_sigaction, SIGUSR1),
+    CALL_ON((VMM | UNPACK) & ~(JIT | VCPU), mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1),
+    CALL_ON((VMM | UNPACK) & ~(JIT | VCPU), mprotect, 0, 4096, PROT_READ | PROT_EXEC),
     CALL(rt_sigaction, SIGSYS),
     CALL(fcntl, 0, F_SETOWN, 1),
     CALL(setrlimit, 0),
@@ -188,21 +204,29 @@ static int try_others(const char *which)
     return can_connect(&name, sizeof name) || can_connect(&port, sizeof port) ? 4 : 0;
 }
 
-static int count_probes(void)
+static _Noreturn void try_probe(const struct kind *kind, unsigned i)
 {
-    printf("%zu\n", sizeof probes / sizeof probes[0]);
-    return 0;
+    const long *a = probes[i].args;
+    if (sandbox_filter(kind->filter, true, NULL) < 0)
+        _exit(101);
+    syscall(probes[i].number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    _exit(ANSWERED);
 }
 
-/* What no filter kills it for is a status of its own. */
-static int try_probe(const struct kind *kind, const char *which)
+/* Each in a process of its own. The number of the first that does not end as it has to, from 1 on; 0: none. */
+static int try_probes(const struct kind *kind)
 {
-    unsigned i = (unsigned)atoi(which);
-    const long *a = probes[i].args;
-    if (!(probes[i].kinds & kind->bit))
-        return 104;
-    syscall(probes[i].number, a[0], a[1], a[2], a[3], a[4], a[5]);
-    return 103;
+    for (unsigned i = 0; i < sizeof probes / sizeof probes[0]; i++) {
+        int status = 0;
+        pid_t pid = fork();
+        if (pid == 0)
+            try_probe(kind, i);
+        waitpid(pid, &status, 0);
+        bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS, answered = WIFEXITED(status) && WEXITSTATUS(status) == ANSWERED;
+        if (probes[i].kinds & kind->bit ? !killed : !answered)
+            return (int)i + 1;
+    }
+    return 0;
 }
 
 static const struct kind *find_kind(const char *name)
@@ -229,22 +253,21 @@ int main(int argc, char **argv)
     struct err err = {0};
     int abi;
     if (argc < 3)
-        return count_probes();
+        return 98;
     const struct kind *kind = find_kind(argv[1]);
     const char *what = argv[2];
     if (give_up_paths(kind, &abi, &err) < 0) {
         fprintf(stderr, "%s\n", err.message);
         return 100;
     }
-    if (strcmp(what, "paths") == 0) /* ends at once: a search for leaks would want /proc */
+    /* all end at once: a search for leaks would want /proc */
+    if (strcmp(what, "paths") == 0)
         _exit(kind->bit == UNPACK ? try_unpack_without_filter(abi) : try_without_filter());
     if (strncmp(what, "others", 6) == 0)
         _exit(try_others(what));
     if (strcmp(what, "wait") == 0)
         _exit(pause());
-    if (sandbox_filter(kind->filter, true, &err) < 0)
-        return 101;
-    if (strcmp(what, "vcpu") == 0)
-        return sandbox_filter(SANDBOX_FILTER_VCPU, false, &err) < 0 ? 102 : (int)syscall(SYS_pread64, 0, &err, 1, 0);
-    _exit(try_probe(kind, what));
+    if (strcmp(what, "open") == 0)
+        try_probe(kind, 0);
+    _exit(try_probes(kind));
 }
