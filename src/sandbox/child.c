@@ -1,7 +1,6 @@
 /* The child's half, between clone3 and exec: only system calls, no allocation, no locks. */
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <linux/capability.h>
 #include <linux/securebits.h>
 #include <sched.h>
@@ -107,8 +106,9 @@ static int set_ids(const struct sandbox_child *child, struct err *err)
         SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP | SECBIT_NO_SETUID_FIXUP_LOCKED;
     if (child->confined && prctl(PR_SET_SECUREBITS, bits, 0, 0, 0) < 0)
         return err_set(err, errno, "securebits");
-    if (child->spec->own_ids && (setgroups(0, NULL) < 0 || setresgid(child->gid, child->gid, child->gid) < 0 ||
-                                 setresuid(child->uid, child->uid, child->uid) < 0))
+    /* not the C library's: behind a clone3 of ours it would wait for a thread that the parent was just making */
+    if (child->spec->own_ids && (syscall(SYS_setgroups, 0, NULL) < 0 || syscall(SYS_setresgid, child->gid, child->gid, child->gid) < 0 ||
+                                 syscall(SYS_setresuid, child->uid, child->uid, child->uid) < 0))
         return err_set(err, errno, "uid %u and gid %u", child->uid, child->gid);
     bool may_mount = child->confined && !child->spec->host_root;
     int r = sandbox_keep_capabilities(child->spec->capabilities | (may_mount ? UINT64_C(1) << CAP_SYS_ADMIN : 0));
