@@ -67,13 +67,32 @@ uint64_t schema_max(const struct schema_field *field)
     return field->type == SCHEMA_STRING ? SCHEMA_TEXT_MAX : SCHEMA_ITEMS_MAX;
 }
 
+/* "32 MiB" of a field in bytes, else the number. */
+static void print_bound(const struct schema_field *field, int64_t bound, char text[32])
+{
+    static const char *const units[] = {"", " KiB", " MiB", " GiB", " TiB"};
+    size_t len = strlen(field->name), unit = 0;
+    bool is_bytes = len > 6 && !strcmp(field->name + len - 6, "_bytes");
+    for (; is_bytes && bound && bound % 1024 == 0 && unit < sizeof units / sizeof *units - 1; unit++)
+        bound /= 1024;
+    snprintf(text, 32, "%lld%s", (long long)bound, units[unit]);
+}
+
+static int refuse_integer(const struct schema_field *field, struct err *err)
+{
+    char min[32], max[32];
+    print_bound(field, field->min, min);
+    print_bound(field, field->max, max);
+    return err_say(err, EINVAL, "must be %s to %s", min, max);
+}
+
 static int check_integer(const struct schema_field *field, const json_t *value, struct err *err)
 {
     if (!json_is_integer(value))
         return err_say(err, EINVAL, "must be an integer");
     json_int_t number = json_integer_value(value);
     if (number < field->min || number > field->max)
-        return err_say(err, EINVAL, "must be %lld to %lld", (long long)field->min, (long long)field->max);
+        return refuse_integer(field, err);
     return 0;
 }
 

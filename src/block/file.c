@@ -54,7 +54,7 @@ static void finish(struct block_request *req, int result)
     struct file_node *file = file_of(req);
     if (req->op != BLOCK_READ && req->op != BLOCK_FLUSH)
         file->dirty = true;
-    if (req->op == BLOCK_WRITE && file->grows && req->offset + req->progress > file->node.size)
+    if (req->op == BLOCK_WRITE && file->grows && req->progress && req->offset + req->progress > file->node.size)
         file->node.size = req->offset + req->progress;
     struct stat st;
     if (result < 0 && file->grows && fstat(file->fd, &st) == 0 && (uint64_t)st.st_size > file->node.size)

@@ -87,7 +87,7 @@ int volume_load(struct volumes *volumes, const char *name, struct store_doc *ret
     if (r < 0)
         return r;
     r = store_get(volumes->store, key_of(name).text, ret_doc, err);
-    return r == -ENOENT ? err_say(err, ENOENT, "there is no volume '%s'", name) : r;
+    return r == -ENOENT ? err_say(err, ENOENT, "there is no volume '%s': polder volume create makes one", name) : r;
 }
 
 int volume_check_new(struct volumes *volumes, const char *name, struct err *err)
@@ -151,7 +151,7 @@ int volume_check_idle(const struct store_doc *doc, bool readers_allowed, struct 
     size_t i;
     json_array_foreach(users, i, user)
         if (!readers_allowed || !json_is_true(json_object_get(user, "read_only")))
-            return err_say(err, EBUSY, "volume '%s' is in use by instance %s: stop it first", doc->key + strlen(VOLUME_KEY_PREFIX),
-                           json_string_value(json_object_get(user, "instance")));
+            return err_say(err, EBUSY, "volume '%s' is in use by instance %s (polder ps -o wide): stop it first",
+                           doc->key + strlen(VOLUME_KEY_PREFIX), json_string_value(json_object_get(user, "instance")));
     return 0;
 }

@@ -29,10 +29,11 @@ static int check_free(const char *name, const json_t *users, bool read_only, str
     json_array_foreach(users, i, user) {
         bool reads = json_is_true(json_object_get(user, "read_only"));
         if (!reads)
-            return err_say(err, EBUSY, "volume '%s' is in use by instance %s, which may write: stop it first", name, user_id(user));
-        if (!read_only)
-            return err_say(err, EBUSY, "volume '%s' is in use by instance %s: stop it first, or use the volume read-only", name,
+            return err_say(err, EBUSY, "volume '%s' is in use by instance %s (polder ps -o wide), which may write: stop it first", name,
                            user_id(user));
+        if (!read_only)
+            return err_say(err, EBUSY, "volume '%s' is in use by instance %s (polder ps -o wide): stop it first, or use the volume "
+                           "read-only", name, user_id(user));
     }
     return 0;
 }

@@ -132,6 +132,7 @@ static void bodies_are_checked(void **state)
         {"{\"image\":null}", "field 'image' is missing"},
         {"{\"image\":\"a b\"}", "image: must be an image reference"},
         {"{\"image\":\"a\",\"cpus\":33}", "cpus: must be 1 to 32"},
+        {"{\"image\":\"a\",\"memory_bytes\":1}", "memory_bytes: must be 32 MiB to 1 TiB"},
         {"{\"image\":\"a\",\"cpus\":1.5}", "cpus: must be an integer"},
         {"{\"image\":\"a\",\"tty\":1}", "tty: must be true or false"},
         {"{\"image\":\"a\",\"env\":[\"A=1\",\"B\"]}", "env: [1]: must be NAME=VALUE"},
