@@ -49,5 +49,6 @@ bool block_is_copy(const struct block_node *node);
 /* In a fiber: waits until nothing is copied any more; later requests go to both (what is READY) or to the
  * source only. */
 void block_copy_stop(struct block_node *node);
-/* After block_copy_stop, with no request in flight: frees the copy alone. The nodes are the caller's again. */
+/* After block_copy_stop, with no request in flight, and in a fiber that has waited for neither: frees the copy alone. The nodes are
+ * the caller's again. */
 void block_copy_take(struct block_node *node, struct block_node **ret_source, struct block_node **ret_target);

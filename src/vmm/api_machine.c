@@ -318,7 +318,7 @@ static int op_disk_copy_start(void *arg, const char *id, const struct disk_copy_
     struct disk_copy_request allowed = *request;
     struct found_disk disk;
     int ret = find_disk(binding, id, &disk, err);
-    if (ret == 0 && request->path)
+    if (ret == 0 && (request->path || request->base))
         ret = check_may_open(binding, err);
     allowed.allow_dirs = (const char *const *)binding->config->allow_backing;
     return ret < 0 ? ret : disk_copy_start(disk.copy, disk.dev, disk.config, &allowed, err);

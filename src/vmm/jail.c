@@ -63,7 +63,7 @@ int jail_enter(struct vm_config *config, struct err *err)
         return 0;
     int r = check(config, err);
     if (r == 0 && has_keys(config))
-        r = crypt_library_load(err);
+        r = crypt_library_prepare(err);
     if (r == 0)
         r = keep_kvm(config, err);
     tzset();             /* the first use of a time zone, even of UTC, reads a file */

@@ -126,9 +126,6 @@ static void end_copy(struct run *run)
     struct block_node *old;
     enum block_copy_mode mode = run->job->mode;
     bool done = run->status.state == BLOCK_COPY_DONE;
-    block_copy_stop(run->copy);
-    run->flushed = block_do(run->copy, BLOCK_FLUSH, 0, NULL, 0) == 0;
-    block_copy_status(run->copy, &run->status);
     if (done && mode == BLOCK_COPY_FLATTEN)
         run->header = qcow2_set_backing(run->top, NULL, NULL, NULL);
     else if (done && mode == BLOCK_COPY_REBASE)
@@ -161,11 +158,21 @@ static int copy_and_write(void *arg)
         return r;
     assert(fiber_start(&pool, guest, run) == 0 && block_copy_start(run->copy) == 0);
     wait_for(run);
+    block_copy_stop(run->copy);
+    run->flushed = block_do(run->copy, BLOCK_FLUSH, 0, NULL, 0) == 0;
+    block_copy_status(run->copy, &run->status);
+    return 0;
+}
+
+/* A fiber of its own, as block_copy_take() wants it. */
+static int end_and_read(void *arg)
+{
+    struct run *run = arg;
     end_copy(run);
-    if (options.mode == BLOCK_COPY_COMMIT)
+    if (run->job->mode == BLOCK_COPY_COMMIT)
         run->other = NULL; /* the top's own */
     unsigned at = atomic_exchange(&fail_at, 0);
-    r = block_do(run->top, BLOCK_READ, 0, run->now, DISK_SIZE);
+    int r = block_do(run->top, BLOCK_READ, 0, run->now, DISK_SIZE);
     run->wrong = r < 0 ? "the disk cannot be read" : judge_data(run->now, true);
     atomic_store(&fail_at, at);
     return 0;
@@ -312,23 +319,25 @@ static const char *judge(const struct run *run, bool fault)
 static bool run_once(const struct job *job, unsigned at, bool *ret_reached)
 {
     static struct run run;
-    struct err err = {0};
+    struct block_ring *ring = NULL;
     for_images(false);
     memset(sectors, 0, sizeof sectors);
     srandom(2);
     run = (struct run){.job = job, .top = open_image("top.qcow2", false)};
     run.other = job->target ? open_image(job->target, job->mode == BLOCK_COPY_REBASE) : NULL;
     assert(run.top && (run.other || !job->target));
+    assert(block_ring_create("sync", &ring, NULL) == 0 && block_ring_start(ring, NULL) == 0 && block_attach(run.top, ring, NULL) == 0);
     for (uint32_t i = 0; i < SECTORS; i++)
         sectors[i].sure = true;
     failed = "none";
     atomic_store(&calls, 0);
     atomic_store(&fail_at, at);
-    int r = block_run_alone(run.top, copy_and_write, &run, &err);
-    if (run.other)
-        run.other->ring = NULL;
+    int r = block_run(ring, copy_and_write, &run);
+    if (r == 0)
+        r = block_run(ring, end_and_read, &run);
     block_close(run.other);
     block_close(run.top);
+    block_ring_free(ring);
     *ret_reached = atomic_load(&calls) >= at;
     atomic_store(&fail_at, 0);
     const char *wrong = r < 0 && !at ? "it did not begin" : r < 0 ? NULL : judge(&run, at);

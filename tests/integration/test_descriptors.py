@@ -64,8 +64,9 @@ def boot(given, tmp, *options, script, files=None):
 
 def live_operations_in_a_sandbox(client, tmp):
     """What needs no new file; what does is refused and ends nothing."""
+    limit = {"ops": {"size": 999, "refill_time": 1}}
     for method, path, body in [("PUT", "/actions", {"action_type": "FlushMetrics"}), ("PUT", "/drives/drive0/copy", {"kind": "Flatten"}),
-                               ("PATCH", "/drives/drive0", {"drive_id": "drive0", "rate_limiter": {"ops": {"size": 999, "refill_time": 1}}})]:
+                               ("PATCH", "/drives/drive0", {"drive_id": "drive0", "rate_limiter": limit})]:
         assert client.call(method, path, body).status == 204, path
     deadline = time.monotonic() + 30
     while (state := client.get("/drives/drive0/copy")["state"]) != "Done":
@@ -105,8 +106,8 @@ def test_everything_by_descriptor(tmp, given, sandbox):
         echo written | dd of=/dev/vda bs=512 seek=8 conv=fsync 2>/dev/null
         vsock-echo listen 5000
     """
-    with boot(given, tmp, "--sandbox", sandbox, "--disk", disk, "--log-file", log, "--log-level", "info", "--metrics", metrics, "--api-sock", api,
-              "--vsock", f"cid=3,path={vsock}", script=script, files={"bin/vsock-echo": program}) as vmm:
+    with boot(given, tmp, "--sandbox", sandbox, "--disk", disk, "--log-file", log, "--log-level", "info", "--metrics", metrics,
+              "--api-sock", api, "--vsock", f"cid=3,path={vsock}", script=script, files={"bin/vsock-echo": program}) as vmm:
         vmm.wait_for("^vsock-echo: listening$", 120)
         client = Client(tmp / "api.sock")
         assert client.get("/")["state"] == "Running"
@@ -127,6 +128,29 @@ def test_everything_by_descriptor(tmp, given, sandbox):
     assert json.loads((tmp / "metrics").read_text().splitlines()[0])
     assert (tmp / "api.sock").exists() and (tmp / "vsock.sock").exists()  # whoever made them removes them
     assert b"written" in top.read_bytes()
+
+
+def test_encrypted_and_compressed_disks_in_a_sandbox(tmp, given):
+    """Whose libraries open files of their own, and whose work is done by threads that start late."""
+    img, key = BINARY.parent / "polder-img", tmp / "key"
+    key.write_bytes(b"a passphrase")
+    (tmp / "plain").write_bytes(os.urandom(1000) * 4000)
+    subprocess.run([img, "create", "-f", "luks", "--key", key, tmp / "a.luks", "8M"], check=True)
+    subprocess.run([img, "create", "-f", "qcow2", "-o", "encrypt.format=luks", "--key", key, tmp / "b.qcow2", "8M"], check=True)
+    subprocess.run([img, "convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd", tmp / "plain", tmp / "c.qcow2"], check=True)
+    disks = []
+    for name, more in (("a.luks", f"format=luks,key={given.file(key)}"), ("b.qcow2", f"format=qcow2,key={given.file(key)}"),
+                       ("c.qcow2", "format=qcow2")):
+        disks += ["--disk", f"{given.file(tmp / name, os.O_RDWR)},{more}"]
+    script = """
+        for d in a b c; do
+            cat /dev/vd$d >/dev/null && echo "from the guest" | dd of=/dev/vd$d bs=64k conv=fsync 2>/dev/null && echo "wrote $d"
+        done
+    """
+    with boot(given, tmp, "--sandbox", "on", *disks, script=script) as vmm:
+        assert vmm.wait(60) == 0, vmm.describe()
+    assert re.findall(r"^wrote (\w)", vmm.text, re.MULTILINE) == ["a", "b", "c"]
+    assert [b"from the guest" in (tmp / name).read_bytes() for name in ("a.luks", "b.qcow2", "c.qcow2")] == [False, False, True]
 
 
 @pytest.mark.parametrize("options, says", [

@@ -1,5 +1,6 @@
 /* Headers in memory. libcryptsetup works on paths: it gets a memfd's, so that nothing it does reaches an image, and no
  * loop device, device mapper or privilege is in play. */
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -7,7 +8,10 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "block/crypt/key.h"
 #include "block/crypt/luks_impl.h"
+
+#define EMPTY_BYTES (4u << 20)
 
 static void take_message(int level, const char *message, void *arg)
 {
@@ -43,4 +47,17 @@ void luks_copy_close(struct luks_copy *copy)
     if (copy->fd >= 0)
         close(copy->fd);
     *copy = (struct luks_copy){.fd = -1};
+}
+
+int crypt_library_prepare(struct err *err)
+{
+    static void *unwinder; /* threads of Argon2 end by pthread_exit, which opens it */
+    struct luks_copy copy;
+    int r = luks_copy_open(&copy, EMPTY_BYTES, err);
+    if (r == 0)
+        (void)crypt_lib.crypt_load(copy.device, CRYPT_LUKS, NULL); /* there is no header */
+    luks_copy_close(&copy);
+    if (r == 0 && !unwinder && !(unwinder = dlopen("libgcc_s.so.1", RTLD_NOW)))
+        r = err_say(err, ENOENT, "encryption in a sandbox needs libgcc_s.so.1: apt install libgcc-s1");
+    return r;
 }

@@ -32,3 +32,5 @@ void secret_end(void);
 /* Loads what encryption needs (library.h), once; later it is there even where no file can be opened any more. -ENOENT when it is not
  * installed. */
 must_check int crypt_library_load(struct err *err);
+/* The same, and what libcryptsetup opens with its first header: /dev/urandom, a library. For who gives up his files. */
+must_check int crypt_library_prepare(struct err *err);
