@@ -23,7 +23,7 @@ import images
 import vmm
 
 HERE = Path(__file__).resolve().parent
-STALL_S = 400
+STALL_S = 200  # without a result
 # Libraries that the host has not; and mkfs.erofs where polderd, which keeps no PATH, looks for it.
 INSTALL = """
 ln -s /work/bin/mkfs.erofs /usr/local/bin/

@@ -119,7 +119,10 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("load", LOAD)
+LONG = {"dpkg": "it forks and copies for minutes on a translated CPU"}
+
+
+@pytest.mark.parametrize("load", [pytest.param(load, marks=[pytest.mark.not_nested(LONG[load])] if load in LONG else []) for load in LOAD])
 def test_load(engine, tmp, load):
     import json
     expected = EXPECTED[load] or "python " + hashlib.md5(json.dumps(list(range(10000))).encode()).hexdigest()
