@@ -1,11 +1,12 @@
 /* Root file systems of images: what layers hold becomes one read-only erofs image, shared by all instances of the image
  * (DIR/roots/HEX.erofs, HEX of the manifest's digest), made once and used by any number of processes.
  *
- * Layers are foreign. They are unpacked in order by polder-unpack (src/unpack), a jailed program that has nothing but a new folder
- * as its root, the layers' descriptors and the capabilities to set owners; each name is moreover resolved below that folder by the kernel (openat2,
- * RESOLVE_IN_ROOT): symbolic links, absolute or not, lead within it, and ".." is refused. Whiteouts take away what lower layers
- * have (OCI image-spec, "Representing Changes"). Device nodes are left out: the guest's kernel makes its own. Of
- * extended attributes user.* and security.capability are kept. Whoever exceeds the bounds below is told which.
+ * Layers are foreign. They are unpacked in order by polder-unpack (src/unpack), a jailed program that has nothing but a new
+ * folder as its root, the layers' descriptors and the capabilities to set owners; each name is moreover resolved below that
+ * folder by the kernel (openat2, RESOLVE_IN_ROOT): symbolic links, absolute or not, lead within it, and ".." is refused.
+ * Whiteouts take away what lower layers have (OCI image-spec, "Representing Changes"). Device nodes are left out: the guest's
+ * kernel makes its own. Of extended attributes user.* and security.capability are kept. Whoever exceeds the bounds below is
+ * told which.
  *
  * Any thread may call anything. */
 #pragma once
