@@ -44,7 +44,7 @@ static enum choice choose(const char *fields, const char *path)
     enum choice choice = LEFT_OUT;
     for (const char *field = fields; field; field = strchr(field, ',')) {
         field += *field == ',';
-        if (strncmp(field, path, len) != 0)
+        if (strcspn(field, ",") < len || strncmp(field, path, len) != 0)
             continue;
         if (!field[len] || field[len] == ',')
             return WHOLE;

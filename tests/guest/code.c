@@ -263,7 +263,7 @@ static void test_cross_modifying(void)
     shared = alloc_pages(1);
     put_function(shared, 0);
     smp_call(1, run_shared, NULL);
-    for (uint32_t i = 1; i <= 500; i++) {
+    for (uint32_t i = 1; i <= 500 && acknowledged == i - 1; i++) {
         *(volatile uint32_t *)(shared + 1) = i; /* not aligned, but within one cache line */
         generation = i;
         uint64_t end = rdtsc() + tsc_khz() * 5000;
