@@ -155,10 +155,21 @@ static int grant(struct networks *networks, const struct network_request *reques
     return r < 0 ? r : pool_attach(networks->store, request, ret_grant, err);
 }
 
+/* Under the lock: while it is going on, no passt is missed. */
+static int connect_passt(struct networks *networks, const struct pool_grant *granted, int *ret_fd, struct err *err)
+{
+    char dir[PASST_DIR_SIZE];
+    host_passt_dir(&networks->host, dir);
+    pthread_mutex_lock(&networks->host_lock);
+    int r = passt_start(dir, &granted->network, &granted->lease, ret_fd, err);
+    pthread_mutex_unlock(&networks->host_lock);
+    return r;
+}
+
 static int connect_host(struct networks *networks, const struct pool_grant *granted, int *ret_fd, struct err *err)
 {
     if (granted->network.kind == NETWORK_USER)
-        return passt_start(&granted->network, &granted->lease, ret_fd, err);
+        return connect_passt(networks, granted, ret_fd, err);
     char tap[TAP_NAME_SIZE];
     network_tap_name(granted->lease.mac, tap);
     own_fd int fd = -1;

@@ -12,6 +12,7 @@
 #include "control/network_dns.h"
 #include "control/network_link.h"
 #include "control/network_nft.h"
+#include "control/network_passt.h"
 
 /* ---- rules ---- */
 
@@ -183,12 +184,21 @@ static void apply_all(struct host *host, const struct network_state *state, cons
     }
 }
 
+void host_passt_dir(const struct host *host, char ret_dir[static PASST_DIR_SIZE])
+{
+    snprintf(ret_dir, PASST_DIR_SIZE, "%s/passt", host->dir);
+}
+
 int host_apply(struct host *host, const struct network_state *state, const char *only, struct err *err)
 {
     struct err first = {0}, one = {0};
     bool left = false;
-    if (!only)
+    char passts[PASST_DIR_SIZE];
+    host_passt_dir(host, passts);
+    if (!only) {
         note(remove_leftovers(host, state, &left, &one), &first, &one);
+        note(passt_keep(passts, state, &one), &first, &one);
+    }
     if (any_nat(state))
         apply_all(host, state, only, &first);
     else if (host->rules || left)

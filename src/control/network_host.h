@@ -12,6 +12,10 @@ struct host {
     uint32_t generation;  /* of the kernel's rule set when that was looked at */
 };
 
+#define PASST_DIR_SIZE (sizeof((struct host *)0)->dir + 8)
+/* Where the files of passts are: see network_passt.h. */
+void host_passt_dir(const struct host *host, char ret_dir[static PASST_DIR_SIZE]);
+
 /* `only`: the network to work on besides the rules; NULL: all, and what is left of removed ones goes. The first error is
  * told, the rest is done nevertheless. */
 must_check int host_apply(struct host *host, const struct network_state *state, const char *only, struct err *err);

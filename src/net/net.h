@@ -28,7 +28,7 @@ struct net_backend;
 struct net_options {
     const char *driver; /* "tap", "user" or "none" */
     const char *name;   /* tap: interface name */
-    int fd;             /* tap, user: an open queue or socket instead; -1: none. Taken over on success. */
+    int fd;             /* tap, user: an open queue or socket (connected or listening) instead; -1: none. Taken over on success. */
     unsigned queues;    /* tap: 1..NET_MAX_QUEUES, fewer when the interface has no multi_queue; 0: 1 */
     const char *forward; /* user: TCP ports of the host that lead into the guest, "9080:8080,..."; NULL: none */
 };
@@ -45,7 +45,7 @@ struct net_class {
     /* The fd of `queue` is writable again: flush what the backend holds back. NULL when it never does. */
     void (*writable)(struct net_backend *backend, unsigned queue);
     /* After -EPIPE: starts the backend again; all fds are new then, and the old ones closed. What was on its way is lost.
-     * NULL or -ENOTSUP when there is no way back. */
+     * -EAGAIN when it is for someone else to start and is not there yet; NULL or -ENOTSUP when there is no way back. */
     int (*reopen)(struct net_backend *backend, struct err *err);
     /* Which offloads frames for the guest may use from now on. May be NULL. */
     int (*set_offloads)(struct net_backend *backend, unsigned offloads);

@@ -1,6 +1,7 @@
 /* `user`: networking without privileges, by a passt process of our own that speaks frames with a 32-bit big-endian
  * length in front over a unix stream socket. It ends when the socket closes; we reap it.
- * One that ends before is started again by reopen.
+ * One that ends before is started again by reopen. Where a listening socket is given instead, whoever connects to it is passt,
+ * and after it the next one: so goes a machine whose sandbox lets it start nothing.
  * A frame from the guest goes out whole or, when the socket is full, its rest waits in `rest` and more is refused. */
 #include <errno.h>
 #include <fcntl.h>
@@ -35,6 +36,7 @@ struct passt {
     pid_t pid;                  /* 0: none */
     int log_fd;                 /* what passt says, for the line when it fails */
     char *forward;              /* as in net_options */
+    int listen_fd;              /* that was given; -1: none */
     bool ours, gone;            /* ours: started here, not a socket that was given */
     uint8_t *stream; /* bytes received, [start, end) */
     size_t start, end;
@@ -247,21 +249,25 @@ static int passt_send(struct net_backend *backend, unsigned queue, const struct 
 
 /* ---- open and close ---- */
 
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
 static void end(struct passt *p)
 {
-    if (p->backend.fd[0] >= 0)
-        close(p->backend.fd[0]);
-    p->backend.fd[0] = -1;
+    close_fd(&p->backend.fd[0]);
     reap(p);
-    if (p->log_fd >= 0)
-        close(p->log_fd);
-    p->log_fd = -1;
+    close_fd(&p->log_fd);
 }
 
 static void passt_close(struct net_backend *backend)
 {
     struct passt *p = (struct passt *)backend;
     end(p);
+    close_fd(&p->listen_fd);
     free(p->forward);
     free(p->stream);
     free(p->rest);
@@ -282,18 +288,51 @@ static int start(struct passt *p, struct err *err)
     return spawn(p, child_fd, err);
 }
 
-/* A process of ours that has ended is started again with an empty stream on both sides. */
+/* -EAGAIN when nobody has connected yet. */
+static int accept_next(struct passt *p, struct err *err)
+{
+    int fd = accept4(p->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0)
+        return err_set(err, errno, "net 'user': connection of a passt");
+    int size = 4 << 20; /* as far as the host's limits allow */
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    p->backend.fd[0] = fd;
+    return 0;
+}
+
+/* With an empty stream on both sides. */
 static int passt_reopen(struct net_backend *backend, struct err *err)
 {
     struct passt *p = (struct passt *)backend;
-    if (!p->ours)
+    if (!p->ours && p->listen_fd < 0)
         return err_say(err, ENOTSUP, "net 'user': the socket was given, there is no process to start again");
     end(p);
     p->start = p->end = p->rest_len = 0;
     p->skip = 0;
     p->backend.backlog = false;
-    int r = start(p, err);
+    int r = p->ours ? start(p, err) : accept_next(p, err);
     p->gone = r < 0;
+    return r;
+}
+
+/* A socket that was given: connected, or listening with a passt that has connected to it. */
+static int adopt(struct passt *p, int fd, struct err *err)
+{
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0)
+        return err_set(err, errno, "net 'user': descriptor %d", fd);
+    if (!listens) {
+        p->backend.fd[0] = fd;
+        return 0;
+    }
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return err_set(err, errno, "net 'user': descriptor %d", fd);
+    p->listen_fd = fd;
+    int r = accept_next(p, err);
+    if (r < 0)
+        p->listen_fd = -1; /* the caller's still */
     return r;
 }
 
@@ -302,17 +341,16 @@ static int passt_open(const struct net_options *options, struct net_backend **re
     struct passt *p = calloc(1, sizeof *p);
     if (!p)
         return err_set(err, ENOMEM, "net 'user'");
-    *p = (struct passt){.backend = {.class = &net_user, .queues = 1, .fd = {-1}}, .log_fd = -1, .ours = options->fd < 0};
+    *p = (struct passt){.backend = {.class = &net_user, .queues = 1, .fd = {-1}}, .log_fd = -1, .listen_fd = -1,
+                        .ours = options->fd < 0};
     p->forward = options->forward ? strdup(options->forward) : NULL;
     p->stream = malloc(STREAM_SIZE);
     p->rest = malloc(LENGTH_SIZE + FRAME_MAX);
     int r = 0;
     if (!p->stream || !p->rest || (options->forward && !p->forward))
         r = err_set(err, ENOMEM, "net 'user'");
-    else if (p->ours)
-        r = start(p, err);
     else
-        p->backend.fd[0] = options->fd;
+        r = p->ours ? start(p, err) : adopt(p, options->fd, err);
     if (r < 0) {
         passt_close(&p->backend);
         return r;

@@ -1,5 +1,6 @@
 /* The link as the guest sees it, and what happens when the backend ends: the guest sees the cable pulled, and the backend is
- * opened again after a pause that doubles each time, until it has failed RETRIES_MAX times with no long life between. */
+ * opened again after a pause that doubles each time, until it has failed RETRIES_MAX times with no long life between. One that
+ * someone else starts is waited for. */
 #include <errno.h>
 #include <sys/epoll.h>
 
@@ -11,6 +12,7 @@
 #define STATUS_LINK_UP 1
 #define RETRY_MS 100u
 #define RETRIES_MAX 10u
+#define RETRIES_WAITING 3u /* of which the pauses go on while nobody has started it */
 #define LONG_LIFE_NS UINT64_C(60000000000)
 
 /* The user may have taken the link down too: both have to agree. */
@@ -78,6 +80,8 @@ static void on_retry(void *arg)
     } else {
         if (r == -ENOTSUP)
             net->retries = RETRIES_MAX;
+        else if (r == -EAGAIN)
+            net->retries = net->retries < RETRIES_WAITING ? net->retries : RETRIES_WAITING;
         else if (r < 0)
             log_error("virtio-net '%s': %s", net->dev.id, err.message);
         retry_later(net);

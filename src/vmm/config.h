@@ -58,7 +58,7 @@ struct vm_net {
     char *id;
     enum vm_net_backend backend;
     char *tap;        /* interface name or "fd:N", an open queue; VM_NET_TAP only */
-    char *socket;     /* VM_NET_USER: "fd:N", connected to a passt that runs already; NULL: start one */
+    char *socket;     /* VM_NET_USER: "fd:N", connected to a passt, or listening for one; NULL: start one */
     char *forward;    /* VM_NET_USER: TCP ports of the host that lead into the guest, "9080:8080,..." */
     bool has_mac;     /* otherwise one is made from the VM's and the interface's id */
     uint8_t mac[6];

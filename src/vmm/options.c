@@ -472,7 +472,8 @@ static const struct option_spec options[] = {
      "Those in an image's own folder and below are allowed anyway.", set_allow_backing},
     {"net", "user[,forward=H:G]|user=fd:N|tap=NAME|none", "add a network interface; repeat for more",
      "user goes through passt and needs no privilege; forward=HOST:GUEST leads a TCP port of the host into the guest "
-     "(repeat for more). user=fd:N is a socket of a passt that runs already. tap uses an existing tap interface, by "
+     "(repeat for more). user=fd:N is the socket of a passt that runs already, or one that listens: whoever connects is passt, "
+     "and when it ends the next one. tap uses an existing tap interface, by "
      "name or as fd:N, an open queue of one. mac=ADDRESS sets the MAC address.", set_net},
     {"vsock", "cid=N,path=PATH", "add a socket device, served at the unix socket PATH", NULL, set_vsock},
     {"balloon", "MIB", "add a memory balloon that takes MIB from the guest", NULL, set_balloon},

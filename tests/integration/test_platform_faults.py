@@ -2,6 +2,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -72,15 +73,30 @@ def test_what_was_written_survives_a_sudden_end(platform):
 
 
 def test_a_user_networks_forwards_answer_on_the_hosts_loopback(platform):
-    """On a host that has nothing but its loopback."""
+    """On a host that has nothing but its loopback; and again when passt has died."""
     script = "mkdir /www; head -c 200000 /dev/zero >/www/zeros; exec httpd -f -p 80 -h /www"
     platform.polder("network", "create", "--kind", "user", "easy")
     platform.polder("run", "-d", "--name", "server", "--network", "easy", "-p", "8081:80", "-p", "127.0.0.1:8082:80", *SMALL,
                     "busybox", "sh", "-c", script)
-    for port in (8081, 8082):
-        fetch = platform.inside("curl", "-sS", "-m", "5", "--noproxy", "*", f"http://127.0.0.1:{port}/zeros")
-        assert platform.until(lambda: subprocess.run(fetch, capture_output=True, timeout=20).stdout) == bytes(200000)
+    files = platform.run / "networks/passt"
+
+    def check():
+        for port in (8081, 8082):
+            fetch = platform.inside("curl", "-sS", "-m", "5", "--noproxy", "*", f"http://127.0.0.1:{port}/zeros")
+            assert platform.until(lambda: subprocess.run(fetch, capture_output=True, timeout=20).stdout) == bytes(200000)
+
+    def passt():
+        pid, = [int(path.read_text() or 0) for path in files.glob("*.pid")]
+        return pid
+
+    check()
+    for _ in range(2):
+        dead = passt()
+        os.kill(dead, signal.SIGKILL)
+        platform.until(lambda: passt() not in (0, dead))
+        check()
     platform.polder("rm", "-f", "server")
+    platform.until(lambda: not list(files.iterdir()))
 
 
 def test_an_import_is_seen_and_can_be_cancelled(platform):

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -238,6 +239,61 @@ static void test_passt_fails(void **state)
     assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
 }
 
+static int connect_abstract(const struct sockaddr_un *address, socklen_t len)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_true(fd >= 0);
+    assert_int_equal(connect(fd, (const struct sockaddr *)address, len), 0);
+    return fd;
+}
+
+/* A frame of `len` bytes goes out with its length in front, and one comes in. */
+static void check_stream(struct net_backend *user, int peer, size_t len)
+{
+    uint8_t frame[HEADER + 100] = {0}, stream[4 + 100], got[2000];
+    struct iovec iov = {frame, HEADER + len};
+    memset(frame + HEADER, 0x5a, len);
+    assert_int_equal(user->class->send(user, 0, &iov, 1), 0);
+    assert_int_equal(recv(peer, stream, 4 + len, MSG_WAITALL), 4 + len);
+    assert_int_equal(load_be32(stream), len);
+    assert_memory_equal(stream + 4, frame + HEADER, len);
+    assert_int_equal(send(peer, stream, 4 + len, 0), 4 + len);
+    assert_int_equal(receive(user, 0, got, sizeof got), HEADER + len);
+    assert_memory_equal(got, frame, HEADER + len);
+}
+
+/* Whoever connects to a listening socket is passt; what the one before left half done does not reach the next. */
+static void test_listening_socket(void **state)
+{
+    (void)state;
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
+                                (size_t)snprintf(address.sun_path + 1, 60, "polder-net-test-%d", getpid()) + 1);
+    int listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(listen_fd, (struct sockaddr *)&address, len), 0);
+    assert_int_equal(listen(listen_fd, 4), 0);
+    struct net_options options = {.driver = "user", .fd = listen_fd};
+    struct net_backend *user;
+    struct err err = {0};
+    uint8_t got[2000];
+    assert_int_equal(net_open(&options, &user, &err), -EAGAIN); /* not without a first one; the socket stays the caller's */
+    int first = connect_abstract(&address, len);
+    assert_int_equal(net_open(&options, &user, &err), 0);
+    check_stream(user, first, 60);
+    assert_int_equal(send(first, "\0\0\0\x3c half", 9, 0), 9);
+    close(first);
+    assert_int_equal(receive(user, 0, got, sizeof got), -EPIPE);
+    assert_int_equal(user->class->reopen(user, &err), -EAGAIN);
+    assert_int_equal(user->class->reopen(user, &err), -EAGAIN);
+    int second = connect_abstract(&address, len);
+    assert_int_equal(user->class->reopen(user, &err), 0);
+    check_stream(user, second, 77);
+    net_close(user);
+    assert_int_equal(recv(second, got, sizeof got, 0), 0);
+    assert_int_equal(fcntl(listen_fd, F_GETFD), -1);
+    close(second);
+}
+
 static void test_none(void **state)
 {
     (void)state;
@@ -256,7 +312,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_errors),     cmocka_unit_test(test_tap_without_permission),
         cmocka_unit_test(test_tap_frames), cmocka_unit_test(test_passt_dhcp),
-        cmocka_unit_test(test_passt_fails), cmocka_unit_test(test_none),
+        cmocka_unit_test(test_passt_fails), cmocka_unit_test(test_listening_socket),
+        cmocka_unit_test(test_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

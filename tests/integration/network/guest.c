@@ -62,16 +62,23 @@ static bool carry_to_passt(int tap, int passt)
     return send(passt, frame, (size_t)n + 4, MSG_NOSIGNAL) >= 0;
 }
 
-static void carry_on(const struct network_attachment *attachment, int tap)
+static void carry_on(bool user, int host, int tap)
 {
-    struct pollfd fds[] = {{.fd = attachment->fd, .events = POLLIN}, {.fd = tap, .events = POLLIN}};
-    bool user = attachment->kind == NETWORK_USER, going = true;
+    struct pollfd fds[] = {{.fd = host, .events = POLLIN}, {.fd = tap, .events = POLLIN}};
+    bool going = true;
     while (going && poll(fds, 2, -1) > 0) {
         if (fds[0].revents)
-            going = user ? carry_from_passt(attachment->fd, tap) : carry(attachment->fd, tap);
+            going = user ? carry_from_passt(host, tap) : carry(host, tap);
         if (going && fds[1].revents)
-            going = user ? carry_to_passt(tap, attachment->fd) : carry(tap, attachment->fd);
+            going = user ? carry_to_passt(tap, host) : carry(tap, host);
     }
+}
+
+/* One passt after the other. */
+static void carry_on_for_user(int listen_fd, int tap)
+{
+    for (int passt; (passt = accept(listen_fd, NULL, NULL)) >= 0; close(passt))
+        carry_on(true, passt, tap);
 }
 
 static int open_tap(const struct network_attachment *attachment, struct err *err)
@@ -111,7 +118,10 @@ int guest_start(const struct network_attachment *attachment, const char *netns, 
         signal(SIGPIPE, SIG_IGN);
         close(STDIN_FILENO);
         close(STDOUT_FILENO);
-        carry_on(attachment, tap);
+        if (attachment->kind == NETWORK_USER)
+            carry_on_for_user(attachment->fd, tap);
+        else
+            carry_on(false, attachment->fd, tap);
         _exit(0);
     }
     *ret_pid = pid;
