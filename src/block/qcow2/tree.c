@@ -18,13 +18,23 @@ static int add_compressed(struct qcow2 *q, uint64_t entry, int delta)
     return r;
 }
 
+/* The first entry from `index` on that is not 0, or the number of entries: thin images have few. */
+static uint32_t next_entry(const struct qcow2 *q, const struct table *table, uint32_t index)
+{
+    const uint32_t count = 1u << q->l2_bits, step = q->entry_size / sizeof(uint64_t);
+    const uint64_t *words = (const uint64_t *)(const void *)table->data;
+    while (index < count && !words[(size_t)index * step])
+        index++;
+    return index;
+}
+
 static int add_table(struct qcow2 *q, uint64_t l2, int delta)
 {
     struct table *table;
     int r = tables_get(q, l2, TABLE_L2, &table);
     if (r < 0)
         return r;
-    for (uint32_t i = 0; r == 0 && !q->external && i < 1u << q->l2_bits; i++) {
+    for (uint32_t i = q->external ? 1u << q->l2_bits : 0; r == 0 && (i = next_entry(q, table, i)) < 1u << q->l2_bits; i++) {
         uint64_t entry = entry_get(q, table, i);
         if (entry & ENTRY_COMPRESSED)
             r = add_compressed(q, entry, delta);
@@ -59,7 +69,7 @@ static int fix_table(struct qcow2 *q, uint64_t l2)
     int r = tables_get(q, l2, TABLE_L2, &table);
     if (r < 0)
         return r;
-    for (uint32_t i = 0; r == 0 && i < 1u << q->l2_bits; i++) {
+    for (uint32_t i = 0; r == 0 && (i = next_entry(q, table, i)) < 1u << q->l2_bits; i++) {
         uint64_t entry = entry_get(q, table, i), fixed = 0;
         if (entry & ENTRY_COMPRESSED || !(entry & ENTRY_OFFSET))
             continue;
