@@ -102,6 +102,8 @@ static void test_bad_bzimage(void **state)
     make_bzimage(image, 8192);
     store_le32(image + 0x260, UINT32_MAX);
     refused(image, sizeof image, ENOMEM, "--memory");
+    store_le32(image + 0x260, (uint32_t)(17 * MIB)); /* from 16 MiB on, where it unpacks itself */
+    refused(image, sizeof image, ENOMEM, "needs 34 MiB");
     make_bzimage(image, 8192);
     image[0x234] = 0;
     store_le64(image + 0x258, UINT64_MAX - 4096);

@@ -78,14 +78,15 @@ int boot_load_bzimage(struct mem *mem, const struct image *image, uint8_t *zero_
     /* Of the kernel alone by the letter; memtest86+ counts the whole file. */
     if (image->len < (uint64_t)load_le32(header + SYSTEM_SIZE) * 16)
         return err_say(err, ENOEXEC, "the bzImage is shorter than its header says, it is damaged or cut short");
-    uint64_t at = load_address(header), need = load_le32(header + INIT_SIZE);
+    uint64_t at = load_address(header), preferred = load_le64(header + PREF_ADDRESS), need = load_le32(header + INIT_SIZE);
     size_t len = image->len - offset;
     if (need < len)
         need = len;
-    uint8_t *to = at < BOOT_HIGH_START ? NULL : mem_ptr(mem, at, need);
+    uint64_t unpacks_at = at > preferred ? at : preferred; /* one that can be anywhere does not go below */
+    uint8_t *to = at < BOOT_HIGH_START || !mem_ptr(mem, unpacks_at, need) ? NULL : mem_ptr(mem, at, need);
     if (!to)
         return err_say(err, ENOMEM, "the kernel needs %llu MiB of memory to start, give more with --memory",
-                       ((unsigned long long)(at + need) >> 20) + 1);
+                       ((unsigned long long)(unpacks_at + need) >> 20) + 1);
     r = image_copy(image, offset, len, to, err);
     if (r < 0)
         return r;
