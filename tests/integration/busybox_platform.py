@@ -53,9 +53,9 @@ def busybox_archive():
 
 
 @contextlib.contextmanager
-def busybox_platform(folder, *args, **more):
+def busybox_platform(folder, *args, engine="jit", **more):
     """One that runs, with the image `busybox`; `folder` keeps the archive that it comes from."""
-    with Platform("--guest-dir", image("microvm"), "--engine", "jit", *args, **more) as daemon:
+    with Platform("--guest-dir", image("microvm"), "--engine", engine, *args, **more) as daemon:
         daemon.archive = folder / "busybox.tar"
         daemon.archive.write_bytes(busybox_archive())
         daemon.polder("image", "import", daemon.archive, "busybox")
