@@ -19,8 +19,9 @@ class Resources:
         return (int(fields[11]) + int(fields[12])) / 100
 
     def counts(self):
-        """Descriptors, processes and files; threads come and go with the work."""
-        files = [f for top in (self.daemon.state, self.daemon.run) for f in top.rglob("*") if "images" not in f.parts]
+        """Descriptors, processes and files; threads come and go with the work, the store's copy when it is due."""
+        files = [f for top in (self.daemon.state, self.daemon.run) for f in top.rglob("*")
+                 if "images" not in f.parts and not f.name.startswith("backup.db")]
         return {"descriptors": len(list((self.proc / "fd").iterdir())), "processes": len(self.daemon.children()),
                 "files": len(files)}
 
