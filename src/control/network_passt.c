@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "base/child.h"
@@ -20,6 +21,7 @@
 #define NAME_SIZE (INSTANCE_ID_SIZE + 12)
 #define PATH_SIZE 512
 #define SOCKET_SUFFIX ".sock"
+#define CONNECT_MS 200 /* longer only if many connections wait, which a polder-vmm that works takes */
 #define GATEWAY_MAC "52:55:0a:00:02:01" /* as guests see it: one is like another, each behind its own passt */
 
 /* Its own address, so that passt knows which queries to lead to the host's resolver. */
@@ -99,10 +101,13 @@ static int connect_one(const struct network_info *network, const struct network_
                        struct err *err)
 {
     own_fd int fd = -1;
+    const struct timeval none = {0};
     int size = 4 << 20; /* as far as the host's limits allow */
-    int r = unix_connect(paths->socket, 0, &fd, err);
+    int r = unix_connect(paths->socket, CONNECT_MS, &fd, err);
     if (r < 0)
         return r;
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &none, sizeof none);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &none, sizeof none);
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     r = make_pid_file(paths->pid, err);
     return r < 0 ? r : run(network, lease, paths, fd, err);
@@ -141,11 +146,11 @@ static const struct network_lease *find_lease(const struct network_state *state,
 static int keep_one(const char *dir, const char *name, const struct network_state *state, struct err *err)
 {
     struct passt_paths paths = paths_of(dir, name);
-    const struct network_lease *lease = find_lease(state, name);
-    const struct network_info *network = lease ? network_state_find(state, lease->network) : NULL;
     own_fd int alive = daemon_find(paths.pid, paths.pid_argument);
     if (alive >= 0)
         return 0;
+    const struct network_lease *lease = find_lease(state, name);
+    const struct network_info *network = lease ? network_state_find(state, lease->network) : NULL;
     int r = network ? connect_one(network, lease, &paths, err) : -ENOENT;
     if (r == -ECONNREFUSED || r == -ENOENT) { /* polder-vmm has ended, too */
         unlink(paths.pid);

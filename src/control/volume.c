@@ -133,7 +133,7 @@ int volume_remove(struct volumes *volumes, const char *name, const struct store_
     volume_lock(volumes, &lock, name, NULL);
     int r = volume_load(volumes, name, &doc, err);
     if (r == 0)
-        r = volume_check_idle(&doc, false, err);
+        r = volume_check_idle(volumes, &doc, false, err);
     if (r < 0)
         return r;
     struct volume_file file = volume_file(name, "qcow2"), gone = volume_file(name, "gone");
@@ -214,7 +214,7 @@ int volume_resize(struct volumes *volumes, const char *name, uint64_t size_bytes
     if (r == 0)
         r = volume_round_size(&size_bytes, err);
     if (r == 0)
-        r = volume_check_idle(&doc, false, err);
+        r = volume_check_idle(volumes, &doc, false, err);
     if (r < 0)
         return r;
     uint64_t old = (uint64_t)json_integer_value(json_object_get(doc.value, "size_bytes"));
@@ -239,9 +239,9 @@ static bool has_snapshot(const struct store_doc *doc, const char *snapshot)
     return false;
 }
 
-static int check_snapshot(const struct store_doc *doc, const char *snapshot, bool exists, struct err *err)
+static int check_snapshot(const struct volumes *volumes, const struct store_doc *doc, const char *snapshot, bool exists, struct err *err)
 {
-    int r = volume_check_idle(doc, false, err);
+    int r = volume_check_idle(volumes, doc, false, err);
     if (r < 0)
         return r;
     const char *name = doc->key + strlen(VOLUME_KEY_PREFIX);
@@ -264,7 +264,7 @@ static int work_on_snapshot(struct volumes *volumes, const char *name, const cha
     if (r == 0)
         r = volume_load(volumes, name, &doc, err);
     if (r == 0)
-        r = check_snapshot(&doc, snapshot, strcmp(option, "-c") != 0, err);
+        r = check_snapshot(volumes, &doc, snapshot, strcmp(option, "-c") != 0, err);
     if (r < 0)
         return r;
     struct volume_file file = volume_file(name, "qcow2");

@@ -77,7 +77,7 @@ int volume_clone(struct volumes *volumes, const char *source, const char *name, 
     volume_lock(volumes, &lock, source, name);
     r = volume_load(volumes, source, &doc, err);
     if (r == 0)
-        r = volume_check_idle(&doc, true, err);
+        r = volume_check_idle(volumes, &doc, true, err);
     if (r == 0)
         r = volume_check_alone(volumes, source, err);
     if (r == 0)
@@ -108,7 +108,7 @@ static int convert_out(struct volumes *volumes, const char *name, const char *fo
     volume_lock(volumes, &lock, name, NULL);
     int r = volume_load(volumes, name, &doc, err);
     if (r == 0)
-        r = volume_check_idle(&doc, true, err);
+        r = volume_check_idle(volumes, &doc, true, err);
     if (r == 0)
         r = volume_check_alone(volumes, name, err);
     if (r < 0)

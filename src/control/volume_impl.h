@@ -81,8 +81,13 @@ static inline void own_store_doc_cleanup(struct store_doc *doc)
 }
 #define own_store_doc __attribute__((cleanup(own_store_doc_cleanup))) struct store_doc
 
+struct volume_user {
+    char name[64];
+};
+/* Of an entry of "used_by", for messages: the instance's name; its ID if there is no such instance. */
+struct volume_user volume_user(const struct volumes *volumes, const json_t *user);
 /* -EBUSY when an instance uses the volume; readers do not count if `readers_allowed`. */
-must_check int volume_check_idle(const struct store_doc *doc, bool readers_allowed, struct err *err);
+must_check int volume_check_idle(const struct volumes *volumes, const struct store_doc *doc, bool readers_allowed, struct err *err);
 
 /* ---- files ---- */
 

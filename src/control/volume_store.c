@@ -7,6 +7,8 @@
 
 #include "base/own.h"
 
+#define INSTANCES "instances/"
+
 bool volume_name_valid(const char *name)
 {
     size_t len = strlen(name);
@@ -145,13 +147,30 @@ json_t *volume_document(const char *name, uint64_t size_bytes, const char *fs)
                      "qcow2", "fs", fs, "created_at", now, "snapshots", "used_by");
 }
 
-int volume_check_idle(const struct store_doc *doc, bool readers_allowed, struct err *err)
+struct volume_user volume_user(const struct volumes *volumes, const json_t *user)
+{
+    struct volume_user found = {""};
+    struct store_list list = {0};
+    const char *id = json_string_value(json_object_get(user, "instance"));
+    snprintf(found.name, sizeof found.name, "%s", id ? id : "");
+    if (store_list_prefix(volumes->store, INSTANCES, &list, NULL) < 0)
+        return found;
+    for (size_t i = 0; id && i < list.count; i++) {
+        const char *its = json_string_value(json_object_get(list.docs[i].value, "id"));
+        if (its && !strcmp(its, id))
+            snprintf(found.name, sizeof found.name, "%s", list.docs[i].key + strlen(INSTANCES));
+    }
+    store_list_clear(&list);
+    return found;
+}
+
+int volume_check_idle(const struct volumes *volumes, const struct store_doc *doc, bool readers_allowed, struct err *err)
 {
     const json_t *users = json_object_get(doc->value, "used_by"), *user;
     size_t i;
     json_array_foreach(users, i, user)
         if (!readers_allowed || !json_is_true(json_object_get(user, "read_only")))
-            return err_say(err, EBUSY, "volume '%s' is in use by instance %s (polder ps -o wide): stop it first",
-                           doc->key + strlen(VOLUME_KEY_PREFIX), json_string_value(json_object_get(user, "instance")));
+            return err_say(err, EBUSY, "volume '%s' is in use by instance '%s': stop it first", doc->key + strlen(VOLUME_KEY_PREFIX),
+                           volume_user(volumes, user).name);
     return 0;
 }

@@ -22,18 +22,18 @@ static json_t *others(const json_t *users, const char *instance)
     return list;
 }
 
-static int check_free(const char *name, const json_t *users, bool read_only, struct err *err)
+static int check_free(const struct volumes *volumes, const char *name, const json_t *users, bool read_only, struct err *err)
 {
     size_t i;
     const json_t *user;
     json_array_foreach(users, i, user) {
         bool reads = json_is_true(json_object_get(user, "read_only"));
         if (!reads)
-            return err_say(err, EBUSY, "volume '%s' is in use by instance %s (polder ps -o wide), which may write: stop it first", name,
-                           user_id(user));
+            return err_say(err, EBUSY, "volume '%s' is in use by instance '%s', which may write: stop it first", name,
+                           volume_user(volumes, user).name);
         if (!read_only)
-            return err_say(err, EBUSY, "volume '%s' is in use by instance %s (polder ps -o wide): stop it first, or use the volume "
-                           "read-only", name, user_id(user));
+            return err_say(err, EBUSY, "volume '%s' is in use by instance '%s': stop it first, or use the volume read-only", name,
+                           volume_user(volumes, user).name);
     }
     return 0;
 }
@@ -52,7 +52,7 @@ int volume_attach(struct volumes *volumes, const char *name, const char *instanc
         return err_say(err, EIO, "the file of volume '%s' is gone: bring back '%s/%s', or remove the volume", name, volumes->dir,
                        file.name);
     json_t *users = others(json_object_get(doc.value, "used_by"), instance);
-    r = check_free(name, users, read_only, err);
+    r = check_free(volumes, name, users, read_only, err);
     char *path = NULL;
     if (r == 0 && asprintf(&path, "%s/%s", volumes->dir, file.name) < 0) {
         path = NULL;

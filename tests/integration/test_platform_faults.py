@@ -66,6 +66,7 @@ def test_what_was_written_survives_a_sudden_end(platform):
         platform.polder(*how)
         platform.polder("start", "writer")
         assert execute("cat /srv/note /root/note") == f"{how[0]}\n" * 2
+    assert "in use by instance 'writer'" in platform.polder("volume", "rm", "kept", status=1)[1]
     execute("echo rm >/srv/note")
     platform.polder("rm", "-f", "writer")
     assert platform.polder("run", "--rm", "-v", "kept:/srv", *SMALL, "busybox", "cat", "/srv/note")[0] == "rm\n"
