@@ -49,10 +49,10 @@ static uint8_t *region_start(const struct translator *tr, uint32_t region)
     return tr->regions_start + region * tr->region_bytes;
 }
 
-/* Three quarters are for hot code, the rest for cold. */
+/* Of what guests make, 73 to 74 parts in a hundred are hot code: with 23 of 32 for it neither part is full much before the other. */
 static uint8_t *cold_start(const struct translator *tr, uint32_t region)
 {
-    return region_start(tr, region) + tr->region_bytes / 4 * 3;
+    return region_start(tr, region) + tr->region_bytes / 32 * 23;
 }
 
 /* What the current region holds goes into its record, from where it is read. */
