@@ -38,6 +38,7 @@ struct block_request {
     uint64_t offset, len;
     struct iovec *iov; /* READ, WRITE: `len` bytes in all; as it was when `done` is called */
     unsigned iov_count;
+    uint64_t zeroes; /* READ: bytes that were found to be zeroes without reading them are added here */
     /* Once, in the ring's thread, possibly before block_submit returns. `result`: 0 or -errno. */
     void (*done)(struct block_request *request, int result);
     void *user; /* the submitter's */

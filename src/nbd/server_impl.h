@@ -41,7 +41,7 @@ struct slot {
     unsigned data_class;
     uint32_t data_len; /* what of it is sent */
     struct iovec iov;
-    uint8_t head[NBD_CHUNK_LEN + 8];
+    uint8_t head[NBD_CHUNK_LEN + 12];
     unsigned head_len;
     struct slot *next; /* free, or to be sent */
 };

@@ -95,17 +95,33 @@ static bool take_data(struct connection *c, size_t len, uint8_t **ret_data, unsi
 
 /* ---- answers ---- */
 
+static uint32_t fields_len(uint16_t type)
+{
+    switch (type) {
+    case NBD_CHUNK_OFFSET_DATA:
+        return 8;
+    case NBD_CHUNK_OFFSET_HOLE:
+        return 12;
+    case NBD_CHUNK_ERROR:
+        return 6;
+    default:
+        return 0;
+    }
+}
+
 static void structured_head(struct slot *slot, uint16_t type, uint32_t data_len)
 {
     uint8_t *h = slot->head;
-    uint32_t extra = type == NBD_CHUNK_OFFSET_DATA ? 8 : type == NBD_CHUNK_ERROR ? 6 : 0;
+    uint32_t extra = fields_len(type);
     store_be32(h, NBD_CHUNK_MAGIC);
     store_be16(h + 4, NBD_CHUNK_DONE);
     store_be16(h + 6, type);
     store_be64(h + 8, slot->cookie);
     store_be32(h + 16, extra + data_len);
-    if (type == NBD_CHUNK_OFFSET_DATA)
+    if (type == NBD_CHUNK_OFFSET_DATA || type == NBD_CHUNK_OFFSET_HOLE)
         store_be64(h + 20, slot->offset);
+    if (type == NBD_CHUNK_OFFSET_HOLE)
+        store_be32(h + 28, slot->len);
     if (type == NBD_CHUNK_ERROR) {
         store_be32(h + 20, wire_error(slot->result));
         store_be16(h + 24, 0);
@@ -133,6 +149,8 @@ static void make_answer(struct slot *slot)
         return;
     if (!slot->c->structured)
         simple_head(slot, len);
+    else if (data && slot->block.zeroes == slot->len)
+        structured_head(slot, NBD_CHUNK_OFFSET_HOLE, 0);
     else if (slot->result < 0)
         structured_head(slot, NBD_CHUNK_ERROR, 0);
     else

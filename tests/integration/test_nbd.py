@@ -84,8 +84,9 @@ class Server:
     def uri(self, export="", scheme="nbd+unix", more=""):
         return f"{scheme}:///{export}?socket={self.path}{more}"
 
-    def connect(self, export="", flags=()):
+    def connect(self, export="", flags=(), structured=True):
         handle = nbd.NBD()
+        handle.set_request_structured_replies(structured)
         handle.add_meta_context("base:allocation")
         for context in flags:
             handle.add_meta_context(context)
@@ -145,6 +146,31 @@ def test_every_command(folder, kind):
     assert run(POLDER_IMG, "convert", image, "back.raw") == "" and (folder / "back.raw").read_bytes() == data
     if kind == "qcow2":
         run("qemu-img", "check", image)
+
+
+def test_what_is_known_to_be_zero_goes_as_a_hole(folder):
+    image, _ = make(folder, name="top")
+    run(POLDER_IMG, "create", "-f", "qcow2", "-b", image, "-F", "qcow2", "overlay.qcow2", str(SIZE + (1 << 20)))
+    with Server(folder, folder / "overlay.qcow2") as server:
+        h = server.connect("overlay.qcow2")
+
+        def kinds(length, offset):
+            found = []
+            h.pread_structured(length, offset, lambda _data, at, kind, error: found.append((at, kind)))
+            return found
+
+        h.zero(65536, 0)
+        assert kinds(4096, 0) == [(0, nbd.READ_HOLE)]
+        assert kinds(65536, SIZE) == [(SIZE, nbd.READ_HOLE)]  # behind the backing image
+        assert kinds(1 << 20, SIZE - (1 << 20)) == [(SIZE - (1 << 20), nbd.READ_HOLE)]  # not in the backing image either
+        assert kinds(65536, 65536) == [(65536, nbd.READ_DATA)]
+        assert kinds(131072, 0) == [(0, nbd.READ_DATA)]  # half of it
+        h.pwrite(bytes(4096), SIZE)
+        assert kinds(4096, SIZE) == [(SIZE, nbd.READ_DATA)]
+        h.shutdown()
+        simple = server.connect("overlay.qcow2", structured=False)
+        assert simple.pread(4096, 0) == bytes(4096)
+        simple.shutdown()
 
 
 def test_bad_requests_get_errors_and_the_connection_lives(folder):

@@ -43,6 +43,7 @@ static void part_done(struct block_request *request, int result)
         result = crypt_decrypt(q->legacy, part->guest, request->iov, request->iov_count);
     if (result < 0 && parent->result == 0)
         parent->result = result;
+    parent->zeroes += request->zeroes;
     free(part->more_iov);
     part->next_free = q->free_parts;
     q->free_parts = part;
@@ -94,13 +95,19 @@ static int submit_part(struct qcow2 *q, struct block_request *req, struct block_
 
 /* ---- reading ---- */
 
+static void fill_zeroes(struct block_request *req, uint64_t from, uint64_t len)
+{
+    iov_zero(req->iov, req->iov_count, from, len);
+    req->zeroes += len;
+}
+
 static int read_backing(struct qcow2 *q, struct block_request *req, uint64_t offset, uint64_t len)
 {
     uint64_t size = q->backing_size;
     uint64_t behind = offset >= size ? 0 : size - offset < len ? size - offset : len;
     int r = behind ? submit_part(q, req, q->backing, offset, behind) : 0;
     if (behind < len)
-        iov_zero(req->iov, req->iov_count, req->progress + behind, len - behind);
+        fill_zeroes(req, req->progress + behind, len - behind);
     return r;
 }
 
@@ -112,7 +119,7 @@ static int start_read(struct qcow2 *q, struct block_request *req, const struct m
     case MAP_HOLE:
         return read_backing(q, req, req->offset + req->progress, map->len);
     case MAP_ZERO:
-        iov_zero(req->iov, req->iov_count, req->progress, map->len);
+        fill_zeroes(req, req->progress, map->len);
         return 0;
     case MAP_COMPRESSED:
         break;
