@@ -39,6 +39,8 @@ struct table {
 };
 
 struct table_cache {
+    struct table *spare; /* freed ones, through hash_next: memory that was touched before is faster than fresh memory */
+    unsigned spare_count;
     struct table **buckets;
     unsigned bucket_mask;
     struct table *oldest, *newest;
@@ -167,6 +169,8 @@ void tables_put(struct qcow2 *q, struct table *table);
 void tables_mark(struct qcow2 *q, struct table *table, uint32_t from, uint32_t len);
 /* Forgets a table whose cluster is free. */
 void tables_drop(struct qcow2 *q, uint64_t offset);
+/* Forgets a table that is clean and that nobody holds. */
+void tables_forget(struct qcow2 *q, uint64_t offset);
 /* In a fiber: writes all dirty tables of the kind. */
 int tables_write(struct qcow2 *q, enum table_kind kind);
 bool tables_has_dirty(const struct qcow2 *q, enum table_kind kind);
@@ -258,7 +262,8 @@ int decompress_cluster(unsigned type, const void *from, size_t len, void *to, si
 /* ---- tree.c; in a fiber, lock held ---- */
 /* One reference more (delta 1) or less (-1, deferred) to each L2 table and host cluster below an L1 table. */
 int tree_add(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size, int delta);
-/* The COPIED flags of the active L1 and L2 tables say what the reference counts say. */
+/* The COPIED flags of the active L1 and L2 tables say what the reference counts say. Writes some L2 tables: the counts that
+ * clear flags are stable, those that set them not in the file yet. */
 int tree_fix_copied(struct qcow2 *q);
 
 /* ---- resize.c ---- */

@@ -8,6 +8,7 @@
 
 #define BUCKETS 4096u
 #define WRITES_MAX 64u
+#define SPARE_MAX 16u
 
 int tables_init(struct qcow2 *q)
 {
@@ -49,10 +50,37 @@ static void set_clean(struct qcow2 *q, struct table *table)
     table->dirty_to = 0;
 }
 
-static void table_free(struct table *table)
+static void table_free(struct qcow2 *q, struct table *table)
 {
+    if (q->cache.spare_count < SPARE_MAX) {
+        table->hash_next = q->cache.spare;
+        q->cache.spare = table;
+        q->cache.spare_count++;
+        return;
+    }
     free(table->data);
     free(table);
+}
+
+/* All fields 0 but `data`. */
+static struct table *table_take(struct qcow2 *q)
+{
+    struct table *table = q->cache.spare;
+    if (table) {
+        q->cache.spare = table->hash_next;
+        q->cache.spare_count--;
+        *table = (struct table){.data = table->data};
+        return table;
+    }
+    table = calloc(1, sizeof *table);
+    if (!table)
+        return NULL;
+    table->data = aligned_alloc(4096, q->cluster_size < 4096 ? 4096 : q->cluster_size);
+    if (!table->data) {
+        free(table);
+        return NULL;
+    }
+    return table;
 }
 
 /* Out of hash and list; freed now, or with its last pin. */
@@ -67,13 +95,18 @@ static void detach(struct qcow2 *q, struct table *table)
     q->cache.bytes -= q->cluster_size;
     table->gone = true;
     if (!table->pins)
-        table_free(table);
+        table_free(q, table);
 }
 
 void tables_free(struct qcow2 *q)
 {
     while (q->cache.oldest)
         detach(q, q->cache.oldest);
+    for (struct table *table; (table = q->cache.spare);) {
+        q->cache.spare = table->hash_next;
+        free(table->data);
+        free(table);
+    }
     free(q->cache.buckets);
 }
 
@@ -115,14 +148,9 @@ struct table *tables_find(struct qcow2 *q, uint64_t offset, enum table_kind kind
 static struct table *insert(struct qcow2 *q, uint64_t offset, enum table_kind kind)
 {
     evict(q);
-    struct table *table = calloc(1, sizeof *table);
+    struct table *table = table_take(q);
     if (!table)
         return NULL;
-    table->data = aligned_alloc(4096, q->cluster_size < 4096 ? 4096 : q->cluster_size);
-    if (!table->data) {
-        free(table);
-        return NULL;
-    }
     table->offset = offset;
     table->kind = kind;
     table->pins = 1;
@@ -192,9 +220,8 @@ int tables_new(struct qcow2 *q, uint64_t offset, enum table_kind kind, struct ta
 
 void tables_put(struct qcow2 *q, struct table *table)
 {
-    (void)q;
     if (--table->pins == 0 && table->gone)
-        table_free(table);
+        table_free(q, table);
 }
 
 void tables_mark(struct qcow2 *q, struct table *table, uint32_t from, uint32_t len)
@@ -211,6 +238,13 @@ void tables_drop(struct qcow2 *q, uint64_t offset)
 {
     struct table *table = lookup(q, offset);
     if (table && table->loaded)
+        detach(q, table);
+}
+
+void tables_forget(struct qcow2 *q, uint64_t offset)
+{
+    struct table *table = lookup(q, offset);
+    if (table && table->loaded && !table->pins && !table_dirty(table))
         detach(q, table);
 }
 

@@ -1,7 +1,10 @@
-/* What hangs below an L1 table: L2 tables and the host clusters that they name. */
+/* What hangs below an L1 table: L2 tables and the host clusters that they name. Trees are large: tables that nobody else
+ * needs go again behind the walk, and the next ones are read into their memory, which is faster than fresh memory. */
 #include <errno.h>
 
 #include "block/qcow2/qcow2_impl.h"
+
+#define WINDOW 16u /* tables that a walk brings in at a time */
 
 static int add_cluster(struct qcow2 *q, uint64_t offset, int delta)
 {
@@ -31,6 +34,7 @@ static uint32_t next_entry(const struct qcow2 *q, const struct table *table, uin
 static int add_table(struct qcow2 *q, uint64_t l2, int delta)
 {
     struct table *table;
+    bool held = tables_find(q, l2, TABLE_L2);
     int r = tables_get(q, l2, TABLE_L2, &table);
     if (r < 0)
         return r;
@@ -42,6 +46,8 @@ static int add_table(struct qcow2 *q, uint64_t l2, int delta)
             r = add_cluster(q, entry & ENTRY_OFFSET, delta);
     }
     tables_put(q, table);
+    if (!held)
+        tables_forget(q, l2);
     return r < 0 ? r : add_cluster(q, l2, delta);
 }
 
@@ -81,28 +87,49 @@ static int fix_table(struct qcow2 *q, uint64_t l2)
     return r;
 }
 
+static int fix_l1_entry(struct qcow2 *q, uint32_t index)
+{
+    uint64_t fixed = 0;
+    int r = copied_flag(q, q->l1[index], &fixed);
+    if (r < 0 || fixed == q->l1[index])
+        return r;
+    q->l1[index] = fixed;
+    if (index < q->l1_dirty.from)
+        q->l1_dirty.from = index;
+    if (index >= q->l1_dirty.to)
+        q->l1_dirty.to = index + 1;
+    return 0;
+}
+
+/* Tables that the walk brought in. */
+struct window {
+    uint64_t tables[WINDOW];
+    unsigned count;
+};
+
+static int leave_window(struct qcow2 *q, struct window *window)
+{
+    int r = tables_write(q, TABLE_L2);
+    while (window->count)
+        tables_forget(q, window->tables[--window->count]);
+    return r;
+}
+
 int tree_fix_copied(struct qcow2 *q)
 {
-    if (q->external)
-        return 0;
-    for (uint32_t i = 0; i < q->l1_size; i++) {
-        uint64_t entry = q->l1[i], fixed = 0;
-        if (!(entry & ENTRY_OFFSET))
+    struct window window = {.count = 0};
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && !q->external && i < q->l1_size; i++) {
+        uint64_t l2 = q->l1[i] & ENTRY_OFFSET;
+        if (!l2)
             continue;
-        int r = make_room(q);
+        if (!tables_find(q, l2, TABLE_L2))
+            window.tables[window.count++] = l2;
+        r = fix_table(q, l2);
         if (r == 0)
-            r = fix_table(q, entry & ENTRY_OFFSET);
-        if (r == 0)
-            r = copied_flag(q, entry, &fixed);
-        if (r < 0)
-            return r;
-        if (fixed == entry)
-            continue;
-        q->l1[i] = fixed;
-        if (i < q->l1_dirty.from)
-            q->l1_dirty.from = i;
-        if (i >= q->l1_dirty.to)
-            q->l1_dirty.to = i + 1;
+            r = fix_l1_entry(q, i);
+        if (r == 0 && (window.count == WINDOW || q->cache.dirty_bytes > CACHE_BYTES / 2))
+            r = leave_window(q, &window);
     }
-    return 0;
+    return r;
 }
