@@ -88,10 +88,11 @@ struct insn_remap {
     uint8_t gpr[16];
     uint8_t mem_base, mem_index;
     int32_t mem_disp;
+    bool drop_lock;
 };
 
 /* Emits 64-bit code for a PLAIN instruction (decoded in any mode) with its operands replaced and segment/address-size prefixes
- * dropped; lock, rep/repne and 66 kept. Returns the length (at most 15), or 0 when no encoding exists: high-byte registers
+ * dropped; lock (but for drop_lock), rep/repne and 66 kept. Returns the length (at most 15), or 0 when no encoding exists: high-byte registers
  * with one that needs REX, or an implicit register operand that gpr[] would move. */
 unsigned insn_reencode(const struct insn *insn, const struct insn_remap *remap, uint8_t out[INSN_MAX_BYTES]);
 /* gpr[r] = r. */

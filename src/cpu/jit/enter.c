@@ -18,7 +18,7 @@
 #define GPR_OFFSET(r) (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)(r))
 #define PAGE_MASK ((uint64_t)MEM_PAGE_SIZE - 1)
 #define OF_IN_AX 1u
-#define TRIES_MAX 8u /* two in a row were seen that were not the instruction's own */
+#define TRIES_MAX 64u /* more than 8 in a row were seen, on a busy host, that were not the instruction's own */
 
 /* Flags as lahf and seto leave them in ax, from and to rflags. */
 static uint16_t to_ax(uint64_t rflags)

@@ -18,6 +18,7 @@
     X(JIT_OPT_STRING, "string", "movs, stos and lods are inline")                                             \
     X(JIT_OPT_BIT, "bit", "bit strings in memory are inline")                                                 \
     X(JIT_OPT_GATHER, "gather", "gathers are inline")                                                         \
+    X(JIT_OPT_UNLOCK, "unlock", "with one CPU, user mode's locked instructions are plain ones")               \
     X(JIT_OPT_SYSCALL, "syscall", "syscall and sysret are inline")                                            \
     X(JIT_OPT_SYSTEM, "system", "other system instructions are inline")                                       \
     X(JIT_OPT_KNOWN, "known", "instructions that differ in displacement and immediate alone are decoded once") \

@@ -161,7 +161,7 @@ static uint8_t rex_bits(const struct parts *parts)
 static uint8_t *emit_legacy_prefixes(struct parts *parts, uint8_t *out)
 {
     const struct insn *insn = parts->insn;
-    if (insn->has_lock)
+    if (insn->has_lock && !parts->remap->drop_lock)
         *out++ = 0xf0;
     if (needs_osize(insn))
         *out++ = 0x66;

@@ -308,12 +308,52 @@ static bool flagless_operand(struct translation *t, enum check_form form, bool n
     return true;
 }
 
+/* One instruction of the only CPU is one step for all that runs on it; no device changes memory by reading it first. Kept is what
+ * orders accesses for a device: all of the kernel's, where drivers are, and those on the stack, which is how a barrier is written. */
+static bool needs_no_lock(const struct translation *t)
+{
+    return t->cpu->engine->vcpu_count == 1 && t->key.pool == TLB_USER && t->insn->mem_base != RSP &&
+           vcpu_optimises(t->cpu, JIT_OPT_UNLOCK);
+}
+
+/* reg, rm: a register or [rm], of 32 or 64 bits. */
+static void sized(struct emit *e, unsigned opcode, unsigned bits, unsigned reg, unsigned rm, bool memory)
+{
+    emit_u8(e, emit_rex(bits == 64, reg, 0, rm));
+    emit_u8(e, opcode);
+    emit_u8(e, (memory ? 0 : 0xc0u) | (reg & 7) << 3 | (rm & 7));
+}
+
+static bool is_plain_exchange(const struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    return insn->map == 0 && !insn->vex_length && insn->opcode == 0x87 && insn->operand_bits >= 32 && !in_memory(insn->reg_gpr) &&
+           insn->address_bits == 64 && needs_no_lock(t);
+}
+
+/* xchg with memory is locked without a prefix. */
+static bool plain_exchange(struct translation *t)
+{
+    const struct insn *insn = t->insn;
+    struct emit *e = &t->hot;
+    bool flagless = translate_flagless_pays(t);
+    if (!(flagless ? flagless_operand(t, CHECK_WHOLE, false, 0) : parked_operand(t, CHECK_WHOLE, false, 0)))
+        return false;
+    settle_flags(t);
+    sized(e, OP_MOV_LOAD, insn->operand_bits, TMP, ADDR, true);
+    sized(e, OP_MOV_STORE, insn->operand_bits, insn->reg_gpr, ADDR, true);
+    sized(e, OP_MOV_LOAD, insn->operand_bits, insn->reg_gpr, TMP, false);
+    return true;
+}
+
 bool translate_plain(struct translation *t)
 {
     const struct insn *insn = t->insn;
     struct emit *e = &t->hot;
     if (!insn->has_mem || insn->mem_is_agen)
         return plain_on_registers(t);
+    if (is_plain_exchange(t))
+        return plain_exchange(t);
     if (!insn->mem_bytes || insn->mem_bytes > 64 || insn->address_bits != 64)
         return false;
     unsigned scratch = scratch_operands(insn);
@@ -321,6 +361,7 @@ bool translate_plain(struct translation *t)
         return false;
     bool flagless = translate_flagless_pays(t);
     struct insn_remap remap = insn_remap_identity;
+    remap.drop_lock = insn->has_lock && needs_no_lock(t);
     /* In two parts the address is there earlier, but r14 is taken. */
     enum check_form form = CHECK_PARTS;
     if ((scratch & insn->gpr_read) || (wants_native_flags(t) && !flagless))
@@ -377,6 +418,7 @@ bool translate_bit_string(struct translation *t)
         return false;
     struct insn_remap remap = insn_remap_identity;
     uint8_t code[INSN_MAX_BYTES];
+    remap.drop_lock = insn->has_lock && needs_no_lock(t);
     remap.gpr[reg] = TMP;
     remap.mem_base = ADDR;
     remap.mem_index = INSN_NO_REG;
