@@ -1,5 +1,6 @@
 """Which engine --engine auto takes, and that it says why."""
 import re
+import time
 
 import pytest
 
@@ -23,6 +24,28 @@ def test_jit_without_optimisations(tmp, cpus):
     with busybox("jit", tmp, "--jit-opt", "no-all", mode="boot", cpus=cpus) as vmm:
         assert int(vmm.wait_for(r"^POLDER-INIT uptime=\S+ cpus=(\d+)$", 90)[1]) == cpus
         assert vmm.wait(30) == 0
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_jit_profile(tmp, cpus):
+    """Where the time goes, and how often translated code finds what it looks up."""
+    start = time.monotonic()
+    with busybox("jit,profile=on", tmp, "--engine-stats", mode="boot", cpus=cpus) as vmm:
+        vmm.wait_for(r"^POLDER-INIT uptime=", 90)
+        assert vmm.wait(30) == 0
+    took_ms = (time.monotonic() - start) * 1000
+    for cpu in range(cpus):
+        lines = "\n".join(re.findall(rf"^vcpu{cpu} (.*)$", vmm.errors, re.M))
+        made, runs = int(re.search(r"^blocks (\d+) ", lines, re.M)[1]), int(re.search(r"^blocks run (\d+),", lines, re.M)[1])
+        assert runs > 10 * made > 0, lines
+        for what in "TLB: accesses", "jump cache: jumps":
+            total, first, second, neither = map(float, re.search(
+                rf"{what} (\d+), first level (\S+) %, second level (\S+) %, neither (\S+) %", lines).groups())
+            assert total > 100000 and 90 < first < 100 and second > 0 and neither > 0, lines
+            assert abs(first + second + neither - 100) < 0.01, lines
+        shares = dict((name, float(share)) for share, name in re.findall(r"^time: +(\S+) % ([a-zA-Z ]+)", lines, re.M))
+        assert abs(sum(shares.values()) - 100) < 1 and shares["translated code"] > 5 and shares["translation"] > 1, lines
+        assert 0.2 * took_ms < float(re.search(r"^time: (\S+) ms$", lines, re.M)[1]) < took_ms, lines
 
 
 def test_jit_small_cache(tmp):

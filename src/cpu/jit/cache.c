@@ -6,6 +6,7 @@
 #include "cpu/jit/cache_impl.h"
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/mmu.h"
+#include "cpu/jit/profile.h"
 #include "cpu/jit/requests.h"
 #include "cpu/jit/vcpu.h"
 
@@ -353,7 +354,9 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
     if (!block) {
         fpu_save(cpu); /* decoder and translator are compiled like any other code */
         cache_make_room(cpu);
+        enum profile_part part = profile_begin(cpu, PROFILE_TRANSLATE);
         block = translate_block(cpu, page, key);
+        profile_switch(cpu, part);
         if (!block)
             return NULL;
     }

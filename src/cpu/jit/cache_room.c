@@ -11,6 +11,7 @@
 
 #include "cpu/jit/cache_impl.h"
 #include "cpu/jit/fpu.h"
+#include "cpu/jit/profile.h"
 
 #define SITES_PER_INSN 6u /* rep movs */
 #define REGION_BYTES ((size_t)256 << 10)
@@ -275,6 +276,7 @@ static bool evict_some(struct jit_vcpu *cpu, uint32_t region)
     if (end - first > EVICT_BLOCKS)
         end = first + EVICT_BLOCKS;
     uint64_t start = cpu_time();
+    enum profile_part part = profile_begin(cpu, PROFILE_EVICT);
     if (tr->dropped_count > DROPPED_MAX) {
         for (size_t i = 0; i < DROPPED_WORDS; i++)
             tr->dropped[i] = 0;
@@ -282,6 +284,7 @@ static bool evict_some(struct jit_vcpu *cpu, uint32_t region)
     }
     evict_blocks(cpu, first, end);
     r->evicted += end - first;
+    profile_switch(cpu, part);
     tr->stat_evictions++;
     uint64_t took = cpu_time() - start;
     tr->stat_eviction_ns += took;

@@ -12,6 +12,7 @@
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/interp.h"
 #include "cpu/jit/mmu.h"
+#include "cpu/jit/profile.h"
 #include "cpu/jit/translate.h"
 #include "cpu/jit/vcpu.h"
 
@@ -334,9 +335,19 @@ static const uint8_t *emit_retry(struct emit *e, const struct translator *tr, bo
     return start;
 }
 
+/* One more, by the profile's counter at `offset`; no flags, `reg` is lost. */
+static void emit_profile_count(struct emit *e, const struct jit_vcpu *cpu, unsigned reg, size_t offset)
+{
+    if (!cpu->engine->options.profile)
+        return;
+    emit_load_gs(e, reg, offsetof(struct jit_vcpu, profile) + offset);
+    emit_mem(e, OP_LEA, reg, reg, INSN_NO_REG, 1, 1);
+    emit_store_gs(e, reg, offsetof(struct jit_vcpu, profile) + offset);
+}
+
 /* The first level of the TLB does not hold the page at r15: takes it from the second and tries the site again. An access that
  * crosses its end, or that has no entry there either, goes on to tr->to.miss. Flags are parked or dead, or to be kept. */
-static const uint8_t *emit_tlb_refill(struct emit *e, const struct translator *tr, size_t table, bool keep_flags, const uint8_t *retry)
+static const uint8_t *emit_tlb_refill(struct emit *e, const struct jit_vcpu *cpu, size_t table, bool keep_flags, const uint8_t *retry)
 {
     const uint8_t *start = e->at;
     size_t first = offsetof(struct jit_vcpu, tlb.entries) + sizeof(struct tlb_entry) * TLB_ENTRIES * table;
@@ -344,6 +355,7 @@ static const uint8_t *emit_tlb_refill(struct emit *e, const struct translator *t
     size_t tag = offsetof(struct tlb_entry, tag), host = offsetof(struct tlb_entry, host);
     for (unsigned r = RAX; r <= RDX; r++)
         emit_store_gs(e, r, GPR_OFFSET(r));
+    emit_profile_count(e, cpu, RCX, offsetof(struct profile, refills));
     if (keep_flags)
         emit_keep_flags(e);
     emit_mov(e, RCX, R15);
@@ -373,7 +385,7 @@ static const uint8_t *emit_tlb_refill(struct emit *e, const struct translator *t
         emit_restore_flags(e);
     for (unsigned r = RAX; r <= RDX; r++)
         emit_load_gs(e, r, GPR_OFFSET(r));
-    emit_jmp(e, tr->to.miss);
+    emit_jmp(e, cpu->translator->to.miss);
     return start;
 }
 
@@ -423,9 +435,10 @@ static void emit_second_index(struct emit *e, unsigned reg)
 }
 
 /* The second level of the jump cache. rcx is in its slot of cpu->gpr; r14 is for `miss`. No flags. */
-static const uint8_t *emit_second_level(struct emit *e, unsigned pool, const uint8_t *miss)
+static const uint8_t *emit_second_level(struct emit *e, const struct jit_vcpu *cpu, unsigned pool, const uint8_t *miss)
 {
     const uint8_t *start = e->at;
+    emit_profile_count(e, cpu, RCX, offsetof(struct profile, jump_misses));
     emit_second_index(e, R15);
     emit_gs_scaled(e, OP_MOV_LOAD, RCX, RCX, offsetof(struct jit_vcpu, jump_cache.not_rip2[pool]));
     emit_mem(e, OP_LEA, RCX, RCX, R15, 1, 1);
@@ -468,11 +481,12 @@ static void emit_fill_first(struct emit *e)
 }
 
 /* The second level by place: where the page lies, what starts at that place, and this into the first level. Otherwise as above. */
-static const uint8_t *emit_second_level_by_place(struct emit *e, const uint8_t *miss)
+static const uint8_t *emit_second_level_by_place(struct emit *e, const struct jit_vcpu *cpu, const uint8_t *miss)
 {
     _Static_assert(TLB_USER == 0, "its indexes into not_rip are those of the flat array");
     const uint8_t *start = e->at;
     size_t fetch = offsetof(struct jit_vcpu, fetch_tlb), jumps = offsetof(struct jit_vcpu, jump_cache);
+    emit_profile_count(e, cpu, RCX, offsetof(struct profile, jump_misses));
     emit_gs(e, 0, OP_MOV_STORE, R14, offsetof(struct jit_vcpu, site));
     emit_pext(e, RCX, R15, offsetof(struct jit_vcpu, place_mask));
     emit_gs_scaled(e, OP_MOV_LOAD, R14, RCX, fetch + offsetof(struct fetch_tlb, not_page));
@@ -507,6 +521,22 @@ static void emit_save_vectors(struct emit *e)
     emit_bytes(e, "\x68\x80\x1f\x00\x00\x0f\xae\x14\x24\x58\xdb\xe3", 12); /* push 0x1f80; ldmxcsr [rsp]; pop rax; fninit */
 }
 
+/* The handlers with their time taken; what raises an exception, or does not go back, goes on in the run loop. */
+#define PROFILED(handler, part)                                                                                          \
+    static const uint8_t *profiled_##handler(struct jit_vcpu *cpu)                                                       \
+    {                                                                                                                    \
+        profile_begin(cpu, part);                                                                                        \
+        const uint8_t *host = handler(cpu);                                                                              \
+        profile_switch(cpu, host ? PROFILE_CODE : PROFILE_LOOP);                                                         \
+        return host;                                                                                                     \
+    }
+PROFILED(handle_miss, PROFILE_MISS)
+PROFILED(handle_interp, PROFILE_INTERP)
+PROFILED(handle_link, PROFILE_LINK)
+PROFILED(handle_jump, PROFILE_JUMP)
+PROFILED(handle_poll, PROFILE_POLL)
+PROFILED(handle_dead, PROFILE_DEAD)
+
 static const uint8_t *emit_way_out(struct emit *e, handler_fn *handler, const uint8_t *leave)
 {
     const uint8_t *start = e->at;
@@ -534,23 +564,24 @@ uint8_t *enter_make_trampolines(struct jit_vcpu *cpu)
     emit_bytes(&e, "\x53\x55\x41\x54\x41\x55\x41\x56\x41\x57\x48\x83\xec\x08", 14);
     emit_store_gs(&e, RSP, offsetof(struct jit_vcpu, host_rsp));
     emit_load_guest(&e);
-    tr->to.miss = emit_way_out(&e, handle_miss, leave);
-    tr->to.interp = emit_way_out(&e, handle_interp, leave);
-    tr->to.link = emit_way_out(&e, handle_link, leave);
+    bool profiled = cpu->engine->options.profile;
+    tr->to.miss = emit_way_out(&e, profiled ? profiled_handle_miss : handle_miss, leave);
+    tr->to.interp = emit_way_out(&e, profiled ? profiled_handle_interp : handle_interp, leave);
+    tr->to.link = emit_way_out(&e, profiled ? profiled_handle_link : handle_link, leave);
     const uint8_t *jump = e.at;
     emit_load_gs(&e, RCX, GPR_OFFSET(RCX));
-    emit_way_out(&e, handle_jump, leave);
-    tr->to.poll = emit_way_out(&e, handle_poll, leave);
-    tr->to.dead = emit_way_out(&e, handle_dead, leave);
+    emit_way_out(&e, profiled ? profiled_handle_jump : handle_jump, leave);
+    tr->to.poll = emit_way_out(&e, profiled ? profiled_handle_poll : handle_poll, leave);
+    tr->to.dead = emit_way_out(&e, profiled ? profiled_handle_dead : handle_dead, leave);
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
-        tr->to.jump[pool] = jump2 ? emit_second_level(&e, pool, jump) : jump;
+        tr->to.jump[pool] = jump2 ? emit_second_level(&e, cpu, pool, jump) : jump;
     if (jump2 && vcpu_jumps_by_place(cpu))
-        tr->to.jump[TLB_USER] = emit_second_level_by_place(&e, jump);
+        tr->to.jump[TLB_USER] = emit_second_level_by_place(&e, cpu, jump);
     const uint8_t *retry = emit_retry(&e, tr, false), *flagless = emit_retry(&e, tr, true);
     for (unsigned table = 0; table < TLB_POOLS * TLB_ACCESSES; table++) {
         unsigned pool = table / TLB_ACCESSES, access = table % TLB_ACCESSES;
-        tr->to.refill[pool][access] = tlb2 ? emit_tlb_refill(&e, tr, table, false, retry) : tr->to.miss;
-        tr->to.flagless[pool][access] = tlb2 ? emit_tlb_refill(&e, tr, table, true, flagless) : tr->to.miss;
+        tr->to.refill[pool][access] = tlb2 ? emit_tlb_refill(&e, cpu, table, false, retry) : tr->to.miss;
+        tr->to.flagless[pool][access] = tlb2 ? emit_tlb_refill(&e, cpu, table, true, flagless) : tr->to.miss;
     }
     for (unsigned pool = 0; pool < TLB_POOLS; pool++)
         tr->to.stack[pool] = emit_stack_refill(&e, tr, pool, retry);

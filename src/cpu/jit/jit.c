@@ -16,6 +16,7 @@
 #include "cpu/jit/kvmclock.h"
 #include "cpu/jit/mmu.h"
 #include "cpu/jit/perf_map.h"
+#include "cpu/jit/profile.h"
 #include "cpu/jit/run.h"
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
@@ -317,6 +318,8 @@ static void jit_print_stats(struct engine *base, int fd)
         const struct jump_cache *jumps = &cpu->jump_cache;
         dprintf(fd, "vcpu%u flushes: local %lu all %lu page %lu, with all jumps %lu\n", i, jumps->stat_flush_local,
                 jumps->stat_flush_all, jumps->stat_flush_page, jumps->stat_flush_page_jumps);
+        if (cpu->profile.on)
+            profile_print(cpu, i, fd);
         print_interpreted(tr, i, fd);
     }
 }

@@ -26,6 +26,11 @@ static bool set_perf_map(struct jit_options *options, const char *value)
     return set_switch(value, &options->perf_map);
 }
 
+static bool set_profile(struct jit_options *options, const char *value)
+{
+    return set_switch(value, &options->profile);
+}
+
 static bool set_cache(struct jit_options *options, const char *value)
 {
     uint64_t bytes;
@@ -42,6 +47,7 @@ static const struct {
     {"interpret", "on|off", set_interpret},
     {"cache", "1M..1G", set_cache},
     {"perf-map", "on|off", set_perf_map},
+    {"profile", "on|off", set_profile},
 };
 
 static int set_one(struct jit_options *options, const char *name, const char *value, struct err *err)

@@ -41,6 +41,7 @@ enum jit_opt { JIT_OPTS(JIT_OPT_ENUMERATOR) JIT_OPT_COUNT };
 
 struct jit_options {
     bool interpret;       /* interpret=on: no translation */
+    bool profile;         /* profile=on: profile.h */
     bool perf_map;        /* perf-map=on: names of translated code for perf */
     uint64_t cache_bytes; /* cache=SIZE: translated code of one vCPU */
     uint32_t off;         /* optimisations that are off: a bit each, by enum jit_opt */

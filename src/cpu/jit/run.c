@@ -21,6 +21,7 @@
 #include "cpu/jit/exec.h"
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/interp.h"
+#include "cpu/jit/profile.h"
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
 #include "cpu/jit/watch.h"
@@ -94,10 +95,12 @@ static void sleep_until_notified(struct jit_vcpu *cpu)
 {
     fpu_save(cpu);
     requests_go_offline(cpu);
+    profile_begin(cpu, PROFILE_SLEEP);
     __atomic_store_n(&cpu->sleeping, 1, __ATOMIC_SEQ_CST);
     while (!__atomic_load_n(&cpu->poll, __ATOMIC_SEQ_CST))
         futex(&cpu->poll, FUTEX_WAIT, 0);
     __atomic_store_n(&cpu->sleeping, 0, __ATOMIC_SEQ_CST);
+    profile_switch(cpu, PROFILE_LOOP);
     requests_go_online(cpu);
 }
 
@@ -286,7 +289,9 @@ static void run_guest(struct jit_vcpu *cpu)
         const uint8_t *host = enter_known(cpu);
         struct block *block = host ? NULL : cache_lookup(cpu);
         if (host || block) {
+            profile_switch(cpu, PROFILE_CODE);
             enter_run(cpu, host ? host : block_inner(cpu->translator, block));
+            profile_switch(cpu, PROFILE_LOOP);
             return;
         }
     }
@@ -336,7 +341,9 @@ static enum step run_until_event(struct jit_vcpu *cpu)
 static enum step run_and_deliver(struct jit_vcpu *cpu)
 {
     for (;;) {
-        if (_setjmp(cpu->unwind) == UNWIND_RAISED) {
+        int unwound = _setjmp(cpu->unwind);
+        profile_switch(cpu, PROFILE_LOOP);
+        if (unwound == UNWIND_RAISED) {
             if (!cpu->exception.software) /* what the instruction met counts only if it retires */
                 cpu->debug_pending = 0;
             excp_deliver(cpu, &cpu->exception);
@@ -360,6 +367,9 @@ enum vcpu_exit run_vcpu(struct vcpu *vcpu)
     requests_go_online(cpu);
     vcpu_timer_arm(cpu, cpu->lapic.timer_deadline_tsc);
     __atomic_store_n(&cpu->poll, 1, __ATOMIC_SEQ_CST);
+    cpu->profile.on = cpu->engine->options.profile;
+    cpu->profile.part = PROFILE_LOOP;
+    cpu->profile.since = __rdtsc();
     enum step step = run_and_deliver(cpu);
     fpu_save(cpu);
     requests_go_offline(cpu);

@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "cpu/jit/cache.h"
 #include "cpu/jit/cache_impl.h"
 #include "cpu/jit/mmu.h"
@@ -227,12 +228,46 @@ static void emit_entry(struct translation *t, bool flags_live)
     emit_mov(e, RCX, R15);
 }
 
+/* Adds a number to the profile's counter at `offset`; *ret_number, 32 bits, is to be set. No flags; r14 is lost. */
+static void emit_profile_add(struct emit *e, size_t offset, uint8_t **ret_number)
+{
+    emit_load_gs(e, R14, offsetof(struct jit_vcpu, profile) + offset);
+    emit_bytes(e, "\x4d\x8d\xb6", 3); /* lea r14, [r14 + disp32] */
+    *ret_number = e->at;
+    emit_u32(e, 0);
+    emit_store_gs(e, R14, offsetof(struct jit_vcpu, profile) + offset);
+}
+
+struct block_profile {
+    uint8_t *blocks, *accesses, *jumps;
+};
+
+static void emit_profile(struct translation *t, struct block_profile *ret_numbers)
+{
+    if (!t->cpu->engine->options.profile)
+        return;
+    emit_profile_add(&t->hot, offsetof(struct profile, blocks), &ret_numbers->blocks);
+    emit_profile_add(&t->hot, offsetof(struct profile, accesses), &ret_numbers->accesses);
+    emit_profile_add(&t->hot, offsetof(struct profile, jumps), &ret_numbers->jumps);
+}
+
+static void set_profile(const struct translation *t, const struct block_profile *numbers)
+{
+    if (!t->cpu->engine->options.profile)
+        return;
+    store_le32(numbers->blocks, 1);
+    store_le32(numbers->accesses, t->accesses);
+    store_le32(numbers->jumps, t->jumps);
+}
+
 static void emit_block(struct translation *t, const struct insn *insns, unsigned count, const uint16_t *live)
 {
     emit_entry(t, live[0] != 0);
     t->block->inner = (uint8_t)translate_offset(t, t->hot.at);
     emit_poll(t, live[0] != 0);
     t->block->forward = (uint8_t)translate_offset(t, t->hot.at);
+    struct block_profile profile = {0};
+    emit_profile(t, &profile);
     for (unsigned i = 0; i < count; i++) {
         t->insn = &insns[i];
         t->next_rip = t->rip + insns[i].length;
@@ -263,6 +298,7 @@ static void emit_block(struct translation *t, const struct insn *insns, unsigned
     }
     if (!ends_block(&insns[count - 1]))
         translate_exit(t, &t->hot, t->rip);
+    set_profile(t, &profile);
 }
 
 struct block *translate_block(struct jit_vcpu *cpu, const uint8_t *page, struct block_key key)

@@ -201,6 +201,7 @@ struct translation {
         uint32_t first_site;
     } near;                   /* what the last check left in r14 and r15: translate_flagless.c */
     unsigned links;
+    unsigned accesses, jumps; /* by the TLB, by the jump cache: profile.h */
     uint32_t pending_sites; /* first site that still wants `next` */
 };
 

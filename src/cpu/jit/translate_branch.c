@@ -24,6 +24,7 @@ static size_t jump_tags(const struct translation *t)
  * parked; r14 is lost. */
 static void say_parked(struct translation *t, struct emit *e)
 {
+    t->jumps++;
     if (t->parked && !vcpu_optimises(t->cpu, JIT_OPT_PARK)) {
         translate_load_flags(e);
         t->parked = false;

@@ -119,6 +119,7 @@ void translate_flagless_check(struct translation *t, const uint8_t *retry, const
 {
     struct emit *e = &t->hot;
     uint32_t site = new_site(t, retry, check);
+    t->accesses++;
     uint8_t *hit = test_linear(t, e, check);
     emit_jmp(e, t->cold.at);
     emit_bind_short(e, hit);

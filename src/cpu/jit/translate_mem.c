@@ -166,6 +166,7 @@ void translate_check(struct translation *t, const uint8_t *retry, const struct c
     s->run = check->run & 0xf;
     s->retry = translate_offset(t, retry);
 
+    t->accesses++;
     translate_compare(e, check->size, tag);
     emit_jcc(e, CONDITION_A, c->at);
     add_host(e, true, host, check->form);
@@ -196,6 +197,7 @@ void translate_stack_check(struct translation *t, const uint8_t *retry, const st
     s->run = check->run & 0xf;
     s->retry = translate_offset(t, retry);
 
+    t->accesses++;
     emit_gs(e, 1, OP_SUB_LOAD, ADDR, tag);
     emit_bytes(e, "\x49\x81\xff", 3); /* cmp r15, 4096 - size */
     emit_u32(e, 4096 - check->size);

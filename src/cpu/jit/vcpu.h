@@ -46,6 +46,31 @@ struct jit_exception {
 
 enum vcpu_mode { MODE_REAL, MODE_PROTECTED, MODE_COMPAT, MODE_LONG };
 
+enum profile_part {
+    PROFILE_CODE,
+    PROFILE_LOOP,
+    PROFILE_SLEEP,
+    PROFILE_TRANSLATE,
+    PROFILE_EVICT,
+    PROFILE_MISS, /* from here on: what translated code leaves for */
+    PROFILE_INTERP,
+    PROFILE_LINK,
+    PROFILE_JUMP,
+    PROFILE_POLL,
+    PROFILE_DEAD,
+    PROFILE_PARTS
+};
+
+/* profile.h */
+struct profile {
+    bool on;
+    enum profile_part part;
+    uint64_t since, ticks[PROFILE_PARTS], count[PROFILE_PARTS];
+    /* By translated code. What a block does behind a conditional jump counts even if the jump was taken. */
+    uint64_t blocks, accesses, jumps;
+    uint64_t refills, jump_misses; /* not in the first level */
+};
+
 struct jit_vcpu {
     struct vcpu base;
     struct jit_vcpu *self; /* for gs: */
@@ -119,6 +144,7 @@ struct jit_vcpu {
     struct fetch_tlb fetch_tlb;
     struct fetch_entry fetch[FETCH_ENTRIES];
     struct requests requests;
+    struct profile profile;
 };
 
 /* Unwinds to the run loop, which delivers the exception. Error code presence follows the vector. */
