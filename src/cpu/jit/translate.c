@@ -253,7 +253,7 @@ static void emit_profile(struct translation *t, struct block_profile *ret_number
 
 static void set_profile(const struct translation *t, const struct block_profile *numbers)
 {
-    if (!t->cpu->engine->options.profile)
+    if (!numbers->blocks || !numbers->accesses || !numbers->jumps)
         return;
     store_le32(numbers->blocks, 1);
     store_le32(numbers->accesses, t->accesses);
