@@ -81,6 +81,9 @@ static int take_backing(struct block_node *disk, struct starting *starting)
         return err_say(starting->err, EINVAL, "disk '%s' has no backing file", own->dev->id);
     if (commit && !backing->class->thaw)
         return err_say(starting->err, ENOTSUP, "disk '%s' has a backing file that cannot be written", own->dev->id);
+    int r = qcow2_refuse_snapshots(disk, "", starting->err);
+    if (r < 0)
+        return r;
     own->now.path = strdup(commit ? backing->name : disk->name);
     if (!own->now.path)
         return -ENOMEM;
@@ -88,7 +91,7 @@ static int take_backing(struct block_node *disk, struct starting *starting)
     if (!commit)
         return 0;
     options->target = backing;
-    int r = backing->class->thaw(backing, starting->err);
+    r = backing->class->thaw(backing, starting->err);
     if (r == 0 && backing->size < disk->size)
         r = block_resize(backing, disk->size, starting->err);
     return r;
@@ -402,9 +405,6 @@ static int check_disk(const struct disk_facts *facts, enum block_copy_mode mode,
 {
     if (mode != BLOCK_COPY_BACKUP && facts->read_only)
         return err_say(err, EINVAL, "disk '%s' is read-only: copy the file, and give the disk its new path", id);
-    if (facts->snapshots && (mode == BLOCK_COPY_FLATTEN || mode == BLOCK_COPY_REBASE))
-        return err_say(err, EINVAL, "disk '%s' has snapshots inside of its image, which need the backing file as it is; delete them first",
-                       id);
     return 0;
 }
 

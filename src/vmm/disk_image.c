@@ -25,8 +25,7 @@ static int get_facts(struct block_node **node, void *arg)
                             .format = n->class == &block_file ? "raw" : n->class->name,
                             .read_only = n->read_only,
                             .encrypted = info.encrypted || n->class == &block_luks,
-                            .copied = block_is_copy(n),
-                            .snapshots = info.snapshot_count};
+                            .copied = block_is_copy(n)};
     return facts->path ? 0 : -ENOMEM;
 }
 

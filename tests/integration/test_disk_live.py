@@ -278,7 +278,9 @@ def test_overlay_gets_another_base(engine, tmp):
         refused(guest, "needs a base_name", base_path_on_host="fd:0")
         refused(guest, "in use", base_path_on_host=str(top))
         guest.put("/drives/drive0/snapshot", name="old")
-        refused(guest, "snapshots inside", base_path_on_host=str(other))
+        refused(guest, "has the snapshot 'old'", base_path_on_host=str(other))
+        for kind in ("Commit", "Flatten"):
+            guest.refused("PUT", "/drives/drive0/copy", {"kind": kind}, "has the snapshot 'old'")
         guest.patch("/drives/drive0/snapshot", action="Delete", name="old")
         rebase(guest, same)
         few = top.stat().st_size
