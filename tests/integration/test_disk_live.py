@@ -199,10 +199,12 @@ def test_disk_moves_to_its_mirror(engine, tmp, disk):
         before = sum_of(old)
         moved = one_instant(old)
         more_writes(guest)
+        guest.put("/drives/drive0/snapshot", path_on_host=str(tmp / "top.qcow2"))
         last, digest, _ = guest.end()
     assert moved < last and sum_of(old) == before
-    img("check", tmp / "new.qcow2")
-    new = raw_of(tmp / "new.qcow2", tmp)
+    for name in ("new.qcow2", "top.qcow2"):
+        img("check", tmp / name)
+    new = raw_of(tmp / "top.qcow2", tmp)
     assert sum_of(new) == digest and generations(new) == [last] * MARKS
 
 
