@@ -312,6 +312,13 @@ static int op_disk_internal_snapshot(void *arg, const char *id, enum disk_snapsh
     return ret < 0 || action != DISK_SNAPSHOT_APPLY ? ret : run_in_loop(arg, job_restart, &(struct job_args){0}, err);
 }
 
+static int op_disk_chain(void *arg, const char *id, char *ret_names[VM_MAX_BACKING + 1], struct err *err)
+{
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    return ret < 0 ? ret : disk_chain(disk.dev, ret_names, err);
+}
+
 static int op_disk_copy_start(void *arg, const char *id, const struct disk_copy_request *request, struct err *err)
 {
     struct api_machine *binding = arg;
@@ -481,6 +488,7 @@ const struct api_vm_ops api_machine_ops = {
     .disk_set_size = op_disk_size,
     .disk_snapshot = op_disk_snapshot,
     .disk_internal_snapshot = op_disk_internal_snapshot,
+    .disk_chain = op_disk_chain,
     .disk_copy_start = op_disk_copy_start,
     .disk_copy_status = op_disk_copy_status,
     .disk_copy_end = op_disk_copy_end,

@@ -80,11 +80,12 @@ def make_disk(path):
 
 
 class Guest(Client):
-    def __init__(self, engine, tmp, disk, options=""):
+    def __init__(self, engine, tmp, disk, options="", config=None):
         self.socket = tmp / "api.sock"
-        self.vmm = Vmm("--engine", engine, "--kernel", image("busybox") / "vmlinuz", "--initrd", initramfs(tmp, WRITER),
-                       "--cmdline", "console=ttyS0 quiet panic=-1 polder.test=run", "--memory", "256M", "--console", "stdio",
-                       "--disk", f"{disk},cache=writeback{options}", "--api-sock", self.socket)
+        machine = ["--config-file", config] if config else [
+            "--engine", engine, "--kernel", image("busybox") / "vmlinuz", "--initrd", initramfs(tmp, WRITER), "--cmdline",
+            "console=ttyS0 quiet panic=-1 polder.test=run", "--memory", "256M", "--disk", f"{disk},cache=writeback{options}"]
+        self.vmm = Vmm(*machine, "--console", "stdio", "--api-sock", self.socket)
 
     def __enter__(self):
         self.vmm.__enter__()
@@ -298,6 +299,45 @@ def test_overlay_gets_another_base(engine, tmp):
     raw = raw_of(top, tmp)
     assert sum_of(raw) == digest and generations(raw) == [last] * MARKS
     assert few < SIZE // 4 < top.stat().st_size
+
+
+def test_a_chain_that_was_given_is_shown_as_it_is(engine, tmp):
+    """Whatever becomes of it, a machine made anew from what is shown opens the right files."""
+    base, top, new, other = (tmp / name for name in ("base.raw", "top.qcow2", "new.qcow2", "other.raw"))
+    img("create", "-f", "qcow2", "-b", make_disk(base), "-F", "raw", top)
+    moved = base.rename(tmp / "moved.raw")
+    other.write_bytes(b"other   " * (SIZE // 8))
+
+    def shown(*backing):
+        drive = guest.get("/vm/config")["drives"][0]
+        assert drive["backing"] == ([str(path) for path in backing] or None)
+
+    with Guest(engine, tmp, top, f",backing={moved}") as guest:
+        shown(moved)
+        guest.put("/drives/drive0/snapshot", path_on_host=str(new))
+        shown(top, moved)
+        (tmp / "config.json").write_text(json.dumps(guest.get("/vm/config")))
+        guest.end()
+    with Guest(engine, tmp, None, config=tmp / "config.json") as guest:
+        shown(top, moved)
+        guest.put("/drives/drive0/copy", kind="Commit")
+        guest.state("Ready")
+        guest.patch("/drives/drive0/copy", action="Complete")
+        shown(moved)
+        guest.put("/drives/drive0/copy", kind="Rebase", base_path_on_host=str(other), format="raw")
+        guest.state("Done")
+        shown(other)
+        (tmp / "config.json").write_text(json.dumps(guest.get("/vm/config")))
+        guest.end()
+    other.rename(moved)  # and nothing else
+    (tmp / "config.json").write_text((tmp / "config.json").read_text().replace(str(other), str(moved)))
+    with Guest(engine, tmp, None, config=tmp / "config.json") as guest:
+        guest.put("/drives/drive0/copy", kind="Flatten")
+        guest.state("Done")
+        shown()
+        last, digest, _ = guest.end()
+    raw = raw_of(top, tmp)
+    assert sum_of(raw) == digest and generations(raw) == [last] * MARKS
 
 
 @pytest.mark.parametrize("form", ["luks", "qcow2"])
