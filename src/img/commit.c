@@ -36,6 +36,15 @@ static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint
     return r;
 }
 
+/* Of all images above the base. */
+static int refuse_snapshots(const struct commit *c)
+{
+    int r = 0;
+    for (struct block_node *node = c->top; r == 0 && node; node = qcow2_backing(node))
+        r = qcow2_refuse_snapshots(node, "", c->err);
+    return r;
+}
+
 static int grow_base(const struct commit *c)
 {
     if (c->base->size >= c->top->size)
@@ -46,7 +55,9 @@ static int grow_base(const struct commit *c)
 static int commit(void *arg)
 {
     struct commit *c = arg;
-    int r = grow_base(c);
+    int r = refuse_snapshots(c);
+    if (r == 0)
+        r = grow_base(c);
     if (r == 0)
         r = img_walk(&c->walk);
     if (r == 0)

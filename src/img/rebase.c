@@ -33,7 +33,9 @@ static int rebase(void *arg)
 {
     struct rebase *c = arg;
     const char *name = *c->options->backing ? c->options->backing : NULL;
-    int r = c->options->unsafe ? 0 : img_walk(&c->walk);
+    int r = c->options->unsafe ? 0 : qcow2_refuse_snapshots(c->top, ", or say -u", c->err);
+    if (r == 0 && !c->options->unsafe)
+        r = img_walk(&c->walk);
     if (r == 0)
         r = block_do(c->top, BLOCK_FLUSH, 0, NULL, 0);
     return r < 0 ? r : qcow2_set_backing(c->top, name, c->options->backing_format, c->err);

@@ -40,6 +40,7 @@ struct api_vm_ops {
     int (*disk_snapshot)(void *arg, const char *id, const char *path, struct err *err);
     int (*disk_internal_snapshot)(void *arg, const char *id, enum disk_snapshot_action action, const char *name,
                                   struct qcow2_snapshots *ret_list, struct err *err);
+    int (*disk_chain)(void *arg, const char *id, char *ret_names[VM_MAX_BACKING + 1], struct err *err);
     int (*disk_copy_start)(void *arg, const char *id, const struct disk_copy_request *request, struct err *err);
     int (*disk_copy_status)(void *arg, const char *id, struct disk_copy_status *ret_status, struct err *err);
     /* `complete`: a mirror becomes the disk. */

@@ -71,6 +71,15 @@ static int check_disk(struct vm_config *config, const char *id, const json_t *bo
     return 0;
 }
 
+static int backing_fill(struct vm_disk *disk, const json_t *names, struct err *err)
+{
+    size_t count = json_array_size(names);
+    int ret = count > VM_MAX_BACKING ? err_say(err, EINVAL, "backing: a chain of more than %d images", VM_MAX_BACKING) : 0;
+    for (size_t i = 0; ret == 0 && i < count; i++)
+        ret = vm_config_set(&disk->backing[i], json_string_value(json_array_get(names, i)), err);
+    return ret;
+}
+
 static int disk_fill(struct vm_disk *disk, const char *id, const json_t *body, struct err *err)
 {
     const char *cache = api_string(body, "cache_type");
@@ -80,6 +89,8 @@ static int disk_fill(struct vm_disk *disk, const char *id, const json_t *body, s
         ret = vm_config_set(&disk->path, api_string(body, "path_on_host"), err);
     if (ret == 0)
         ret = vm_config_set(&disk->format, api_string(body, "format"), err);
+    if (ret == 0)
+        ret = backing_fill(disk, json_object_get(body, "backing"), err);
     if (ret == 0)
         ret = vm_config_set(&disk->key_path, api_string(body, "key_file"), err);
     if (ret == 0)

@@ -24,6 +24,19 @@ static int set_file(struct vm_disk *disk, const char *path, const char *format, 
     return ret;
 }
 
+int api_disk_update_backing(struct api *api, struct vm_disk *disk, struct err *err)
+{
+    char *names[VM_MAX_BACKING + 1];
+    if (!disk->backing[0] || !api->ops->disk_chain)
+        return 0;
+    int ret = api->ops->disk_chain(api->arg, disk->id, names, err);
+    if (ret < 0)
+        return ret;
+    vm_disk_clear_backing(disk);
+    memcpy(disk->backing, names, sizeof names);
+    return 0;
+}
+
 static int update_path(struct api *api, struct vm_disk *disk, const char *path, struct err *err)
 {
     if (!api->ops->disk_set_path)

@@ -141,6 +141,8 @@ static inline bool api_bool(const json_t *body, const char *name, bool absent)
 /* Overrides the buckets of `limit` that the rate limiter `body` gives; NULL changes nothing. */
 void api_rate_limit_update(struct vm_rate_limit *limit, const json_t *body);
 struct vm_disk *api_disk_find(struct vm_config *config, const char *id);
+/* A list of backing files that was given: as the disk, which runs, has them now. */
+must_check int api_disk_update_backing(struct api *api, struct vm_disk *disk, struct err *err);
 struct vm_net *api_net_find(struct vm_config *config, const char *id);
 /* Overrides what the member throttle of a drive, `body`, gives of the disk's share, and sets its group; NULL changes nothing. */
 must_check int api_share_update(struct vm_disk *disk, const json_t *body, struct err *err);

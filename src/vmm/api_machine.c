@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/fdname.h"
 #include "base/own.h"
 #include "block/block.h"
 #include "virtio/balloon.h"
@@ -39,6 +40,7 @@ struct job_args {
     const struct vm_config *config;
     const char *id, *path;
     const struct vm_rate_limit *limit, *limit2;
+    const struct disk_copy_request *copy;
     uint64_t number;
     void *ret;
 };
@@ -312,16 +314,47 @@ static int op_disk_internal_snapshot(void *arg, const char *id, enum disk_snapsh
     return ret < 0 || action != DISK_SNAPSHOT_APPLY ? ret : run_in_loop(arg, job_restart, &(struct job_args){0}, err);
 }
 
+static int op_disk_chain(void *arg, const char *id, char *ret_names[VM_MAX_BACKING + 1], struct err *err)
+{
+    struct found_disk disk;
+    int ret = find_disk(arg, id, &disk, err);
+    return ret < 0 ? ret : disk_chain(disk.dev, ret_names, err);
+}
+
+static int job_copy_start(struct api_machine *binding, const struct job_args *args, struct err *err)
+{
+    struct found_disk disk;
+    int ret = find_disk(binding, args->id, &disk, err);
+    return ret < 0 ? ret : disk_copy_start(disk.copy, disk.dev, disk.config, args->copy, err);
+}
+
+/* A descriptor brings its locks along: they do not tell that a disk of this machine is written through it. */
+static int check_given_base(const struct vm_config *config, const char *name, struct err *err)
+{
+    struct stat base, disk;
+    if (fdname_stat(name, false, &base) < 0)
+        return err_set(err, errno, "'%s'", name);
+    for (unsigned i = 0; i < config->disk_count; i++)
+        if (!config->disks[i].read_only && fdname_stat(config->disks[i].path, false, &disk) == 0 &&
+            disk.st_dev == base.st_dev && disk.st_ino == base.st_ino)
+            return err_say(err, EBUSY, "'%s' is what disk '%s' is written to", name, config->disks[i].id);
+    return 0;
+}
+
+/* In a sandbox the API's thread touches no image: what was given is opened in the loop. */
 static int op_disk_copy_start(void *arg, const char *id, const struct disk_copy_request *request, struct err *err)
 {
     struct api_machine *binding = arg;
     struct disk_copy_request allowed = *request;
-    struct found_disk disk;
-    int ret = find_disk(binding, id, &disk, err);
-    if (ret == 0 && (request->path || request->base))
-        ret = check_may_open(binding, err);
+    bool given = request->base && fdname_parse(request->base) >= 0;
+    int ret = request->path || (request->base && !given) ? check_may_open(binding, err) : 0;
+    if (ret == 0 && given)
+        ret = check_given_base(binding->config, request->base, err);
+    if (ret < 0)
+        return ret;
     allowed.allow_dirs = (const char *const *)binding->config->allow_backing;
-    return ret < 0 ? ret : disk_copy_start(disk.copy, disk.dev, disk.config, &allowed, err);
+    struct job_args args = {.id = id, .copy = &allowed};
+    return given && binding->config->sandbox ? run_in_loop(binding, job_copy_start, &args, err) : job_copy_start(binding, &args, err);
 }
 
 static int op_disk_copy_status(void *arg, const char *id, struct disk_copy_status *ret_status, struct err *err)
@@ -481,6 +514,7 @@ const struct api_vm_ops api_machine_ops = {
     .disk_set_size = op_disk_size,
     .disk_snapshot = op_disk_snapshot,
     .disk_internal_snapshot = op_disk_internal_snapshot,
+    .disk_chain = op_disk_chain,
     .disk_copy_start = op_disk_copy_start,
     .disk_copy_status = op_disk_copy_status,
     .disk_copy_end = op_disk_copy_end,

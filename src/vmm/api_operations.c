@@ -192,6 +192,9 @@ static const struct api_object drive = {
         {.name = "direct", .type = API_BOOL, .text = "Polder: bypass the host's page cache (O_DIRECT)."},
         {.name = "format", .type = API_STRING, .values = (const char *const[]){"raw", "qcow2", "luks", NULL},
          .text = "Polder: format of the image. Absent: qcow2 or luks when the name ends so and the header agrees, else raw."},
+        {.name = "backing", .type = API_LIST,
+         .text = "Polder: the images below a qcow2 image, nearest first, instead of those that it names. Such a list follows what "
+                 "snapshots and copies make of the chain."},
         {.name = "key_file", .type = API_STRING,
          .text = "Polder: path of the file whose bytes are the key of an encrypted image; read when the disk is opened."},
         {.name = "queues", .type = API_INTEGER, .max = 32, .text = "Polder: request queues; 0 is one a vCPU."},

@@ -73,6 +73,14 @@ static json_t *boot_json(const struct vm_config *config)
     return root;
 }
 
+static json_t *backing_json(const struct vm_disk *disk)
+{
+    json_t *root = disk->backing[0] ? json_array() : json_null();
+    for (unsigned i = 0; disk->backing[i]; i++)
+        json_array_append_new(root, json_string(disk->backing[i]));
+    return root;
+}
+
 static json_t *disk_json(const struct vm_disk *disk)
 {
     json_t *root = json_object();
@@ -89,6 +97,7 @@ static json_t *disk_json(const struct vm_disk *disk)
     json_object_set_new(root, "throttle", api_share_json(disk));
     set_bool(root, "direct", disk->direct);
     set_string(root, "format", disk->format);
+    json_object_set_new(root, "backing", backing_json(disk));
     set_string(root, "key_file", disk->key_path);
     set_integer(root, "queues", disk->queues);
     return root;
@@ -216,8 +225,13 @@ int api_get_vm_config(struct api *api, const struct api_request *request, json_t
                       struct err *err)
 {
     (void)request;
-    (void)err;
-    const struct vm_config *config = api->config;
+    struct vm_config *config = api->config;
+    bool runs = api->ops->state(api->arg) != API_VM_NOT_STARTED;
+    for (unsigned i = 0; runs && i < config->disk_count; i++) {
+        int ret = api_disk_update_backing(api, &config->disks[i], err);
+        if (ret < 0)
+            return ret;
+    }
     json_t *root = json_object(), *throttles = json_array(), *drives = json_array(), *nets = json_array();
     for (unsigned i = 0; i < config->throttle_count; i++)
         json_array_append_new(throttles, api_throttle_json(&config->throttles[i]));

@@ -30,13 +30,20 @@ struct vm_config *vm_config_new(void)
     return config;
 }
 
+void vm_disk_clear_backing(struct vm_disk *disk)
+{
+    for (unsigned i = 0; disk->backing[i]; i++) {
+        free(disk->backing[i]);
+        disk->backing[i] = NULL;
+    }
+}
+
 void vm_disk_clear(struct vm_disk *disk)
 {
     free(disk->id);
     free(disk->path);
     free(disk->format);
-    for (unsigned i = 0; disk->backing[i]; i++)
-        free(disk->backing[i]);
+    vm_disk_clear_backing(disk);
     free(disk->key_path);
     free(disk->partuuid);
     free(disk->throttle);

@@ -13,7 +13,7 @@
 #define VM_MAX_DISKS 16
 #define VM_MAX_NETS 8
 #define VM_MAX_THROTTLES 8
-#define VM_MAX_BACKING 16
+#define VM_MAX_BACKING 63 /* what a qcow2 image can have below it */
 
 /* Token bucket: `size` tokens, full again after `refill_ms`; `burst` more once at the start. size 0: no limit. */
 struct vm_rate_bucket {
@@ -138,6 +138,8 @@ int vm_config_find_throttle(const struct vm_config *config, const char *name);
 must_check int vm_config_check_throttles(const struct vm_config *config, struct err *err);
 /* Replaces an owned string by a copy of `value` (NULL allowed). */
 must_check int vm_config_set(char **field, const char *value, struct err *err);
+/* Empties the list. */
+void vm_disk_clear_backing(struct vm_disk *disk);
 /* Empties one entry's owned strings; what API replacements of drives and interfaces use before they fill it anew. */
 void vm_disk_clear(struct vm_disk *disk);
 void vm_net_clear(struct vm_net *net);

@@ -81,6 +81,9 @@ static int take_backing(struct block_node *disk, struct starting *starting)
         return err_say(starting->err, EINVAL, "disk '%s' has no backing file", own->dev->id);
     if (commit && !backing->class->thaw)
         return err_say(starting->err, ENOTSUP, "disk '%s' has a backing file that cannot be written", own->dev->id);
+    int r = qcow2_refuse_snapshots(disk, "", starting->err);
+    if (r < 0)
+        return r;
     own->now.path = strdup(commit ? backing->name : disk->name);
     if (!own->now.path)
         return -ENOMEM;
@@ -88,7 +91,7 @@ static int take_backing(struct block_node *disk, struct starting *starting)
     if (!commit)
         return 0;
     options->target = backing;
-    int r = backing->class->thaw(backing, starting->err);
+    r = backing->class->thaw(backing, starting->err);
     if (r == 0 && backing->size < disk->size)
         r = block_resize(backing, disk->size, starting->err);
     return r;
@@ -135,6 +138,7 @@ struct ending {
     enum { GIVE_UP, MOVE, KEEP } how; /* no target; the disk becomes it; it is a backup */
     struct block_copy_status status;
     struct block_node *unused; /* the node that is not the disk's any more */
+    char **name;               /* MOVE: of a mirror from then on; then the one that it had. Owned */
     int error, bitmap_error;
 };
 
@@ -157,6 +161,13 @@ static struct block_node *change_backing(struct block_node *disk, struct block_n
     int r = base ? qcow2_attach_backing(disk, base) : 0;
     assert(r == 0); /* the base was opened as this image's, so its chain is short enough */
     return old;
+}
+
+static void change_name(struct block_node *node, char **name)
+{
+    char *old = node->name;
+    node->name = *name;
+    *name = old;
 }
 
 /* The base holds all that the overlay does. */
@@ -189,6 +200,8 @@ static int remove_copy(struct block_node **node, void *arg)
     case BLOCK_COPY_MIRROR:
     case BLOCK_COPY_BACKUP:
         ending->unused = move ? source : target;
+        if (move)
+            change_name(target, ending->name);
         break;
     }
     if (ending->copy->bitmap)
@@ -402,9 +415,6 @@ static int check_disk(const struct disk_facts *facts, enum block_copy_mode mode,
 {
     if (mode != BLOCK_COPY_BACKUP && facts->read_only)
         return err_say(err, EINVAL, "disk '%s' is read-only: copy the file, and give the disk its new path", id);
-    if (facts->snapshots && (mode == BLOCK_COPY_FLATTEN || mode == BLOCK_COPY_REBASE))
-        return err_say(err, EINVAL, "disk '%s' has snapshots inside of its image, which need the backing file as it is; delete them first",
-                       id);
     return 0;
 }
 
@@ -460,13 +470,16 @@ void disk_copy_status(struct disk_copy *copy, struct disk_copy_status *ret_statu
 static int complete_locked(struct disk_copy *copy, struct err *err)
 {
     struct block_copy_status status;
-    struct ending ending = {.how = MOVE};
+    own_free char *name = NULL;
+    struct ending ending = {.how = MOVE, .name = &name};
     if (!copy->dev || (copy->now.mode != BLOCK_COPY_MIRROR && copy->now.mode != BLOCK_COPY_COMMIT))
         return err_say(err, EINVAL, "no mirror or commit of this disk runs");
     virtio_blk_run(copy->dev, false, read_status, &status);
     if (status.state != BLOCK_COPY_READY)
         return err_say(err, EBUSY, "it is not ready: %llu of %llu bytes are copied", (unsigned long long)status.copied,
                        (unsigned long long)status.size);
+    if (!(name = strdup(copy->now.path)))
+        return err_set(err, ENOMEM, "copy");
     int r = publish(copy, err);
     if (r < 0)
         return r;

@@ -25,8 +25,7 @@ static int get_facts(struct block_node **node, void *arg)
                             .format = n->class == &block_file ? "raw" : n->class->name,
                             .read_only = n->read_only,
                             .encrypted = info.encrypted || n->class == &block_luks,
-                            .copied = block_is_copy(n),
-                            .snapshots = info.snapshot_count};
+                            .copied = block_is_copy(n)};
     return facts->path ? 0 : -ENOMEM;
 }
 
@@ -40,6 +39,28 @@ int disk_ask(struct virtio_device *dev, struct disk_facts *ret_facts, struct err
     free(ret_facts->path);
     ret_facts->path = NULL;
     return err_say(err, EBUSY, "disk '%s' is being copied; wait, or cancel the copy", dev->id);
+}
+
+static int get_chain(struct block_node **node, void *arg)
+{
+    char **name = arg;
+    struct block_node *n = block_is_copy(*node) ? block_copy_source(*node) : *node;
+    for (unsigned i = 0; i < VM_MAX_BACKING && n->class == &block_qcow2 && (n = qcow2_backing(n)) != NULL; i++)
+        if ((name[i] = strdup(n->name)) == NULL)
+            return -ENOMEM;
+    return 0;
+}
+
+int disk_chain(struct virtio_device *dev, char *ret_names[VM_MAX_BACKING + 1], struct err *err)
+{
+    char *names[VM_MAX_BACKING + 1] = {0};
+    int r = virtio_blk_run(dev, false, get_chain, names);
+    for (unsigned i = 0; r < 0 && names[i]; i++)
+        free(names[i]);
+    if (r < 0)
+        return err_set(err, -r, "disk '%s'", dev->id);
+    memcpy(ret_names, names, sizeof names);
+    return 0;
 }
 
 /* ---- new images ---- */

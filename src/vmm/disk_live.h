@@ -20,6 +20,8 @@ enum disk_snapshot_action { DISK_SNAPSHOT_CREATE, DISK_SNAPSHOT_DELETE, DISK_SNA
  * LIST: the caller frees ret_list by qcow2_snapshots_free; NULL otherwise, as `name` is for LIST. */
 must_check int disk_internal_snapshot(struct virtio_device *dev, enum disk_snapshot_action action, const char *name,
                                       struct qcow2_snapshots *ret_list, struct err *err);
+/* The images below the disk, nearest first, by the names they were opened by; NULL behind the last. The caller frees them. */
+must_check int disk_chain(struct virtio_device *dev, char *ret_names[VM_MAX_BACKING + 1], struct err *err);
 /* Makes it larger, to `size` bytes; the guest is told. */
 must_check int disk_resize(struct virtio_device *dev, uint64_t size, struct err *err);
 

@@ -16,7 +16,6 @@ struct disk_facts {
     char *path;         /* owned */
     const char *format; /* "raw", "qcow2" or "luks" */
     bool read_only, encrypted, copied;
-    uint32_t snapshots; /* inside of the image */
 };
 /* Asks in the disk's own thread. -EBUSY while it is being copied. The caller frees the path. */
 must_check int disk_ask(struct virtio_device *dev, struct disk_facts *ret_facts, struct err *err);

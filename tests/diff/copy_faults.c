@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "block/copy.h"
@@ -32,7 +31,7 @@ static const struct job {
     {"flatten", NULL, BLOCK_COPY_FLATTEN},      {"rebase", "other.raw", BLOCK_COPY_REBASE},
 };
 
-static const char *const images[] = {"base.raw", "other.raw", "middle.qcow2", "top.qcow2", "new.qcow2", "new.raw"};
+static const char *const images[] = {"base.raw", "other.raw", "middle.qcow2", "top.qcow2", "new.qcow2", "new.raw", NULL};
 
 /* ---- what a sector may hold: a number for each write to it, in order; 0 is what was there at first ---- */
 
@@ -252,26 +251,6 @@ static void make_qcow2(const char *path, const char *backing, bool written)
     block_close(node);
 }
 
-static void copy_file(const char *from, const char *to)
-{
-    static uint8_t data[1 << 20];
-    struct stat st;
-    int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    assert(in >= 0 && out >= 0 && fstat(in, &st) == 0 && st.st_size <= (off_t)sizeof data);
-    assert(read(in, data, (size_t)st.st_size) == st.st_size && write(out, data, (size_t)st.st_size) == st.st_size);
-    close(in);
-    close(out);
-}
-
-static void for_images(bool keep)
-{
-    char kept[64];
-    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
-        snprintf(kept, sizeof kept, "%s.kept", images[i]);
-        copy_file(keep ? images[i] : kept, keep ? kept : images[i]);
-    }
-}
-
 static void make_images(void)
 {
     srandom(1);
@@ -282,7 +261,6 @@ static void make_images(void)
     make_qcow2("top.qcow2", "middle.qcow2", true);
     make_qcow2("new.qcow2", NULL, false);
     assert(!read_image("top.qcow2", first));
-    for_images(true);
 }
 
 /* ---- judgement ---- */
@@ -315,12 +293,11 @@ static const char *judge(const struct run *run, bool fault)
     return wrong ? wrong : judge_result(run);
 }
 
-/* Call `at` fails (0: none). False when something is wrong. */
-static bool run_once(const struct job *job, unsigned at, bool *ret_reached)
+static bool run_once(unsigned index, unsigned at, bool *ret_reached)
 {
+    const struct job *job = &jobs[index];
     static struct run run;
     struct block_ring *ring = NULL;
-    for_images(false);
     memset(sectors, 0, sizeof sectors);
     srandom(2);
     run = (struct run){.job = job, .top = open_image("top.qcow2", false)};
@@ -346,42 +323,13 @@ static bool run_once(const struct job *job, unsigned at, bool *ret_reached)
     return !wrong;
 }
 
-static bool run_all(const struct job *job)
+static const char *name_of(unsigned index)
 {
-    bool reached = true;
-    unsigned at = 0;
-    while (reached && run_once(job, at, &reached))
-        at++;
-    if (!reached)
-        printf("%s: %u calls\n", job->name, at - 1);
-    return !reached;
-}
-
-static bool chosen(const char *name, int argc, char **argv)
-{
-    for (int i = 1; i < argc; i++)
-        if (strcmp(argv[i], name) == 0)
-            return true;
-    return argc == 1;
+    return index < sizeof jobs / sizeof *jobs ? jobs[index].name : NULL;
 }
 
 int main(int argc, char **argv)
 {
-    char in_memory[] = "/dev/shm/polder-faults-XXXXXX", on_disk[] = "/tmp/polder-faults-XXXXXX", path[64];
-    const char *folder = mkdtemp(in_memory) ? in_memory : mkdtemp(on_disk);
-    bool good = true;
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    if (!folder || chdir(folder) < 0 || !freopen("/dev/null", "w", stderr)) /* what the log says of failures */
-        return 2;
-    make_images();
-    for (unsigned i = 0; i < sizeof jobs / sizeof *jobs; i++)
-        if (chosen(jobs[i].name, argc, argv))
-            good = run_all(&jobs[i]) && good;
-    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
-        snprintf(path, sizeof path, "%s.kept", images[i]);
-        unlink(path);
-        unlink(images[i]);
-    }
-    rmdir(folder);
-    return good ? 0 : 1;
+    const struct fault_test test = {.images = images, .make = make_images, .name = name_of, .run = run_once};
+    return freopen("/dev/null", "w", stderr) ? fault_test_run(&test, argc, argv) : 2; /* what the log says of failures */
 }

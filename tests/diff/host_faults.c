@@ -1,12 +1,17 @@
 #include "host_faults.h"
 
+#include <assert.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+/* ---- calls ---- */
 
 atomic_uint calls, fail_at;
 const char *failed;
@@ -61,4 +66,74 @@ int __wrap_io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned
 {
     (void)entries, (void)ring, (void)flags;
     return -ENOSYS;
+}
+
+/* ---- cases ---- */
+
+static void copy_file(const char *from, const char *to)
+{
+    static char data[1 << 20];
+    int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    ssize_t n = in < 0 ? -1 : read(in, data, sizeof data);
+    assert(n >= 0 && n < (ssize_t)sizeof data && out >= 0 && write(out, data, (size_t)n) == n);
+    close(in);
+    close(out);
+}
+
+static void copy_images(const char *const *images, bool keep)
+{
+    char kept[64];
+    for (; *images; images++) {
+        snprintf(kept, sizeof kept, "%s.kept", *images);
+        copy_file(keep ? *images : kept, keep ? kept : *images);
+    }
+}
+
+static bool run_case(const struct fault_test *test, unsigned index)
+{
+    bool reached = true;
+    unsigned at = 0;
+    for (; reached; at++) {
+        copy_images(test->images, false);
+        if (!test->run(index, at, &reached))
+            return false;
+    }
+    printf("%s: %u calls\n", test->name(index), at - 2);
+    return true;
+}
+
+static bool chosen(const char *name, int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], name) == 0)
+            return true;
+    return argc == 1;
+}
+
+static void remove_folder(const char *folder)
+{
+    DIR *dir = opendir(folder);
+    struct dirent *entry;
+    while (dir && (entry = readdir(dir)) != NULL)
+        unlinkat(dirfd(dir), entry->d_name, 0);
+    if (dir)
+        closedir(dir);
+    rmdir(folder);
+}
+
+int fault_test_run(const struct fault_test *test, int argc, char **argv)
+{
+    char in_memory[] = "/dev/shm/polder-faults-XXXXXX", on_disk[] = "/tmp/polder-faults-XXXXXX";
+    const char *folder = mkdtemp(in_memory) ? in_memory : mkdtemp(on_disk);
+    bool good = true;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (!folder || chdir(folder) < 0)
+        return 2;
+    test->make();
+    copy_images(test->images, true);
+    for (unsigned i = 0; test->name(i); i++)
+        if (chosen(test->name(i), argc, argv))
+            good = run_case(test, i) && good;
+    remove_folder(folder);
+    return good ? 0 : 1;
 }

@@ -28,15 +28,16 @@ int img_program(int argc, char **argv);
 static const struct command {
     const char *name, *line; /* as typed behind polder-img */
     bool applies;            /* the top reads as its snapshot afterwards */
+    bool no_snapshot;        /* is refused while the top has one */
     const char *copy;        /* an image that reads as the top did, once the command has succeeded */
     uint64_t size;           /* of the disk it is about afterwards; 0: as before */
     /* What it may say when it is given again: it was done the first time; or the bitmap has missed something, as after a crash. */
     const char *was_done, *lost;
 } commands[] = {
-    {.name = "commit", .line = "commit top.qcow2", .copy = "middle.qcow2"},
-    {.name = "commit-base", .line = "commit -b base.raw top.qcow2", .copy = "top.qcow2"},
-    {.name = "flatten", .line = "rebase -b  top.qcow2", .copy = "top.qcow2"},
-    {.name = "rebase", .line = "rebase -b other.raw -F raw top.qcow2", .copy = "top.qcow2"},
+    {.name = "commit", .line = "commit top.qcow2", .copy = "middle.qcow2", .no_snapshot = true},
+    {.name = "commit-base", .line = "commit -b base.raw top.qcow2", .copy = "top.qcow2", .no_snapshot = true},
+    {.name = "flatten", .line = "rebase -b  top.qcow2", .copy = "top.qcow2", .no_snapshot = true},
+    {.name = "rebase", .line = "rebase -b other.raw -F raw top.qcow2", .copy = "top.qcow2", .no_snapshot = true},
     {.name = "grow", .line = "resize top.qcow2 512K", .size = 512 * 1024},
     {.name = "shrink", .line = "resize --shrink plain.qcow2 128K", .size = 128 * 1024},
     {.name = "snapshot", .line = "snapshot -c new top.qcow2", .was_done = "of this name already"},
@@ -97,9 +98,8 @@ static void must(const char *line)
 
 /* ---- images ---- */
 
-static const char *const images[] = {"base.raw", "other.raw", "middle.qcow2", "top.qcow2", "plain.qcow2", "full.qcow2"};
+static const char *const images[] = {"base.raw", "other.raw", "middle.qcow2", "top.qcow2", "plain.qcow2", "full.qcow2", NULL};
 static const char *const made[] = {"new.qcow2", "new.qcow2.partial", "new.raw"};
-static unsigned lost_count;
 static uint8_t before[DISK_SIZE], snapped[DISK_SIZE];
 
 struct access {
@@ -172,19 +172,8 @@ static void read_whole(const char *path, uint8_t *data)
     assert(open_and(&a, path, NULL) == 0);
 }
 
-static void copy_file(const char *from, const char *to)
-{
-    static uint8_t data[1 << 20];
-    int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    ssize_t n = in < 0 ? -1 : read(in, data, sizeof data);
-    assert(n >= 0 && n < (ssize_t)sizeof data && out >= 0 && write(out, data, (size_t)n) == n);
-    close(in);
-    close(out);
-}
-
 static void make_images(void)
 {
-    char kept[64];
     fill_raw("base.raw", 1);
     fill_raw("other.raw", 2);
     must("create -f qcow2 -o cluster_size=4k -b base.raw -F raw middle.qcow2 256K");
@@ -197,21 +186,6 @@ static void make_images(void)
     scribble("top.qcow2", 5);
     read_whole("top.qcow2", before);
     must("convert -O qcow2 -o cluster_size=512 top.qcow2 plain.qcow2");
-    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
-        snprintf(kept, sizeof kept, "%s.kept", images[i]);
-        copy_file(images[i], kept);
-    }
-}
-
-static void restore(void)
-{
-    char kept[64];
-    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
-        snprintf(kept, sizeof kept, "%s.kept", images[i]);
-        copy_file(kept, images[i]);
-    }
-    for (unsigned i = 0; i < sizeof made / sizeof *made; i++)
-        unlink(made[i]);
 }
 
 /* ---- judgement ---- */
@@ -244,13 +218,18 @@ static const char *judge(const struct command *c, bool done, char *text, size_t 
     return !wrong && done && c->copy ? judge_image(c->copy, before, before, DISK_SIZE, text, size) : wrong;
 }
 
-/* One run in which call `at` fails (0: none). False when something is wrong. */
-static bool run_once(const struct command *c, unsigned at, unsigned *ret_calls)
+static bool run_once(unsigned index, unsigned at, bool *ret_reached)
 {
+    static unsigned lost_count;
+    const struct command *c = &commands[index];
     char text[512], why[256], again[512];
     unsigned count;
-    restore();
-    int status = run(c->line, at, ret_calls, text, sizeof text);
+    for (unsigned i = 0; i < sizeof made / sizeof *made; i++)
+        unlink(made[i]);
+    if (c->no_snapshot)
+        must("snapshot -d old top.qcow2");
+    int status = run(c->line, at, &count, text, sizeof text);
+    *ret_reached = count >= at;
     const char *said = strstr(text, "polder-img: "), *wrong = judge(c, status == 0, why, sizeof why);
     if (!wrong && status != 0 && (!said || strchr(said, '\n') != text + strlen(text) - 1))
         wrong = "it has not said so in one line";
@@ -260,53 +239,23 @@ static bool run_once(const struct command *c, unsigned at, unsigned *ret_calls)
         wrong = again;
     if (!wrong && status == 0 && second == 0 && c->was_done)
         wrong = "it said that it was done, and was not";
-    lost_count += lost;
+    lost_count = (at ? lost_count : 0) + lost;
     if (!wrong)
         wrong = judge(c, !lost, why, sizeof why);
     if (wrong)
         printf("%s, call %u, %s, fails: '%s': %s\n", c->name, at, at ? failed : "none", text, wrong);
+    else if (!*ret_reached && lost_count)
+        printf("%s: %u times a bitmap was lost\n", c->name, lost_count);
     return !wrong;
 }
 
-static bool run_all(const struct command *c)
+static const char *name_of(unsigned index)
 {
-    unsigned at = 0, count = 0, now;
-    lost_count = 0;
-    if (!run_once(c, 0, &count))
-        return false;
-    for (at = 1; at <= count; at++) {
-        if (!run_once(c, at, &now))
-            return false;
-    }
-    printf("%s: %u calls, %u of which lost a bitmap\n", c->name, count, lost_count);
-    return true;
-}
-
-static bool chosen(const char *name, int argc, char **argv)
-{
-    for (int i = 1; i < argc; i++)
-        if (strcmp(argv[i], name) == 0)
-            return true;
-    return argc == 1;
+    return index < sizeof commands / sizeof *commands ? commands[index].name : NULL;
 }
 
 int main(int argc, char **argv)
 {
-    char in_memory[] = "/dev/shm/polder-faults-XXXXXX", on_disk[] = "/tmp/polder-faults-XXXXXX", path[128];
-    const char *folder = mkdtemp(in_memory) ? in_memory : mkdtemp(on_disk);
-    bool good = true;
-    if (!folder || chdir(folder) < 0)
-        return 2;
-    make_images();
-    for (unsigned i = 0; i < sizeof commands / sizeof *commands; i++)
-        if (chosen(commands[i].name, argc, argv))
-            good = run_all(&commands[i]) && good;
-    restore();
-    for (unsigned i = 0; i < sizeof images / sizeof *images; i++) {
-        snprintf(path, sizeof path, "%s.kept", images[i]);
-        unlink(path);
-        unlink(images[i]);
-    }
-    rmdir(folder);
-    return good ? 0 : 1;
+    const struct fault_test test = {.images = images, .make = make_images, .name = name_of, .run = run_once};
+    return fault_test_run(&test, argc, argv);
 }

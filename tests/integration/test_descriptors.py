@@ -62,19 +62,30 @@ def boot(given, tmp, *options, script, files=None):
                "--cmdline", f"{CMDLINE} polder.test=run", "--console", "stdio", *options, fds=given.fds)
 
 
-def live_operations_in_a_sandbox(client, tmp):
-    """What needs no new file; what does is refused and ends nothing."""
-    limit = {"ops": {"size": 999, "refill_time": 1}}
-    for method, path, body in [("PUT", "/actions", {"action_type": "FlushMetrics"}), ("PUT", "/drives/drive0/copy", {"kind": "Flatten"}),
-                               ("PATCH", "/drives/drive0", {"drive_id": "drive0", "rate_limiter": limit})]:
-        assert client.call(method, path, body).status == 204, path
+def copy_is_done(client):
     deadline = time.monotonic() + 30
     while (state := client.get("/drives/drive0/copy")["state"]) != "Done":
         assert state == "Running" and time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def live_operations_in_a_sandbox(client, tmp, other):
+    """What needs no new file; what does is refused and ends nothing."""
+    limit, disk = {"ops": {"size": 999, "refill_time": 1}}, client.get("/vm/config")["drives"][0]["path_on_host"]
+    client.put("/actions", action_type="FlushMetrics")
+    client.patch("/drives/drive0", drive_id="drive0", rate_limiter=limit)
+    for base, why in (disk, "is what disk 'drive0' is written to"), ("fd:777", "Bad file descriptor"):
+        body = {"kind": "Rebase", "base_path_on_host": base, "base_name": "x", "format": "raw"}
+        client.refused("PUT", "/drives/drive0/copy", body, why)
+    client.put("/drives/drive0/copy", kind="Rebase", base_path_on_host=other, base_name="other.raw", format="raw")
+    copy_is_done(client)
+    assert client.get("/vm/config")["drives"][0]["backing"] == [other]
+    client.put("/drives/drive0/copy", kind="Flatten")
+    copy_is_done(client)
     new = str(tmp / "new.qcow2")
     for method, path, body in [("PATCH", "/drives/drive0", {"drive_id": "drive0", "path_on_host": new}),
                                ("PUT", "/drives/drive0/copy", {"kind": "Backup", "path_on_host": new}),
+                               ("PUT", "/drives/drive0/copy", {"kind": "Rebase", "base_path_on_host": new}),
                                ("PUT", "/drives/drive0/snapshot", {"path_on_host": new})]:
         answer = client.call(method, path, body)
         assert answer.status == 400 and "in a sandbox no file can be opened" in answer.fault, (path, answer.text)
@@ -98,6 +109,8 @@ def test_everything_by_descriptor(tmp, given, sandbox):
     top, middle, base = chain(tmp)
     program = static_program(tmp, "vsock-echo")
     disk = (f"{given.file(top, os.O_RDWR)},format=qcow2,backing={given.file(middle)},backing={given.file(base)}")
+    (tmp / "other.raw").write_bytes(b"other" * 1000)
+    other = given.file(tmp / "other.raw")
     log = given.file(tmp / "log", os.O_WRONLY | os.O_CREAT)
     metrics = given.file(tmp / "metrics", os.O_WRONLY | os.O_CREAT)
     api, vsock = given.listener(tmp / "api.sock"), given.listener(tmp / "vsock.sock")
@@ -112,7 +125,7 @@ def test_everything_by_descriptor(tmp, given, sandbox):
         client = Client(tmp / "api.sock")
         assert client.get("/")["state"] == "Running"
         if sandbox == "on":
-            live_operations_in_a_sandbox(client, tmp)
+            live_operations_in_a_sandbox(client, tmp, other)
             threads_are_confined(vmm)
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(str(tmp / "vsock.sock"))

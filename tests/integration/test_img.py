@@ -351,15 +351,44 @@ def test_commit_further_down(folder, bottom):
     assert "no backing file" in ours("commit", "before.raw", status=1)
 
 
-def test_commit_keeps_snapshots(folder):
+def test_commit_without_emptying(folder):
     make_chain(folder, "")
-    ours("snapshot", "-c", "one", "top.qcow2")
     ours("commit", "-d", "top.qcow2")
     assert any(extent["depth"] == 0 for extent in json.loads(theirs("map", "--output=json", "top.qcow2")))
-    ours("commit", "top.qcow2")
     reads_the_same(folder)
+
+
+@pytest.mark.parametrize("command", [["commit"], ["commit", "-d"], ["rebase", "-b", ""],
+                                     ["rebase", "-b", "other.raw", "-F", "raw"]])
+def test_what_would_change_a_snapshot_is_refused(folder, command):
+    make_chain(folder, "")
+    make_raw(folder / "other.raw", 4 << 20, seed=9)
+    ours("snapshot", "-c", "one", "top.qcow2")
+    ours("snapshot", "-c", "two", "top.qcow2")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 77 1M 1M", "top.qcow2")
+    files = {name: (folder / name).read_bytes() for name in ("base.raw", "middle.qcow2", "top.qcow2")}
+    said = ours(*command, "top.qcow2", status=1)
+    assert "has the snapshot 'one'" in said and "delete its snapshots first" in said and said.count("\n") == 1
+    assert files == {name: (folder / name).read_bytes() for name in files}
     ours("snapshot", "-a", "one", "top.qcow2")
-    ours("snapshot", "-d", "one", "top.qcow2")
+    reads_the_same(folder)
+    for name in ("one", "two"):
+        ours("snapshot", "-d", name, "top.qcow2")
+    ours(*command, "top.qcow2")
+    reads_the_same(folder)
+
+
+def test_commit_beyond_an_image_with_a_snapshot(folder):
+    make_chain(folder, "", "qcow2")
+    ours("snapshot", "-c", "between", "middle.qcow2")
+    assert "middle.qcow2' has the snapshot 'between'" in ours("commit", "-b", "base.qcow2", "top.qcow2", status=1)
+    theirs("convert", "-f", "qcow2", "-O", "raw", "-l", "between", "middle.qcow2", "between.raw")
+    ours("commit", "top.qcow2")  # to middle, which keeps what its snapshot reads
+    reads_the_same(folder)
+    theirs("convert", "-f", "qcow2", "-O", "raw", "-l", "between", "middle.qcow2", "again.raw")
+    assert (folder / "between.raw").read_bytes() == (folder / "again.raw").read_bytes()
+    ours("rebase", "-u", "-b", "middle.qcow2", "-F", "qcow2", "top.qcow2")
+    ours("rebase", "-u", "-b", "base.qcow2", "-F", "qcow2", "middle.qcow2")
     reads_the_same(folder)
 
 

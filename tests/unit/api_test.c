@@ -298,6 +298,13 @@ static void test_drives(void **state)
         {"PUT", "/drives/a", "{\"drive_id\": \"a\", \"is_root_device\": true, \"path_on_host\": \"@\"}", 400,
          "A root block device already exists!"},
         {"PUT", "/drives/a", "{\"drive_id\": \"a\", \"is_root_device\": false, \"path_on_host\": \"@\"}", 204, NULL},
+        {"PUT", "/drives/a",
+         "{\"drive_id\": \"a\", \"is_root_device\": false, \"path_on_host\": \"@\", \"backing\": [\"/x\", \"fd:3\"]}", 204, NULL},
+        {"GET", "/vm/config", NULL, 200, "\"backing\":[\"/x\",\"fd:3\"]"},
+        {"PUT", "/drives/a", "{\"drive_id\": \"a\", \"is_root_device\": false, \"path_on_host\": \"@\", \"backing\": \"/x\"}", 400,
+         "backing"},
+        {"PUT", "/drives/a", "{\"drive_id\": \"a\", \"is_root_device\": false, \"path_on_host\": \"@\", \"backing\": null}", 204,
+         NULL},
         {"PATCH", "/drives/a", "{\"drive_id\": \"a\", \"path_on_host\": \"@\"}", 400, "before starting"},
         {0}};
     run_cases(f, cases);
@@ -310,6 +317,7 @@ static void test_drives(void **state)
     assert_int_equal(f->config->disks[0].limit.bandwidth.refill_ms, 20);
     assert_string_equal(f->config->disks[1].id, "a");
     assert_false(f->config->disks[1].writeback);
+    assert_null(f->config->disks[1].backing[0]);
     char path[32], body[160];
     for (unsigned i = 0; i < VM_MAX_DISKS; i++) {
         snprintf(path, sizeof path, "/drives/d%u", i);

@@ -266,6 +266,37 @@ static void test_a_dirty_image_is_repaired(void **state)
     assert_int_equal(load_be64(header + H_INCOMPATIBLE), 0);
 }
 
+struct checking {
+    struct block_node *node;
+    enum qcow2_repair repair;
+    struct qcow2_check check;
+};
+
+static int check_image(void *arg)
+{
+    struct checking *checking = arg;
+    checking->check = (struct qcow2_check){0};
+    return qcow2_check(checking->node, checking->repair, &checking->check, NULL);
+}
+
+/* As a crash leaves it between the count and the write that makes the file longer. */
+static void test_a_count_behind_the_end_is_a_leak(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct checking checking = {.repair = QCOW2_REPAIR_LEAKS};
+    make(NULL);
+    poke(2 * 4096 + 2 * 100, "\0\1", 2);
+    assert_int_equal(open_image((struct block_options){0}, &checking.node, &err), 0);
+    assert_int_equal(block_run_alone(checking.node, check_image, &checking, &err), 0);
+    assert_int_equal(checking.check.leaks_fixed, 1);
+    assert_true(checking.check.image_end < 100 * 4096);
+    checking.repair = QCOW2_CHECK_ONLY;
+    assert_int_equal(block_run_alone(checking.node, check_image, &checking, &err), 0);
+    assert_int_equal(checking.check.leaks + checking.check.corruptions, 0);
+    block_close(checking.node);
+}
+
 /* ---- requests ---- */
 
 static void count_done(struct block_request *request, int result)
@@ -399,6 +430,7 @@ int main(void)
         TEST(test_unknown_features_are_named),
         TEST(test_a_corrupt_image_is_not_written),
         TEST(test_a_dirty_image_is_repaired),
+        TEST(test_a_count_behind_the_end_is_a_leak),
         TEST(test_writes_to_one_cluster_around_a_flush),
         TEST(test_backing_files_stay_in_the_folder),
         TEST(test_an_image_that_backs_itself),

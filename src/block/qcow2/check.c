@@ -190,19 +190,20 @@ static int count_all(struct checker *c, struct err *err)
 
 static int compare_counts(struct checker *c)
 {
-    for (uint64_t i = 0; i < c->clusters; i++) {
+    for (uint64_t i = 0; i < c->counted; i++) {
         uint64_t have;
+        uint32_t found = check_found(c, i);
         int r = refcount_get(c->q, i, &have);
         if (r < 0 && r != -EIO)
             return r;
         if (r < 0)
             have = 0; /* its block is unusable */
-        if (have || c->counts[i])
+        if ((have || found) && i < c->clusters)
             c->out->image_end = (i + 1) << c->q->cluster_bits;
-        if (have == c->counts[i])
+        if (have == found)
             continue;
-        bool leak = have > c->counts[i];
-        check_report(c, "%s cluster %" PRIu64 " refcount=%" PRIu64 " reference=%u", leak ? "Leaked" : "ERROR", i, have, c->counts[i]);
+        bool leak = have > found;
+        check_report(c, "%s cluster %" PRIu64 " refcount=%" PRIu64 " reference=%u", leak ? "Leaked" : "ERROR", i, have, found);
         if (leak)
             c->out->leaks++;
         else
@@ -314,6 +315,7 @@ int qcow2_check(struct block_node *node, enum qcow2_repair repair, struct qcow2_
     struct qcow2 *q = qcow2_of(node);
     struct checker c = {.q = q, .out = check, .clusters = cluster_count(q, q->file->size)};
     struct err why = {0};
+    c.counted = ((c.clusters >> q->refblock_bits) + 1) << q->refblock_bits;
     if (c.clusters > COUNTS_MAX)
         return err_say(err, EFBIG, "disk '%s' has too many clusters to check: %" PRIu64, node->name, c.clusters);
     c.counts = calloc(c.clusters ? c.clusters : 1, sizeof *c.counts);

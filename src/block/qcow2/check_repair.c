@@ -9,13 +9,13 @@
 int check_fix_leaks(struct checker *c)
 {
     struct qcow2 *q = c->q;
-    for (uint64_t i = 0; i < c->clusters; i++) {
+    for (uint64_t i = 0; i < c->counted; i++) {
         uint64_t have = 0;
         int r = make_room(q);
         if (r == 0)
             r = refcount_get(q, i, &have);
-        if (r == 0 && have > c->counts[i])
-            r = refcount_set(q, i, c->counts[i]);
+        if (r == 0 && have > check_found(c, i))
+            r = refcount_set(q, i, check_found(c, i));
         if (r < 0)
             return r;
     }

@@ -121,6 +121,9 @@ struct qcow2_snapshots {
 };
 must_check int qcow2_snapshots_load(struct block_node *node, struct qcow2_snapshots *ret_snapshots, struct err *err);
 void qcow2_snapshots_free(struct qcow2_snapshots *snapshots);
+/* -EBUSY, naming the first, when there are any: they read from the backing file, too, as it is now. `or_else` goes behind the
+ * message. */
+must_check int qcow2_refuse_snapshots(struct block_node *node, const char *or_else, struct err *err);
 must_check int qcow2_snapshot_create(struct block_node *node, const char *name, struct err *err);
 /* `name`: a name, or an id when no snapshot has that name. */
 must_check int qcow2_snapshot_apply(struct block_node *node, const char *name, struct err *err);

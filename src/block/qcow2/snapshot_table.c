@@ -100,6 +100,17 @@ int qcow2_snapshots_load(struct block_node *node, struct qcow2_snapshots *ret_sn
     return 0;
 }
 
+int qcow2_refuse_snapshots(struct block_node *node, const char *or_else, struct err *err)
+{
+    struct qcow2_snapshots all = {0};
+    int r = qcow2_snapshots_load(node, &all, err);
+    if (r == 0 && all.count)
+        r = err_say(err, EBUSY, "disk '%.100s' has the snapshot '%.40s', which reads from the backing file, too: "
+                                "delete its snapshots first%s", node->name, all.list[0].name, or_else);
+    qcow2_snapshots_free(&all);
+    return r;
+}
+
 uint64_t snapshot_table_len(const struct qcow2_snapshots *snapshots)
 {
     uint64_t len = 0;
