@@ -121,8 +121,10 @@ static int convert(const struct img_options *from_options, struct img_image *fro
         r = err_say(err, ENOTSUP, "encrypted images are not compressed; leave out -c");
     bool progress = options->progress || (isatty(STDERR_FILENO) && size > UINT64_C(1) << 30);
     struct copying c = {from->node, to.node, options->compress, progress};
+    struct img_writeback *writeback = r == 0 && !remote ? img_writeback_start(path) : NULL;
     if (r == 0)
         r = block_run(from->ring, copy, &c);
+    img_writeback_stop(writeback);
     to.ring = NULL;
     img_close(&to);
     return r < 0 && !err->code ? err_set(err, -r, "convert '%s'", options->operands[0]) : r;

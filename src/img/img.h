@@ -110,6 +110,10 @@ must_check int img_read(struct block_node *node, uint64_t offset, uint64_t len, 
 /* Writes the same range. `data` NULL: zeroes, whose space may go. */
 must_check int img_write(struct block_node *node, uint64_t offset, uint64_t len, uint8_t *data);
 
+/* Until it is stopped, what is written to the file goes on to the disk at once (writeback.c). NULL where that cannot be, and for stop. */
+struct img_writeback *img_writeback_start(const char *path);
+void img_writeback_stop(struct img_writeback *writeback);
+
 /* In a fiber: all of a disk into a new, empty one that is no shorter; stable when it returns (convert.c). */
 must_check int img_copy(struct block_node *from, struct block_node *to, bool compress, bool progress);
 
