@@ -16,7 +16,7 @@ import vmm
 
 NESTED_IMAGES = ["busybox", "debian", "debian-full", "busybox-i386", "memtest", "microvm"]
 NESTED_PROGRAMS = ["vsock-echo"]
-NESTED_TIMEOUT_S = int(os.environ.get("POLDER_NESTED_TIMEOUT", "1800"))
+NESTED_TIMEOUT_S = int(os.environ.get("POLDER_NESTED_TIMEOUT", "2000"))
 
 
 passed = {}  # tests that have passed, but for their teardown: seconds
