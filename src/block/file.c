@@ -72,7 +72,9 @@ static void start_io(struct block_request *req, struct block_io io)
 /* True when `result` is worth another attempt. */
 static bool again(struct block_request *req, int result)
 {
-    return (result == -EINTR || result == -EAGAIN) && req->retries++ < RETRIES_MAX;
+    /* nothing was there when it was read, and a write has made the file longer since */
+    bool raced = result == 0 && req->op == BLOCK_READ && file_of(req)->grows;
+    return (result == -EINTR || result == -EAGAIN || raced) && req->retries++ < RETRIES_MAX;
 }
 
 /* ---- reads and writes ---- */

@@ -345,6 +345,40 @@ static void test_writes_to_one_cluster_around_a_flush(void **state)
     block_ring_free(ring);
 }
 
+/* The read finds nothing behind the end of the file, which has grown when its completion is looked at. */
+static void test_a_read_beside_the_write_that_makes_the_file_longer(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct block_node *node;
+    struct block_ring *ring;
+    unsigned done = 0;
+    static uint8_t data[4096] = {1}, back[4096] = {2};
+    struct iovec to = {back, sizeof back}, from = {data, sizeof data};
+    char file[128];
+    snprintf(file, sizeof file, "%s/grows", folder);
+    int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    struct block_options options = {.path = file, .fd = fd, .below = true};
+    assert_int_equal(block_open(&options, &node, &err), 0);
+    assert_int_equal(block_ring_create(NULL, &ring, &err), 0);
+    assert_int_equal(block_ring_start(ring, &err), 0);
+    assert_int_equal(block_attach(node, ring, &err), 0);
+    struct block_request requests[] = {
+        {.op = BLOCK_READ, .offset = 4096, .len = 4096, .iov = &to, .iov_count = 1, .done = count_done, .user = &done},
+        {.op = BLOCK_WRITE, .offset = 8192, .len = 4096, .iov = &from, .iov_count = 1, .done = count_done, .user = &done},
+    };
+    for (unsigned i = 0; i < 2; i++)
+        block_submit(node, &requests[i]);
+    while (done < 2) {
+        block_ring_wait(ring, UINT64_MAX);
+        block_ring_dispatch(ring);
+    }
+    assert_int_equal(back[0], 0);
+    block_close(node);
+    block_ring_free(ring);
+}
+
 /* ---- names ---- */
 
 static void make_file(const char *name)
@@ -426,6 +460,7 @@ int main(void)
         cmocka_unit_test(test_a_lock_is_handed_over),
         cmocka_unit_test(test_refcounts_of_every_width),
         cmocka_unit_test(test_compressed_descriptors),
+        cmocka_unit_test_setup_teardown(test_a_read_beside_the_write_that_makes_the_file_longer, set_up, tear_down),
         TEST(test_numbers_beyond_bounds_are_refused),
         TEST(test_unknown_features_are_named),
         TEST(test_a_corrupt_image_is_not_written),
