@@ -257,7 +257,7 @@ static void uring_wait(struct block_ring *ring, uint64_t timeout_ns)
         io_uring_submit(&u->uring);
         run_quick(u);
     }
-    if (u->spins && receives && !u->finished.first) {
+    if (u->spins && receives && !u->finished.first && timeout_ns > SPIN_NS) {
         io_uring_submit(&u->uring);
         spin(u);
         if (has_events(u)) {

@@ -305,21 +305,28 @@ static void count_done(struct block_request *request, int result)
     ++*(unsigned *)request->user;
 }
 
+static struct block_ring *attach(struct block_node *node, const char *engine)
+{
+    struct err err = {0};
+    struct block_ring *ring;
+    assert_int_equal(block_ring_create(engine, &ring, &err), 0);
+    assert_int_equal(block_ring_start(ring, &err), 0);
+    assert_int_equal(block_attach(node, ring, &err), 0);
+    return ring;
+}
+
 /* Both writes need the same new cluster; the second has the lock when the first comes back from its data, behind a flush. */
 static void test_writes_to_one_cluster_around_a_flush(void **state)
 {
     (void)state;
     struct err err = {0};
     struct block_node *node;
-    struct block_ring *ring;
     unsigned done = 0;
     static uint8_t data[2][512] = {{1}, {2}}, back[1024];
     struct iovec iov[2] = {{data[0], 512}, {data[1], 512}}, whole = {back, sizeof back};
     make(NULL);
     assert_int_equal(open_image((struct block_options){0}, &node, &err), 0);
-    assert_int_equal(block_ring_create("sync", &ring, &err), 0);
-    assert_int_equal(block_ring_start(ring, &err), 0);
-    assert_int_equal(block_attach(node, ring, &err), 0);
+    struct block_ring *ring = attach(node, "sync");
     struct block_request requests[] = {
         {.op = BLOCK_WRITE, .len = 512, .iov = &iov[0], .iov_count = 1},
         {.op = BLOCK_FLUSH},
@@ -351,7 +358,6 @@ static void test_a_read_beside_the_write_that_makes_the_file_longer(void **state
     (void)state;
     struct err err = {0};
     struct block_node *node;
-    struct block_ring *ring;
     unsigned done = 0;
     static uint8_t data[4096] = {1}, back[4096] = {2};
     struct iovec to = {back, sizeof back}, from = {data, sizeof data};
@@ -361,9 +367,7 @@ static void test_a_read_beside_the_write_that_makes_the_file_longer(void **state
     assert_true(fd >= 0);
     struct block_options options = {.path = file, .fd = fd, .below = true};
     assert_int_equal(block_open(&options, &node, &err), 0);
-    assert_int_equal(block_ring_create(NULL, &ring, &err), 0);
-    assert_int_equal(block_ring_start(ring, &err), 0);
-    assert_int_equal(block_attach(node, ring, &err), 0);
+    struct block_ring *ring = attach(node, NULL);
     struct block_request requests[] = {
         {.op = BLOCK_READ, .offset = 4096, .len = 4096, .iov = &to, .iov_count = 1, .done = count_done, .user = &done},
         {.op = BLOCK_WRITE, .offset = 8192, .len = 4096, .iov = &from, .iov_count = 1, .done = count_done, .user = &done},

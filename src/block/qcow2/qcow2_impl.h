@@ -10,7 +10,7 @@
  * work on it is done (`free_list`, `generation`).
  *
  * Memory: L1 32 MiB and refcount table 8 MiB at most, what of it the file really has; the cache CACHE_BYTES and two tables for
- * each of FIBERS_MAX fibers; FREE_LIST_MAX entries of deferred frees. */
+ * each of FIBERS_MAX fibers, 1 MiB of spare tables; FREE_LIST_MAX entries of deferred frees. */
 #pragma once
 
 #include "block/block.h"

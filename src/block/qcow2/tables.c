@@ -8,7 +8,7 @@
 
 #define BUCKETS 4096u
 #define WRITES_MAX 64u
-#define SPARE_MAX 16u
+#define SPARE_BYTES (UINT64_C(1) << 20)
 
 int tables_init(struct qcow2 *q)
 {
@@ -52,7 +52,7 @@ static void set_clean(struct qcow2 *q, struct table *table)
 
 static void table_free(struct qcow2 *q, struct table *table)
 {
-    if (q->cache.spare_count < SPARE_MAX) {
+    if ((q->cache.spare_count + 1) * (uint64_t)q->cluster_size <= SPARE_BYTES) {
         table->hash_next = q->cache.spare;
         q->cache.spare = table;
         q->cache.spare_count++;

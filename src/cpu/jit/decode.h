@@ -92,8 +92,8 @@ struct insn_remap {
 };
 
 /* Emits 64-bit code for a PLAIN instruction (decoded in any mode) with its operands replaced and segment/address-size prefixes
- * dropped; lock (but for drop_lock), rep/repne and 66 kept. Returns the length (at most 15), or 0 when no encoding exists: high-byte registers
- * with one that needs REX, or an implicit register operand that gpr[] would move. */
+ * dropped; lock (but for drop_lock), rep/repne and 66 kept. Returns the length (at most 15), or 0 when no encoding exists:
+ * high-byte registers with one that needs REX, or an implicit register operand that gpr[] would move. */
 unsigned insn_reencode(const struct insn *insn, const struct insn_remap *remap, uint8_t out[INSN_MAX_BYTES]);
 /* gpr[r] = r. */
 extern const struct insn_remap insn_remap_identity;

@@ -36,15 +36,17 @@ void profile_print(const struct jit_vcpu *cpu, unsigned index, int fd)
 {
     const struct profile *profile = &cpu->profile;
     const struct translator *tr = cpu->translator;
-    uint64_t refills = profile->refills, misses = profile->count[PROFILE_MISS], jump_misses = profile->jump_misses;
-    if (misses > refills) /* accesses that cross pages come without */
-        misses = refills;
+    /* without a second level, misses of the first are those of both */
+    uint64_t misses = profile->count[PROFILE_MISS], jump_misses = tr->stat_jumps;
+    uint64_t refills = profile->refills > misses ? profile->refills : misses;
+    uint64_t second_jumps = profile->jump_misses > jump_misses ? profile->jump_misses - jump_misses : 0;
     dprintf(fd, "vcpu%u blocks run %lu, %.0f times each that was made\n", index, profile->blocks,
             tr->stat_blocks ? (double)profile->blocks / (double)tr->stat_blocks : 0);
     dprintf(fd, "vcpu%u TLB: accesses %lu, first level %.3f %%, second level %.3f %%, neither %.3f %%\n", index, profile->accesses,
-            100 - percent(refills, profile->accesses), percent(refills - misses, profile->accesses), percent(misses, profile->accesses));
+            100 - percent(refills, profile->accesses), percent(refills - misses, profile->accesses),
+            percent(misses, profile->accesses));
     dprintf(fd, "vcpu%u jump cache: jumps %lu, first level %.3f %%, second level %.3f %%, neither %.3f %%\n", index, profile->jumps,
-            100 - percent(jump_misses, profile->jumps), percent(jump_misses - tr->stat_jumps, profile->jumps),
-            percent(tr->stat_jumps, profile->jumps));
+            100 - percent(jump_misses + second_jumps, profile->jumps), percent(second_jumps, profile->jumps),
+            percent(jump_misses, profile->jumps));
     print_time(profile, index, fd);
 }
