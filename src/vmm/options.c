@@ -445,7 +445,8 @@ static const struct option_spec options[] = {
     {"engine", "auto|kvm|jit", "what runs guest code (default: auto)",
      "auto measures /dev/kvm and takes it if it runs at hardware speed, else jit; the choice is logged at level info. "
      "Options of jit follow behind a comma: cache=SIZE for the translated code of one vCPU (default: 64M), interpret=on to "
-     "translate nothing, perf-map=on to name translated code for perf(1), profile=on to have engine-stats tell where its time went.", set_engine},
+     "translate nothing, perf-map=on to name translated code for perf(1), profile=on to have engine-stats tell where its time went.",
+     set_engine},
     {"kvm", "PATH", "the KVM device of engine kvm (default: /dev/kvm)", NULL, set_kvm},
     {"jit-opt", "no-NAME[,no-NAME...]", "switch optimisations of the jit engine off; no-all: all of them",
      "To find out what one gives, or whether it is at fault. The names are below. Engine kvm takes no notice.", set_jit_opt},

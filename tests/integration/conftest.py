@@ -92,6 +92,7 @@ def pytest_collection_modifyitems(config, items):
         elif mode == "nested" and not item.get_closest_marker("skip"):
             proxy = NestedItem.from_parent(item.parent, name=item.name)
             proxy.inner_node = f"{item.path.name}::{item.name}"
+            proxy.add_marker(pytest.mark.timeout(0))  # the first one runs them all; nested.py has limits of its own
             items[index] = proxy
 
 

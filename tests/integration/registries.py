@@ -147,7 +147,7 @@ class CuttingProxy:
         self.name = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.made = 0  # cuts
         self.lock = threading.Lock()
-        self.threads = [threading.Thread(target=self.accept)]
+        self.threads = [threading.Thread(target=self.accept, daemon=True)]
         self.threads[0].start()
 
     def accept(self):
@@ -156,13 +156,13 @@ class CuttingProxy:
                 client, _ = self.listener.accept()
             except OSError:
                 return
-            thread = threading.Thread(target=self.serve, args=(client,))
+            thread = threading.Thread(target=self.serve, args=(client,), daemon=True)
             thread.start()
             self.threads.append(thread)
 
     def serve(self, client):
         with client, socket.create_connection(("127.0.0.1", self.port)) as server:
-            back = threading.Thread(target=self.forward, args=(client, server, None))
+            back = threading.Thread(target=self.forward, args=(client, server, None), daemon=True)
             back.start()
             self.forward(server, client, self.after)
             for end in (client, server):
@@ -183,7 +183,10 @@ class CuttingProxy:
                     return
                 sink.sendall(data)
                 sent += len(data)
-            sink.shutdown(socket.SHUT_WR)
+        except OSError:  # a client that was killed resets its connection
+            pass
+        try:
+            sink.shutdown(socket.SHUT_WR)  # else an idle server would keep the other direction waiting
         except OSError:
             pass
 
