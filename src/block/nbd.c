@@ -79,26 +79,26 @@ static int extents_came(void *arg, const char *context, uint64_t offset, uint32_
 static int64_t send_command(struct nbd_handle *h, struct block_request *req, uint8_t *data, uint64_t offset, uint64_t len)
 {
     nbd_completion_callback done = {.callback = part_done, .user_data = req};
-    uint32_t flags = req->stable && nbd_can_fua(h) == 1 ? LIBNBD_CMD_FLAG_FUA : 0;
+    uint32_t flags = req->stable && nbd_lib.nbd_can_fua(h) == 1 ? LIBNBD_CMD_FLAG_FUA : 0;
     if (req->stage == STATUS)
-        return nbd_aio_block_status(h, len, offset, (nbd_extent_callback){.callback = extents_came, .user_data = req}, done, 0);
+        return nbd_lib.nbd_aio_block_status(h, len, offset, (nbd_extent_callback){.callback = extents_came, .user_data = req}, done, 0);
     switch (req->op) {
     case BLOCK_READ:
-        return nbd_aio_pread(h, data, len, offset, done, 0);
+        return nbd_lib.nbd_aio_pread(h, data, len, offset, done, 0);
     case BLOCK_WRITE:
-        return nbd_aio_pwrite(h, data, len, offset, done, flags);
+        return nbd_lib.nbd_aio_pwrite(h, data, len, offset, done, flags);
     case BLOCK_DISCARD:
-        return nbd_aio_trim(h, len, offset, done, flags);
+        return nbd_lib.nbd_aio_trim(h, len, offset, done, flags);
     case BLOCK_WRITE_ZEROES:
         if (!req->may_unmap)
             flags |= LIBNBD_CMD_FLAG_NO_HOLE;
-        if (req->fast && nbd_can_fast_zero(h) == 1)
+        if (req->fast && nbd_lib.nbd_can_fast_zero(h) == 1)
             flags |= LIBNBD_CMD_FLAG_FAST_ZERO;
-        return nbd_aio_zero(h, len, offset, done, flags);
+        return nbd_lib.nbd_aio_zero(h, len, offset, done, flags);
     case BLOCK_FLUSH:
         break;
     }
-    return nbd_aio_flush(h, done, 0);
+    return nbd_lib.nbd_aio_flush(h, done, 0);
 }
 
 static uint8_t *data_of(const struct block_request *req)
@@ -117,7 +117,7 @@ static void send_parts(struct nbd_link *link, struct block_request *req)
         req->pending++;
         if (send_command(link->h, req, data ? data_of(req) + at : NULL, req->offset + at, len) < 0) {
             req->pending--;
-            req->result = nbd_aio_is_dead(link->h) == 1 || nbd_aio_is_closed(link->h) == 1 ? -ENOTCONN : -nbd_get_errno();
+            req->result = nbd_link_is_dead(link) ? -ENOTCONN : -nbd_lib.nbd_get_errno();
         }
         at += len;
     } while (at < req->len && req->result == 0);
@@ -263,20 +263,20 @@ static int learn(struct nbd_node *n, struct err *err)
 {
     struct block_node *node = &n->node;
     struct nbd_handle *h = n->links[0].h;
-    int64_t size = nbd_get_size(h), unit = nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM);
+    int64_t size = nbd_lib.nbd_get_size(h), unit = nbd_lib.nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM);
     node->block_size = unit > BLOCK_SECTOR_SIZE ? (uint32_t)unit : BLOCK_SECTOR_SIZE;
     if (size < 0 || unit > 65536 || node->block_size & (node->block_size - 1) || size % node->block_size)
         return err_say(err, EINVAL, "'%s' has %lld bytes in blocks of %lld, which is no disk", node->name, (long long)size,
                        (long long)unit);
-    if (!node->read_only && nbd_is_read_only(h) == 1)
+    if (!node->read_only && nbd_lib.nbd_is_read_only(h) == 1)
         return err_say(err, EROFS, "'%s' is served read-only", node->name);
     node->size = (uint64_t)size;
     node->physical_block_size = 4096;
     node->memory_alignment = 1;
     node->discard_alignment = 4096;
-    node->can_discard = !node->read_only && nbd_can_trim(h) == 1;
-    node->can_write_zeroes = !node->read_only && nbd_can_zero(h) == 1;
-    n->has_extents = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
+    node->can_discard = !node->read_only && nbd_lib.nbd_can_trim(h) == 1;
+    node->can_write_zeroes = !node->read_only && nbd_lib.nbd_can_zero(h) == 1;
+    n->has_extents = nbd_lib.nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
     return 0;
 }
 
@@ -299,7 +299,7 @@ static int build(struct nbd_node *n, struct err *err)
     int r = nbd_link_open(&n->links[0], err);
     if (r == 0)
         r = learn(n, err);
-    if (r < 0 || nbd_can_multi_conn(n->links[0].h) != 1)
+    if (r < 0 || nbd_lib.nbd_can_multi_conn(n->links[0].h) != 1)
         return r;
     while (n->link_count < NBD_LINKS_MAX && nbd_link_open(&n->links[n->link_count], NULL) == 0) /* fewer will do */
         n->link_count++;
@@ -308,6 +308,9 @@ static int build(struct nbd_node *n, struct err *err)
 
 static int nbd_open(const struct block_options *options, struct block_node **ret_node, struct err *err)
 {
+    int r = nbd_library_load(err);
+    if (r < 0)
+        return r;
     struct nbd_node *n = calloc(1, sizeof *n);
     if (!n)
         return err_set(err, ENOMEM, "NBD");
@@ -317,7 +320,7 @@ static int nbd_open(const struct block_options *options, struct block_node **ret
     n->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
     for (unsigned i = 0; i < NBD_LINKS_MAX; i++)
         n->links[i].n = n;
-    int r = build(n, err);
+    r = build(n, err);
     if (r < 0)
         nbd_node_close(&n->node);
     else

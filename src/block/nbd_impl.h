@@ -7,7 +7,21 @@
 #pragma once
 
 #include <libnbd.h>
+#include "base/library.h"
 #include "block/block.h"
+
+#define LIBNBD_FUNCTIONS(X) \
+    X(nbd_add_meta_context) X(nbd_aio_block_status) X(nbd_aio_connect_uri) X(nbd_aio_flush) X(nbd_aio_get_direction) \
+    X(nbd_aio_get_fd) X(nbd_aio_in_flight) X(nbd_aio_is_closed) X(nbd_aio_is_dead) X(nbd_aio_is_ready) \
+    X(nbd_aio_notify_read) X(nbd_aio_notify_write) X(nbd_aio_pread) X(nbd_aio_pwrite) X(nbd_aio_trim) X(nbd_aio_zero) \
+    X(nbd_can_fast_zero) X(nbd_can_fua) X(nbd_can_meta_context) X(nbd_can_multi_conn) X(nbd_can_trim) X(nbd_can_zero) \
+    X(nbd_close) X(nbd_create) X(nbd_get_block_size) X(nbd_get_errno) X(nbd_get_error) X(nbd_get_size) \
+    X(nbd_is_read_only) X(nbd_poll) X(nbd_set_uri_allow_local_file) X(nbd_shutdown)
+
+/* Set once nbd_library_load has succeeded. */
+extern struct nbd_library {
+    LIBNBD_FUNCTIONS(LIBRARY_MEMBER)
+} nbd_lib;
 
 #define NBD_LINKS_MAX 4u
 #define NBD_TRIES 60u
@@ -57,6 +71,8 @@ void nbd_resend(struct nbd_node *n);
 void nbd_give_up(struct nbd_node *n);
 
 /* ---- nbd_link.c ---- */
+must_check int nbd_library_load(struct err *err);
+bool nbd_link_is_dead(const struct nbd_link *link);
 /* Waits until it is up. */
 int nbd_link_open(struct nbd_link *link, struct err *err);
 void nbd_link_close(struct nbd_link *link);

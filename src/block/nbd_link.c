@@ -12,13 +12,32 @@
 #include "base/log.h"
 #include "block/nbd_impl.h"
 
+static struct library libnbd = {
+    .file = "libnbd.so.0",
+    .package = "libnbd0",
+    .needed_for = "NBD",
+    .functions = (const char *const[]){LIBNBD_FUNCTIONS(LIBRARY_ENTRY) NULL},
+    .table = &nbd_lib,
+};
+struct nbd_library nbd_lib;
+
+int nbd_library_load(struct err *err)
+{
+    return library_load(&libnbd, err);
+}
+
+bool nbd_link_is_dead(const struct nbd_link *link)
+{
+    return nbd_lib.nbd_aio_is_dead(link->h) == 1 || nbd_lib.nbd_aio_is_closed(link->h) == 1;
+}
+
 static struct nbd_handle *new_handle(const struct nbd_node *n)
 {
-    struct nbd_handle *h = nbd_create();
-    if (h && nbd_set_uri_allow_local_file(h, true) == 0 && nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
-        nbd_aio_connect_uri(h, n->node.name) == 0)
+    struct nbd_handle *h = nbd_lib.nbd_create();
+    if (h && nbd_lib.nbd_set_uri_allow_local_file(h, true) == 0 && nbd_lib.nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
+        nbd_lib.nbd_aio_connect_uri(h, n->node.name) == 0)
         return h;
-    nbd_close(h);
+    nbd_lib.nbd_close(h);
     return NULL;
 }
 
@@ -27,14 +46,14 @@ int nbd_link_open(struct nbd_link *link, struct err *err)
     int64_t end = clock_now_ms() + NBD_CONNECT_MS;
     int r = 0;
     link->h = new_handle(link->n);
-    while (link->h && r >= 0 && nbd_aio_is_ready(link->h) == 0 && nbd_aio_is_dead(link->h) == 0 && nbd_aio_is_closed(link->h) == 0)
-        r = clock_now_ms() > end ? -1 : nbd_poll(link->h, 200);
-    link->up = link->h && nbd_aio_is_ready(link->h) == 1;
+    while (link->h && r >= 0 && nbd_lib.nbd_aio_is_ready(link->h) == 0 && !nbd_link_is_dead(link))
+        r = clock_now_ms() > end ? -1 : nbd_lib.nbd_poll(link->h, 200);
+    link->up = link->h && nbd_lib.nbd_aio_is_ready(link->h) == 1;
     if (link->up)
         return 0;
-    const char *why = nbd_get_error();
+    const char *why = nbd_lib.nbd_get_error();
     r = err_say(err, ENOTCONN, "'%s': %s", link->n->node.name, clock_now_ms() > end ? "the server does not answer" : why ? why : "failed");
-    nbd_close(link->h);
+    nbd_lib.nbd_close(link->h);
     link->h = NULL;
     return r;
 }
@@ -42,8 +61,8 @@ int nbd_link_open(struct nbd_link *link, struct err *err)
 void nbd_link_close(struct nbd_link *link)
 {
     if (link->up)
-        nbd_shutdown(link->h, LIBNBD_SHUTDOWN_ABANDON_PENDING);
-    nbd_close(link->h);
+        nbd_lib.nbd_shutdown(link->h, LIBNBD_SHUTDOWN_ABANDON_PENDING);
+    nbd_lib.nbd_close(link->h);
     link->h = NULL;
     link->up = false;
 }
@@ -54,7 +73,7 @@ static void close_broken(struct nbd_link *link)
 {
     if (!link->broken || link->polls_in || link->polls_out)
         return;
-    nbd_close(link->h); /* ends what is in flight there */
+    nbd_lib.nbd_close(link->h); /* ends what is in flight there */
     link->h = NULL;
     link->broken = false;
     nbd_finish(link->n);
@@ -68,14 +87,14 @@ static void break_link(struct nbd_link *link)
     n->lost |= link->up && n->unflushed;
     link->up = false;
     link->broken = true;
-    shutdown(nbd_aio_get_fd(link->h), SHUT_RDWR); /* ends the polls */
+    shutdown(nbd_lib.nbd_aio_get_fd(link->h), SHUT_RDWR); /* ends the polls */
     nbd_reconnect(n);
 }
 
 static void polled(struct nbd_link *link, int events, int (*notify)(struct nbd_handle *h))
 {
-    unsigned direction = link->broken || events <= 0 ? 0 : nbd_aio_get_direction(link->h);
-    bool wanted = direction & (notify == nbd_aio_notify_read ? LIBNBD_AIO_DIRECTION_READ : LIBNBD_AIO_DIRECTION_WRITE);
+    unsigned direction = link->broken || events <= 0 ? 0 : nbd_lib.nbd_aio_get_direction(link->h);
+    bool wanted = direction & (notify == nbd_lib.nbd_aio_notify_read ? LIBNBD_AIO_DIRECTION_READ : LIBNBD_AIO_DIRECTION_WRITE);
     if (wanted)
         notify(link->h); /* what goes wrong shows in the state */
     nbd_link_drive(link);
@@ -86,14 +105,14 @@ static void in_polled(struct block_io *io, int events)
 {
     struct nbd_link *link = (struct nbd_link *)(void *)((char *)io - offsetof(struct nbd_link, in));
     link->polls_in = false;
-    polled(link, events, nbd_aio_notify_read);
+    polled(link, events, nbd_lib.nbd_aio_notify_read);
 }
 
 static void out_polled(struct block_io *io, int events)
 {
     struct nbd_link *link = (struct nbd_link *)(void *)((char *)io - offsetof(struct nbd_link, out));
     link->polls_out = false;
-    polled(link, events, nbd_aio_notify_write);
+    polled(link, events, nbd_lib.nbd_aio_notify_write);
 }
 
 static void start_poll(struct nbd_link *link, struct block_io *io, bool *polls, int events, void (*done)(struct block_io *, int))
@@ -101,27 +120,22 @@ static void start_poll(struct nbd_link *link, struct block_io *io, bool *polls, 
     if (*polls)
         return;
     *polls = true;
-    *io = (struct block_io){.kind = BLOCK_IO_POLL, .fd = nbd_aio_get_fd(link->h), .flags = events, .done = done};
+    *io = (struct block_io){.kind = BLOCK_IO_POLL, .fd = nbd_lib.nbd_aio_get_fd(link->h), .flags = events, .done = done};
     block_ring_submit(link->n->node.ring, io);
-}
-
-static bool dead(const struct nbd_link *link)
-{
-    return nbd_aio_is_dead(link->h) == 1 || nbd_aio_is_closed(link->h) == 1;
 }
 
 void nbd_link_drive(struct nbd_link *link)
 {
     if (!link->h)
         return;
-    if (!link->broken && dead(link))
+    if (!link->broken && nbd_link_is_dead(link))
         break_link(link);
     if (link->broken) {
         close_broken(link);
         return;
     }
-    if (!link->up && nbd_aio_is_ready(link->h) == 1) {
-        link->up = nbd_get_size(link->h) == (int64_t)link->n->node.size;
+    if (!link->up && nbd_lib.nbd_aio_is_ready(link->h) == 1) {
+        link->up = nbd_lib.nbd_get_size(link->h) == (int64_t)link->n->node.size;
         if (!link->up) { /* another disk: none of ours */
             break_link(link);
             close_broken(link);
@@ -129,8 +143,8 @@ void nbd_link_drive(struct nbd_link *link)
         }
         nbd_resend(link->n);
     }
-    unsigned direction = nbd_aio_get_direction(link->h);
-    bool asked = !link->up || nbd_aio_in_flight(link->h) > 0;
+    unsigned direction = nbd_lib.nbd_aio_get_direction(link->h);
+    bool asked = !link->up || nbd_lib.nbd_aio_in_flight(link->h) > 0;
     if (asked && direction & LIBNBD_AIO_DIRECTION_READ)
         start_poll(link, &link->in, &link->polls_in, POLLIN, in_polled);
     if (asked && direction & LIBNBD_AIO_DIRECTION_WRITE)

@@ -6,7 +6,30 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/library.h"
 #include "nbd/server_impl.h"
+
+#define GNUTLS_FUNCTIONS(X) \
+    X(gnutls_alert_send_appropriate) X(gnutls_certificate_allocate_credentials) X(gnutls_certificate_free_credentials) \
+    X(gnutls_certificate_server_set_request) X(gnutls_certificate_set_x509_key_file) \
+    X(gnutls_certificate_set_x509_trust_file) X(gnutls_credentials_set) X(gnutls_deinit) X(gnutls_error_is_fatal) \
+    X(gnutls_handshake) X(gnutls_init) X(gnutls_priority_set_direct) X(gnutls_psk_allocate_server_credentials) \
+    X(gnutls_psk_free_server_credentials) X(gnutls_psk_set_server_credentials_file) X(gnutls_record_recv) \
+    X(gnutls_record_send) X(gnutls_session_set_verify_cert) X(gnutls_strerror) X(gnutls_transport_set_errno) \
+    X(gnutls_transport_set_ptr) X(gnutls_transport_set_pull_function) X(gnutls_transport_set_pull_timeout_function) \
+    X(gnutls_transport_set_push_function)
+
+static struct {
+    GNUTLS_FUNCTIONS(LIBRARY_MEMBER)
+} tls_lib;
+
+static struct library gnutls = {
+    .file = "libgnutls.so.30",
+    .package = "libgnutls30",
+    .needed_for = "TLS",
+    .functions = (const char *const[]){GNUTLS_FUNCTIONS(LIBRARY_ENTRY) NULL},
+    .table = &tls_lib,
+};
 
 #define IN_BYTES (64u << 10) /* a record has at most 16 KiB and some */
 #define OUT_BYTES (512u << 10)
@@ -31,10 +54,10 @@ static int load_psk(struct nbd_tls *tls, const char *path, struct err *err)
 {
     if (access(path, R_OK) < 0)
         return err_set(err, errno, "keys '%s'", path);
-    int r = gnutls_psk_allocate_server_credentials(&tls->psk);
+    int r = tls_lib.gnutls_psk_allocate_server_credentials(&tls->psk);
     if (r == 0)
-        r = gnutls_psk_set_server_credentials_file(tls->psk, path);
-    return r < 0 ? err_say(err, EINVAL, "keys '%s': %s", path, gnutls_strerror(r)) : 0;
+        r = tls_lib.gnutls_psk_set_server_credentials_file(tls->psk, path);
+    return r < 0 ? err_say(err, EINVAL, "keys '%s': %s", path, tls_lib.gnutls_strerror(r)) : 0;
 }
 
 static int load_certificates(struct nbd_tls *tls, const char *folder, struct err *err)
@@ -47,20 +70,23 @@ static int load_certificates(struct nbd_tls *tls, const char *folder, struct err
         if (access(paths[i], R_OK) < 0)
             return err_set(err, errno, "certificates: '%s'", paths[i]);
     }
-    int r = gnutls_certificate_allocate_credentials(&tls->certificates);
+    int r = tls_lib.gnutls_certificate_allocate_credentials(&tls->certificates);
     if (r >= 0)
-        r = gnutls_certificate_set_x509_trust_file(tls->certificates, paths[0], GNUTLS_X509_FMT_PEM);
+        r = tls_lib.gnutls_certificate_set_x509_trust_file(tls->certificates, paths[0], GNUTLS_X509_FMT_PEM);
     if (r >= 0)
-        r = gnutls_certificate_set_x509_key_file(tls->certificates, paths[1], paths[2], GNUTLS_X509_FMT_PEM);
-    return r < 0 ? err_say(err, EINVAL, "certificates in '%s': %s", folder, gnutls_strerror(r)) : 0;
+        r = tls_lib.gnutls_certificate_set_x509_key_file(tls->certificates, paths[1], paths[2], GNUTLS_X509_FMT_PEM);
+    return r < 0 ? err_say(err, EINVAL, "certificates in '%s': %s", folder, tls_lib.gnutls_strerror(r)) : 0;
 }
 
 int nbd_tls_create(const char *psk_file, const char *certificates, struct nbd_tls **ret_tls, struct err *err)
 {
+    int r = library_load(&gnutls, err);
+    if (r < 0)
+        return r;
     struct nbd_tls *tls = calloc(1, sizeof *tls);
     if (!tls)
         return err_set(err, ENOMEM, "TLS");
-    int r = psk_file ? load_psk(tls, psk_file, err) : load_certificates(tls, certificates, err);
+    r = psk_file ? load_psk(tls, psk_file, err) : load_certificates(tls, certificates, err);
     if (r < 0)
         nbd_tls_free(tls);
     else
@@ -73,9 +99,9 @@ void nbd_tls_free(struct nbd_tls *tls)
     if (!tls)
         return;
     if (tls->psk)
-        gnutls_psk_free_server_credentials(tls->psk);
+        tls_lib.gnutls_psk_free_server_credentials(tls->psk);
     if (tls->certificates)
-        gnutls_certificate_free_credentials(tls->certificates);
+        tls_lib.gnutls_certificate_free_credentials(tls->certificates);
     free(tls);
 }
 
@@ -86,7 +112,7 @@ static ssize_t pull(gnutls_transport_ptr_t arg, void *data, size_t len)
     struct tls_session *s = arg;
     size_t there = s->in_to - s->in_from, n = there < len ? there : len;
     if (!n) {
-        gnutls_transport_set_errno(s->session, EAGAIN);
+        tls_lib.gnutls_transport_set_errno(s->session, EAGAIN);
         return -1;
     }
     memcpy(data, s->in + s->in_from, n);
@@ -99,7 +125,7 @@ static ssize_t push(gnutls_transport_ptr_t arg, const void *data, size_t len)
     struct tls_session *s = arg;
     size_t room = OUT_BYTES - s->out_to, n = room < len ? room : len;
     if (!n) {
-        gnutls_transport_set_errno(s->session, EAGAIN);
+        tls_lib.gnutls_transport_set_errno(s->session, EAGAIN);
         return -1;
     }
     memcpy(s->out + s->out_to, data, n);
@@ -117,21 +143,21 @@ static int pull_timeout(gnutls_transport_ptr_t arg, unsigned ms)
 
 static int set_up(struct tls_session *s, const struct nbd_tls *tls)
 {
-    int r = gnutls_priority_set_direct(s->session, tls->psk ? PRIORITY_PSK : PRIORITY, NULL);
+    int r = tls_lib.gnutls_priority_set_direct(s->session, tls->psk ? PRIORITY_PSK : PRIORITY, NULL);
     if (r == 0 && tls->psk)
-        r = gnutls_credentials_set(s->session, GNUTLS_CRD_PSK, tls->psk);
+        r = tls_lib.gnutls_credentials_set(s->session, GNUTLS_CRD_PSK, tls->psk);
     if (r == 0 && tls->certificates)
-        r = gnutls_credentials_set(s->session, GNUTLS_CRD_CERTIFICATE, tls->certificates);
+        r = tls_lib.gnutls_credentials_set(s->session, GNUTLS_CRD_CERTIFICATE, tls->certificates);
     if (r < 0)
         return r;
     if (tls->certificates) {
-        gnutls_certificate_server_set_request(s->session, GNUTLS_CERT_REQUIRE);
-        gnutls_session_set_verify_cert(s->session, NULL, 0);
+        tls_lib.gnutls_certificate_server_set_request(s->session, GNUTLS_CERT_REQUIRE);
+        tls_lib.gnutls_session_set_verify_cert(s->session, NULL, 0);
     }
-    gnutls_transport_set_ptr(s->session, s);
-    gnutls_transport_set_pull_function(s->session, pull);
-    gnutls_transport_set_push_function(s->session, push);
-    gnutls_transport_set_pull_timeout_function(s->session, pull_timeout);
+    tls_lib.gnutls_transport_set_ptr(s->session, s);
+    tls_lib.gnutls_transport_set_pull_function(s->session, pull);
+    tls_lib.gnutls_transport_set_push_function(s->session, push);
+    tls_lib.gnutls_transport_set_pull_timeout_function(s->session, pull_timeout);
     return 0;
 }
 
@@ -141,7 +167,7 @@ struct tls_session *tls_session_create(struct nbd_tls *tls)
     if (!s)
         return NULL;
     s->in_from = s->in_to = s->out_from = s->out_to = 0;
-    if (gnutls_init(&s->session, GNUTLS_SERVER | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL) < 0) {
+    if (tls_lib.gnutls_init(&s->session, GNUTLS_SERVER | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL) < 0) {
         free(s);
         return NULL;
     }
@@ -156,7 +182,7 @@ void tls_session_free(struct tls_session *session)
 {
     if (!session)
         return;
-    gnutls_deinit(session->session);
+    tls_lib.gnutls_deinit(session->session);
     free(session);
 }
 
@@ -164,11 +190,11 @@ int tls_handshake(struct tls_session *session)
 {
     int r;
     do
-        r = gnutls_handshake(session->session);
-    while (r < 0 && r != GNUTLS_E_AGAIN && !gnutls_error_is_fatal(r));
+        r = tls_lib.gnutls_handshake(session->session);
+    while (r < 0 && r != GNUTLS_E_AGAIN && !tls_lib.gnutls_error_is_fatal(r));
     if (r == 0 || r == GNUTLS_E_AGAIN)
         return r == 0 ? 0 : -EAGAIN;
-    gnutls_alert_send_appropriate(session->session, r);
+    tls_lib.gnutls_alert_send_appropriate(session->session, r);
     return -EPROTO;
 }
 
@@ -192,7 +218,7 @@ void tls_received(struct tls_session *session, size_t len)
 
 ssize_t tls_read(struct tls_session *session, void *data, size_t len)
 {
-    ssize_t r = gnutls_record_recv(session->session, data, len);
+    ssize_t r = tls_lib.gnutls_record_recv(session->session, data, len);
     if (r == GNUTLS_E_AGAIN || r == GNUTLS_E_INTERRUPTED)
         return -EAGAIN;
     return r < 0 ? -EPROTO : r;
@@ -205,7 +231,7 @@ ssize_t tls_write(struct tls_session *session, const struct iovec *iov, unsigned
         for (size_t at = 0; at < iov[i].iov_len;) {
             if (OUT_BYTES - session->out_to < RECORD_ROOM)
                 return done;
-            ssize_t n = gnutls_record_send(session->session, (uint8_t *)iov[i].iov_base + at, iov[i].iov_len - at);
+            ssize_t n = tls_lib.gnutls_record_send(session->session, (uint8_t *)iov[i].iov_base + at, iov[i].iov_len - at);
             if (n <= 0)
                 return done;
             at += (size_t)n;

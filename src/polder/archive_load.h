@@ -5,7 +5,7 @@
 #include <archive.h>
 #include <archive_entry.h>
 
-#include "base/err.h"
+#include "base/library.h"
 
 #define ARCHIVE_FUNCTIONS(X) \
     X(archive_entry_clear) X(archive_entry_filetype) X(archive_entry_free) X(archive_entry_hardlink) \
@@ -22,12 +22,10 @@
 
 /* By their names in libarchive. */
 struct archive_functions {
-#define X(name) __typeof__(name) *(name);
-    ARCHIVE_FUNCTIONS(X)
-#undef X
+    ARCHIVE_FUNCTIONS(LIBRARY_MEMBER)
 };
 
 extern struct archive_functions la; /* all set, or none */
 
-/* Before any use of `la`; by one thread. Called again, it does nothing. */
+/* Before any use of `la`; called again, it does nothing. */
 must_check int archive_load(struct err *err);

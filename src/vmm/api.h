@@ -78,6 +78,9 @@ must_check int api_open_metrics(struct api *api, const char *path, struct err *e
  * request to that resource would be. The first error ends it. */
 must_check int api_load_config_file(struct api *api, const char *path, struct err *err);
 
+/* Loads what api_listen needs, which does so itself where files can be opened. */
+must_check int api_library_load(struct err *err);
+
 /* Serves on a new unix socket at `path`, mode 0600. -EADDRINUSE when something is there already. */
 must_check int api_listen(struct api *api, const char *path, struct err *err);
 

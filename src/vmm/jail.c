@@ -14,6 +14,7 @@
 #include "block/crypt/key.h"
 #include "sandbox/sandbox.h"
 #include "virtio/blk.h"
+#include "vmm/api.h"
 
 static bool has_keys(const struct vm_config *config)
 {
@@ -55,7 +56,7 @@ static int keep_kvm(struct vm_config *config, struct err *err)
     return vm_config_set(&config->kvm_device, name, err);
 }
 
-/* Libraries for encryption are loaded while there are files. */
+/* Libraries are loaded while there are files. */
 int jail_enter(struct vm_config *config, struct err *err)
 {
     int abi = 0;
@@ -64,6 +65,8 @@ int jail_enter(struct vm_config *config, struct err *err)
     int r = check(config, err);
     if (r == 0 && has_keys(config))
         r = crypt_library_prepare(err);
+    if (r == 0 && config->api_sock)
+        r = api_library_load(err);
     if (r == 0)
         r = keep_kvm(config, err);
     tzset();             /* the first use of a time zone, even of UTC, reads a file */

@@ -1,11 +1,11 @@
 """Engines and nested hosts for the integration tests.
 
 A test that takes `engine` is run for jit and for kvm. The kvm half runs right here where KVM is hardware
-virtualization (or POLDER_KVM=direct), else (or POLDER_KVM=nested) in one nested host, whose outcomes are shown one by
-one. POLDER_KVM=skip leaves it out. `-k jit` or `-k kvm` picks one engine.
+virtualization (or POLDER_KVM=direct), else (or POLDER_KVM=nested) in one nested host, which works beside the other tests
+and whose outcomes are shown after them, one by one. POLDER_KVM=skip leaves it out. `-k jit` or `-k kvm` picks one engine.
 """
 import os
-import subprocess
+import threading
 import warnings
 from pathlib import Path
 
@@ -41,15 +41,40 @@ def pytest_generate_tests(metafunc):
                              os.environ.get("POLDER_IMAGES") else ["jit", "kvm"])
 
 
+class NestedRun(threading.Thread):
+    """All tests of a session that belong into the nested host: a thread, for the host takes one CPU and waits for nobody."""
+
+    def __init__(self, config, nodes):
+        super().__init__(name="nested host")
+        self.config, self.nodes, self.over, self.outcomes = config, nodes, threading.Event(), {}
+        self.start()
+
+    def run(self):
+        try:
+            self.outcomes = self.run_all()
+        except Exception as error:  # each test says it
+            self.outcomes = {node: nested.Outcome("failed", f"nested host: {error!r}") for node in self.nodes}
+
+    def run_all(self):
+        if why := nested.missing():
+            return {node: nested.Outcome("skipped", why) for node in self.nodes}
+        if not vmm.BINARY.exists():
+            return {node: nested.Outcome("failed", f"{vmm.BINARY} is missing") for node in self.nodes}
+        tmp = self.config._tmp_path_factory.mktemp("nested")
+        return nested.run_tests(tmp, self.nodes, NESTED_IMAGES, NESTED_PROGRAMS, NESTED_TIMEOUT_S, self.over)
+
+    def stop(self):
+        self.over.set()
+        self.join()
+
+
 class NestedItem(pytest.Item):
     """Stands for a test whose outcome comes from the nested host."""
-    inner = []      # all of them, known after collection
-    outcomes = None
+    nested_run = None
 
     def runtest(self):
-        if NestedItem.outcomes is None:
-            NestedItem.outcomes = self.run_all()
-        outcome = NestedItem.outcomes[self.inner_node]
+        NestedItem.nested_run.join()
+        outcome = NestedItem.nested_run.outcomes[self.inner_node]
         self.user_properties.append(("nested_seconds", f"{outcome.seconds:.1f}"))
         if outcome.state == "skipped":
             pytest.skip(outcome.detail)
@@ -57,17 +82,6 @@ class NestedItem(pytest.Item):
             raise NestedFailure(outcome.detail)
         if outcome.detail:
             warnings.warn(pytest.PytestWarning(outcome.detail))
-
-    def run_all(self):
-        if why := nested.missing():
-            return {i.inner_node: nested.Outcome("skipped", why) for i in NestedItem.inner}
-        if not vmm.BINARY.exists():
-            return {i.inner_node: nested.Outcome("failed", f"{vmm.BINARY} is missing") for i in NestedItem.inner}
-        tmp = self.config._tmp_path_factory.mktemp("nested")
-        try:
-            return nested.run_tests(tmp, [i.inner_node for i in NestedItem.inner], NESTED_IMAGES, NESTED_PROGRAMS, NESTED_TIMEOUT_S)
-        except (OSError, subprocess.CalledProcessError) as error:
-            return {i.inner_node: nested.Outcome("failed", f"nested host: {error}") for i in NestedItem.inner}
 
     def repr_failure(self, excinfo):
         return str(excinfo.value) if isinstance(excinfo.value, NestedFailure) else super().repr_failure(excinfo)
@@ -92,12 +106,20 @@ def pytest_collection_modifyitems(config, items):
         elif mode == "nested" and not item.get_closest_marker("skip"):
             proxy = NestedItem.from_parent(item.parent, name=item.name)
             proxy.inner_node = f"{item.path.name}::{item.name}"
-            proxy.add_marker(pytest.mark.timeout(0))  # the first one runs them all; nested.py has limits of its own
+            proxy.add_marker(pytest.mark.timeout(0))  # the first one waits for all; nested.py has limits of its own
             items[index] = proxy
+    items.sort(key=lambda item: isinstance(item, NestedItem))
 
 
 def pytest_collection_finish(session):
-    NestedItem.inner = [i for i in session.items if isinstance(i, NestedItem)]
+    nodes = [i.inner_node for i in session.items if isinstance(i, NestedItem)]
+    if nodes and not session.config.option.collectonly:
+        NestedItem.nested_run = NestedRun(session.config, nodes)
+
+
+def pytest_sessionfinish(session):
+    if NestedItem.nested_run:
+        NestedItem.nested_run.stop()
 
 
 def pytest_runtest_setup(item):

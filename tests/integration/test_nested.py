@@ -1,4 +1,8 @@
 """The nested host itself: a CPU with SVM, a KVM that works, Python."""
+import subprocess
+import threading
+import time
+
 import pytest
 
 import nested
@@ -16,16 +20,15 @@ def test_host_has_kvm(tmp_path):
     assert (status, "api 12" in output, "hello" in output) == (3, True, True), output
 
 
-def boots(monkeypatch, *answers):
-    """Let nested.boot answer so; what it was asked to run."""
+def boots(*answers):
+    """What answers so in place of nested.boot, and a list of what it was asked to run."""
     asked, left = [], list(answers)
 
-    def boot(tmp, folder, disks, timeout):
+    def boot(tmp, folder, disks, timeout, stop):
         asked.append((folder / "nodes").read_text().split())
         return left.pop(0)
 
-    monkeypatch.setattr(nested, "boot", boot)
-    return asked
+    return boot, asked
 
 
 def ran(tmp, node, state="passed"):
@@ -35,12 +38,12 @@ def ran(tmp, node, state="passed"):
     return text
 
 
-def test_failed_tests_have_a_second_host(tmp_path, monkeypatch):
+def test_failed_tests_have_a_second_host(tmp_path):
     nodes = ["a.py::good", "a.py::bad", "a.py::flaky", "a.py::torn", "a.py::behind"]
     first = ran(tmp_path, nodes[0]) + ran(tmp_path, nodes[1], "failed") + ran(tmp_path, nodes[2], "failed") + ran(tmp_path, nodes[3])[:20]
     second = ran(tmp_path, nodes[1], "failed") + "".join(ran(tmp_path, node) for node in nodes[2:])
-    asked = boots(monkeypatch, (None, "died", first), (0, "", second))
-    outcomes = nested.run_tests(tmp_path, nodes, [], [], 60)
+    boot, asked = boots((None, "died", first), (0, "", second))
+    outcomes = nested.run_tests(tmp_path, nodes, [], [], 60, boot=boot)
     assert asked == [nodes, nodes[1:]]
     assert [outcomes[node].state for node in nodes] == ["passed", "failed", "passed", "passed", "passed"]
     for node in nodes[2:4]:
@@ -48,10 +51,23 @@ def test_failed_tests_have_a_second_host(tmp_path, monkeypatch):
     assert "ended in it" in outcomes[nodes[3]].detail and "only" not in outcomes[nodes[4]].detail
 
 
-def test_a_host_that_dies_costs_the_test_it_died_in(tmp_path, monkeypatch):
+def test_a_host_that_dies_costs_the_test_it_died_in(tmp_path):
     nodes = ["a.py::deadly", "a.py::behind"]
-    asked = boots(monkeypatch, (None, "", ""), (None, "", ""), (0, "", ran(tmp_path, nodes[1])))
-    outcomes = nested.run_tests(tmp_path, nodes, [], [], 60)
+    boot, asked = boots((None, "", ""), (None, "", ""), (0, "", ran(tmp_path, nodes[1])))
+    outcomes = nested.run_tests(tmp_path, nodes, [], [], 60, boot=boot)
     assert asked == [nodes, nodes, nodes[1:]]
     assert outcomes[nodes[0]].state == "failed" and "nested host ended in it: status None" in outcomes[nodes[0]].detail
     assert outcomes[nodes[1]].state == "passed"
+
+
+def test_a_session_that_ends_ends_its_hosts(tmp_path):
+    nodes, stop = ["a.py::never"], threading.Event()
+    boot, asked = boots((None, "", ""))
+    stop.set()
+    outcomes = nested.run_tests(tmp_path, nodes, [], [], 60, stop, boot)
+    assert asked == [] and outcomes[nodes[0]].state == "failed"
+    with subprocess.Popen(["sleep", "60"]) as sleep:
+        began = time.monotonic()
+        nested.wait_for_end(sleep, [], 60, stop)
+        assert time.monotonic() - began < 30 and sleep.poll() is None
+        sleep.kill()

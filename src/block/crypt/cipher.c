@@ -39,10 +39,10 @@ static const char *find(const char *spec, size_t key_len)
 static EVP_CIPHER_CTX *new_context(const EVP_CIPHER *type, const uint8_t *key, int encrypt)
 {
     secret_begin();
-    EVP_CIPHER_CTX *ctx = crypt_lib.EVP_CIPHER_CTX_new();
-    if (ctx && !(crypt_lib.EVP_CipherInit_ex2(ctx, type, key, NULL, encrypt, NULL) &&
-                 crypt_lib.EVP_CIPHER_CTX_set_padding(ctx, 0))) {
-        crypt_lib.EVP_CIPHER_CTX_free(ctx);
+    EVP_CIPHER_CTX *ctx = crypto_lib.EVP_CIPHER_CTX_new();
+    if (ctx && !(crypto_lib.EVP_CipherInit_ex2(ctx, type, key, NULL, encrypt, NULL) &&
+                 crypto_lib.EVP_CIPHER_CTX_set_padding(ctx, 0))) {
+        crypto_lib.EVP_CIPHER_CTX_free(ctx);
         ctx = NULL;
     }
     secret_end();
@@ -60,10 +60,10 @@ int crypt_cipher_new(const char *spec, const uint8_t *key, size_t key_len, uint3
     if (r < 0)
         return r;
     struct crypt_cipher *cipher = calloc(1, sizeof *cipher);
-    EVP_CIPHER *type = cipher ? crypt_lib.EVP_CIPHER_fetch(NULL, name, NULL) : NULL;
+    EVP_CIPHER *type = cipher ? crypto_lib.EVP_CIPHER_fetch(NULL, name, NULL) : NULL;
     if (type)
         *cipher = (struct crypt_cipher){new_context(type, key, 1), new_context(type, key, 0), sector_size, iv_offset};
-    crypt_lib.EVP_CIPHER_free(type);
+    crypto_lib.EVP_CIPHER_free(type);
     if (!cipher || !cipher->encrypt || !cipher->decrypt) {
         crypt_cipher_free(cipher);
         return err_say(err, ENOMEM, "OpenSSL cannot set up %s; an XTS key whose halves are equal is refused, else locked memory may "
@@ -77,8 +77,8 @@ void crypt_cipher_free(struct crypt_cipher *cipher)
 {
     if (!cipher)
         return;
-    crypt_lib.EVP_CIPHER_CTX_free(cipher->encrypt);
-    crypt_lib.EVP_CIPHER_CTX_free(cipher->decrypt);
+    crypto_lib.EVP_CIPHER_CTX_free(cipher->encrypt);
+    crypto_lib.EVP_CIPHER_CTX_free(cipher->decrypt);
     free(cipher);
 }
 
@@ -93,8 +93,8 @@ static bool run(const struct crypt_cipher *cipher, EVP_CIPHER_CTX *ctx, uint64_t
     uint8_t iv[16] = {0};
     for (size_t at = 0; at < len; at += cipher->sector_size) {
         store_le64(iv, (offset + at) / 512 + cipher->iv_offset);
-        if (!crypt_lib.EVP_CipherInit_ex2(ctx, NULL, NULL, iv, -1, NULL) ||
-            !crypt_lib.EVP_CipherUpdate(ctx, data + at, &out, data + at, size))
+        if (!crypto_lib.EVP_CipherInit_ex2(ctx, NULL, NULL, iv, -1, NULL) ||
+            !crypto_lib.EVP_CipherUpdate(ctx, data + at, &out, data + at, size))
             return false;
     }
     return true;

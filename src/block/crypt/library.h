@@ -1,12 +1,12 @@
 /* libcryptsetup and OpenSSL's libcrypto, loaded when the first encrypted image is opened or made: most programs that link
  * this floor never have one, and loading takes longer than all else that they do at their start.
- * Calls go through the table: `crypt_lib.crypt_init(...)`. Threads: any. */
+ * Calls go through the tables: `crypt_lib.crypt_init(...)`, `crypto_lib.EVP_CIPHER_fetch(...)`. Threads: any. */
 #pragma once
 
 #include <libcryptsetup.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
-#include "base/err.h"
+#include "base/library.h"
 
 #define CRYPT_LIBCRYPTO_FUNCTIONS(X)                                                                         \
     X(CRYPTO_set_mem_functions)                                                                              \
@@ -41,11 +41,13 @@
     X(crypt_set_pbkdf_type)                                                                                  \
     X(crypt_volume_key_get)
 
-#define CRYPT_LIBRARY_MEMBER(name) __typeof__(name) *(name);
+struct crypto_library {
+    CRYPT_LIBCRYPTO_FUNCTIONS(LIBRARY_MEMBER)
+};
 struct crypt_library {
-    CRYPT_LIBCRYPTO_FUNCTIONS(CRYPT_LIBRARY_MEMBER)
-    CRYPT_LIBCRYPTSETUP_FUNCTIONS(CRYPT_LIBRARY_MEMBER)
+    CRYPT_LIBCRYPTSETUP_FUNCTIONS(LIBRARY_MEMBER)
 };
 
 /* All set once crypt_library_load has succeeded. */
+extern struct crypto_library crypto_lib;
 extern struct crypt_library crypt_lib;

@@ -101,7 +101,7 @@ static void *openssl_realloc(void *data, size_t len, const char *file, int line)
 
 void secret_prepare(void)
 {
-    if (!crypt_lib.CRYPTO_set_mem_functions(openssl_malloc, openssl_realloc, openssl_free))
+    if (!crypto_lib.CRYPTO_set_mem_functions(openssl_malloc, openssl_realloc, openssl_free))
         log_debug("OpenSSL is in use already; expanded keys stay on its heap");
 }
 
