@@ -29,7 +29,9 @@ struct file_node {
     int fd;
     bool direct;
     bool grows; /* below a format */
-    bool dirty; /* something was written since the last flush */
+    bool dirty;     /* something was written since the last flush began */
+    unsigned syncs; /* in flight */
+    bool stable;    /* all that was written, as the last flush said */
 };
 
 static uint8_t zeroes[ZERO_CHUNK] __attribute__((aligned(4096)));
@@ -47,13 +49,19 @@ static struct file_node *file_of(const struct block_request *req)
     return (struct file_node *)req->node;
 }
 
+static void wrote(struct file_node *file)
+{
+    file->dirty = true;
+    file->stable = false;
+}
+
 static void finish(struct block_request *req, int result)
 {
     free(req->bounce.iov_base);
     req->bounce.iov_base = NULL;
     struct file_node *file = file_of(req);
     if (req->op != BLOCK_READ && req->op != BLOCK_FLUSH)
-        file->dirty = true;
+        wrote(file);
     if (req->op == BLOCK_WRITE && file->grows && req->progress && req->offset + req->progress > file->node.size)
         file->node.size = req->offset + req->progress;
     struct stat st;
@@ -190,14 +198,17 @@ static void transfer_start(struct block_request *req)
 static void sync_done(struct block_io *io, int result)
 {
     struct block_request *req = request_of(io);
+    struct file_node *file = file_of(req);
     if (result < 0)
-        file_of(req)->dirty = true;
+        wrote(file);
+    file->stable = --file->syncs == 0 && !file->dirty; /* what was written since this one began may be another's */
     finish(req, result < 0 ? result : 0);
 }
 
 static void sync_start(struct block_request *req)
 {
     file_of(req)->dirty = false;
+    file_of(req)->syncs++;
     start_io(req, (struct block_io){.kind = BLOCK_IO_SYNC, .done = sync_done});
 }
 
@@ -297,9 +308,9 @@ static void file_submit(struct block_node *node, struct block_request *req)
     req->retries = req->stage = 0;
     req->cut = NULL;
     req->bounce = (struct iovec){0};
-    if (req->op == BLOCK_FLUSH)
+    if (req->op == BLOCK_FLUSH && !((struct file_node *)node)->stable)
         sync_start(req);
-    else if (!req->len)
+    else if (req->op == BLOCK_FLUSH || !req->len)
         finish(req, 0);
     else if (req->op == BLOCK_READ || req->op == BLOCK_WRITE)
         transfer_start(req);
@@ -490,7 +501,7 @@ static int file_resize(struct block_node *node, uint64_t size, struct err *err)
     if (ftruncate(file->fd, (off_t)size) < 0)
         return err_set(err, errno, "disk '%s': resize", node->name);
     node->size = size;
-    file->dirty = true;
+    wrote(file);
     return 0;
 }
 
@@ -534,6 +545,7 @@ static int file_thaw(struct block_node *node, struct err *err)
         return fd;
     close(file->fd);
     file->fd = fd;
+    file->stable = false; /* as others left it */
     set_read_only(node, false);
     return 0;
 }

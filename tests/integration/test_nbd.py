@@ -335,6 +335,23 @@ def test_fio_verifies(folder):
     run("qemu-img", "check", image)
 
 
+# Blocks of all sizes are read back soon and at the end, beside writes that allocate clusters and make the file longer.
+@pytest.mark.parametrize("options", ["cluster_size=64k", "cluster_size=4k", "cluster_size=512", "cluster_size=64k,extended_l2=on",
+                                     "cluster_size=2M", "cluster_size=64k,lazy_refcounts=on,refcount_bits=64"])
+def test_fio_writes_into_thin_images(folder, options):
+    size = 16 << 20
+    if "nbd" not in run("fio", "--enghelp"):
+        pytest.skip("this fio has no nbd engine")
+    run(POLDER_IMG, "create", "-f", "qcow2", "-o", options, "thin.qcow2", size)
+    common = ["--ioengine=nbd", f"--size={size}", "--bsrange=4k-64k", "--iodepth=32", "--randrepeat=0", "--verify=crc32c"]
+    with Server(folder, "-f", "qcow2", "thin.qcow2") as server:
+        out = run("fio", *common, f"--uri={server.uri()}", "--name=backlog", "--rw=randrw", "--verify_backlog=64", "--loops=2")
+        assert "err= 0" in out
+        out = run("fio", *common, f"--uri={server.uri()}", "--name=overwrite", "--rw=randwrite", "--do_verify=1")
+        assert "err= 0" in out
+    run("qemu-img", "check", "thin.qcow2")
+
+
 def test_several_clients_and_one_flush(folder):
     image, data = make(folder)
     with Server(folder, image) as server:
