@@ -15,7 +15,7 @@ static int load(struct library *library, struct err *err)
     if (!handle)
         return err_say(err, ENOENT, "%s needs %s (apt-get install %s): %s", library->needed_for, library->file, library->package,
                        dlerror());
-    void **found = calloc(count, sizeof *found);
+    void **found = calloc(count + 1, sizeof *found);
     if (!found)
         return err_set(err, ENOMEM, "%s", library->file);
     int r = 0;
