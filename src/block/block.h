@@ -60,6 +60,7 @@ struct block_request {
 struct block_extent {
     uint64_t len;
     bool present;    /* this node or one of its backing chain says what is here */
+    bool beyond;     /* none does, and a backing file ends before it: zeroes, whatever those below that one have */
     bool data;       /* ... and has it stored */
     bool zero;       /* reads as zeroes */
     bool compressed;

@@ -136,6 +136,25 @@ static struct nbd_link *pick_link(struct nbd_node *n)
     return NULL;
 }
 
+static bool is_flush(const struct block_request *req)
+{
+    return req->op == BLOCK_FLUSH && req->stage == PLAIN;
+}
+
+/* Writes that are done while it is on its way may be none of its. */
+static void flush_starts(struct nbd_node *n, struct block_request *req)
+{
+    req->progress = n->unflushed;
+    n->flushing += n->unflushed;
+    n->unflushed = false;
+}
+
+static void flush_ended(struct nbd_node *n, const struct block_request *req)
+{
+    n->flushing -= (unsigned)req->progress;
+    n->unflushed |= req->progress && req->result < 0;
+}
+
 static void start(struct nbd_node *n, struct block_request *req)
 {
     struct nbd_link *link = pick_link(n);
@@ -145,6 +164,8 @@ static void start(struct nbd_node *n, struct block_request *req)
         return;
     }
     n->in_flight++;
+    if (is_flush(req))
+        flush_starts(n, req);
     send_parts(link, req);
     nbd_link_drive(link);
     nbd_finish(n);
@@ -166,11 +187,10 @@ static void end(struct nbd_node *n, struct block_request *req, int result)
         iov_write(req->iov, req->iov_count, 0, req->bounce.iov_base, req->len);
     free(req->bounce.iov_base);
     req->bounce.iov_base = NULL;
-    if (req->op == BLOCK_FLUSH && req->stage == PLAIN) {
+    if (is_flush(req)) {
         if (result == 0 && n->lost)
             result = -EIO;
         n->lost = false;
-        n->unflushed = false;
     } else if (req->op != BLOCK_READ) {
         n->unflushed = true;
     }
@@ -194,6 +214,8 @@ void nbd_finish(struct nbd_node *n)
     n->finishing = true;
     for (struct block_request *req; (req = queue_take(&n->finished));) {
         n->in_flight--;
+        if (is_flush(req))
+            flush_ended(n, req);
         if (req->result == -ENOTCONN || req->result == -ESHUTDOWN)
             start(n, req);
         else

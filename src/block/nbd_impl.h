@@ -59,7 +59,8 @@ struct nbd_node {
     bool timing;
     unsigned tries;
     bool has_extents;
-    bool unflushed, lost; /* writes are done and not flushed; ... by a server that is gone */
+    bool unflushed, lost; /* writes are done for which no flush was sent; ... and the server is gone */
+    unsigned flushing;    /* flushes on their way with writes to make stable */
 };
 
 /* ---- nbd.c ---- */

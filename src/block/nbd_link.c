@@ -84,7 +84,7 @@ static void break_link(struct nbd_link *link)
     struct nbd_node *n = link->n;
     if (link->up)
         log_debug("'%s': connection lost", n->node.name);
-    n->lost |= link->up && n->unflushed;
+    n->lost |= link->up && (n->unflushed || n->flushing);
     link->up = false;
     link->broken = true;
     shutdown(nbd_lib.nbd_aio_get_fd(link->h), SHUT_RDWR); /* ends the polls */

@@ -21,12 +21,12 @@ static int copy_chunk(struct img_walk *walk, uint64_t offset, uint64_t len, uint
     int r = 0;
     for (uint64_t at = offset; r == 0 && at < offset + len; at += extent.len) {
         r = block_status(c->top, at, c->top->size - at, &extent);
-        if (r == 0 && !extent.present && at == offset)
+        if (r == 0 && !extent.present && !extent.beyond && at == offset)
             img_walk_skip(walk, at + extent.len);
         uint64_t left = offset + len - at;
         if (r == 0 && extent.len > left)
             extent.len = left;
-        if (r < 0 || !extent.present)
+        if (r < 0 || !(extent.present || extent.beyond))
             continue;
         if (!extent.zero)
             r = img_read(c->top, at, extent.len, data);

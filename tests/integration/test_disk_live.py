@@ -1,4 +1,5 @@
 """Disks are snapshotted, copied, moved and enlarged while their guest writes them."""
+import hashlib
 import json
 import os
 import random
@@ -184,6 +185,33 @@ def test_incremental_backups(engine, tmp):
     assert max(sizes[1:]) < SIZE // 12 < sizes[0] // 4, sizes
     shown = json.loads(img("info", "--output=json", tmp / "top.qcow2"))["format-specific"]["data"]["bitmaps"]
     assert [bitmap["name"] for bitmap in shown] == ["daily"]
+
+
+def test_an_incremental_backup_knows_what_was_discarded(tmp):
+    """What became zeroes since the backup below must not show from there."""
+    disk, backups = tmp / "disk.qcow2", [tmp / "first.qcow2", tmp / "second.qcow2"]
+    img("create", "-f", "qcow2", disk, 16 * MIB)
+    script = f"""
+        dd if=/dev/urandom of=/dev/vda bs=1M count=12 2>/dev/null; sync; echo FILLED
+        read -r go; blkdiscard -o {MIB} -l {2 * MIB} /dev/vda && blkdiscard -o {5 * MIB} -l 65536 /dev/vda && sync && echo GONE
+        read -r go; echo SUM $(sha256sum </dev/vda | cut -d' ' -f1)
+    """
+    with Vmm("--engine", "jit", "--kernel", image("busybox") / "vmlinuz", "--initrd", initramfs(tmp, script), "--cmdline",
+             "console=ttyS0 quiet panic=-1 polder.test=run", "--memory", "128M", "--disk", disk, "--console", "stdio",
+             "--api-sock", tmp / "api.sock") as vmm:
+        for says, path, more in (("FILLED", backups[0], {}), ("GONE", backups[1], {"base_path_on_host": str(backups[0])})):
+            vmm.wait_for(f"^{says}$", 120)
+            client = Client(tmp / "api.sock")
+            client.put("/drives/drive0/copy", kind="Backup", path_on_host=str(path), bitmap="daily", **more)
+            deadline = time.monotonic() + 60 * SCALE
+            while client.get("/drives/drive0/copy")["state"] != "Done":
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            vmm.send("go\n")
+        digest = vmm.wait_for(r"^SUM (\w{64})\n", 60)[1]
+        assert vmm.wait(60) == 0, vmm.describe()
+    assert digest == hashlib.sha256(raw_of(backups[1], tmp).read_bytes()).hexdigest()
+    assert backups[1].stat().st_size < MIB
 
 
 def test_disk_moves_to_its_mirror(engine, tmp, disk):

@@ -351,6 +351,21 @@ def test_commit_further_down(folder, bottom):
     assert "no backing file" in ours("commit", "before.raw", status=1)
 
 
+def test_commit_further_down_than_a_shorter_image(folder):
+    """Where the image between ends, the top one reads as zeroes: so must the base."""
+    ours("create", "-f", "qcow2", "base.qcow2", "8M")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 8M", "base.qcow2")
+    theirs("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "middle.qcow2", "4M")
+    theirs("create", "-f", "qcow2", "-b", "middle.qcow2", "-F", "qcow2", "top.qcow2", "8M")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 6 1M 1M", "-c", "write -P 7 5M 1M", "top.qcow2")
+    maps = [[{key: extent[key] for key in ("start", "length", "depth", "present", "zero", "data")}
+             for extent in json.loads(tool("map", "--output=json", "top.qcow2"))] for tool in (ours, theirs)]
+    assert maps[0] == maps[1]
+    theirs("convert", "-O", "raw", "top.qcow2", "before.raw")
+    ours("commit", "-b", "base.qcow2", "top.qcow2")
+    theirs("compare", "-q", "-f", "raw", "-F", "qcow2", "before.raw", "base.qcow2")
+
+
 def test_commit_without_emptying(folder):
     make_chain(folder, "")
     ours("commit", "-d", "top.qcow2")

@@ -116,6 +116,12 @@ struct qcow2 {
     int failed; /* a sync failed: what is on disk is not known, nothing more is written */
 };
 
+/* Does anything show through holes, if not here (no_backing) then for who opens the image later? */
+static inline bool has_backing(const struct qcow2 *q)
+{
+    return q->backing || q->backing_name;
+}
+
 /* What a range of the guest's disk is. */
 enum map_kind { MAP_HOLE, MAP_ZERO, MAP_DATA, MAP_COMPRESSED };
 struct map {

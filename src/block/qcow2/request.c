@@ -357,6 +357,7 @@ static int status_below(struct qcow2 *q, uint64_t offset, struct block_extent *e
 {
     if (offset >= q->backing_size) {
         extent->zero = true;
+        extent->beyond = q->backing != NULL;
         return 0;
     }
     uint64_t len = q->backing_size - offset < extent->len ? q->backing_size - offset : extent->len;

@@ -71,7 +71,7 @@ static int cut_off(struct block_node *node, uint64_t size)
 {
     const struct qcow2 *q = qcow2_of(node);
     uint64_t first = cluster_count(q, size) << q->cluster_bits;
-    enum block_op op = q->version < 3 && q->backing ? BLOCK_WRITE_ZEROES : BLOCK_DISCARD; /* version 2 has no holes in front of data */
+    enum block_op op = q->version < 3 && has_backing(q) ? BLOCK_WRITE_ZEROES : BLOCK_DISCARD; /* version 2 has no holes in front of data */
     return first < node->size ? block_do(node, op, first, NULL, node->size - first) : 0;
 }
 
@@ -94,6 +94,8 @@ int qcow2_resize(struct block_node *node, uint64_t size, struct err *err)
         end = edge < size ? edge : size;
     if (end > old)
         r = block_do(node, BLOCK_WRITE_ZEROES, old, NULL, end - old);
+    if (r == 0 && end > old)
+        r = block_do(node, BLOCK_FLUSH, 0, NULL, 0);
     return r < 0 ? err_set(err, -r, "disk '%s': resize", node->name) : 0;
 }
 

@@ -6,6 +6,12 @@
 
 #define PLAIN_CHUNK (UINT64_C(1) << 20)
 
+/* Does a hole at `offset` read as zeroes, also for who opens the image with its backing file when this node was not? */
+static bool hole_is_zero(const struct qcow2 *q, uint64_t offset)
+{
+    return q->backing ? offset >= q->backing_size : !q->backing_name;
+}
+
 /* Writes zeroes where it does not read as zeroes. */
 static int zero_plain(struct qcow2 *q, uint64_t offset, uint64_t len)
 {
@@ -15,7 +21,7 @@ static int zero_plain(struct qcow2 *q, uint64_t offset, uint64_t len)
         struct map map = {0};
         uint64_t most = len < PLAIN_CHUNK ? len : PLAIN_CHUNK;
         r = map_get(q, offset, most, &map);
-        bool zero = map.kind == MAP_ZERO || (map.kind == MAP_HOLE && (!q->backing || offset >= q->backing_size));
+        bool zero = map.kind == MAP_ZERO || (map.kind == MAP_HOLE && hole_is_zero(q, offset));
         if (r == 0 && (!zero || q->external_raw)) {
             struct iovec iov = {zeroes, map.len};
             r = write_guest(q, offset, map.len, &iov, 1);
@@ -33,8 +39,8 @@ static bool zero_entry(const struct qcow2 *q, enum block_op op, bool may_unmap, 
 {
     bool own = !(old & ENTRY_COMPRESSED) && old & ENTRY_COPIED && (old & ENTRY_OFFSET || q->external);
     bool keep = own && (q->external || !may_unmap);
-    bool hole = !q->backing && !keep; /* reads as zeroes, too */
-    if (op == BLOCK_DISCARD && q->version < 3 && q->backing)
+    bool hole = !has_backing(q) && !keep; /* reads as zeroes, too */
+    if (op == BLOCK_DISCARD && q->version < 3 && has_backing(q))
         return false;
     *ret_entry = keep ? (old & ENTRY_OFFSET) | ENTRY_COPIED : 0;
     *ret_bitmap = hole ? 0 : UINT64_C(0xffffffff00000000);
@@ -64,7 +70,7 @@ static int zero_cluster(struct qcow2 *q, struct table *table, uint32_t index, en
 static int zero_clusters(struct qcow2 *q, enum block_op op, bool may_unmap, uint64_t offset, uint32_t count)
 {
     wait_not_busy(q, offset >> q->cluster_bits, (offset >> q->cluster_bits) + count - 1);
-    if (!q->backing && !(q->l1[offset >> (q->cluster_bits + q->l2_bits)] & ENTRY_OFFSET))
+    if (!has_backing(q) && !(q->l1[offset >> (q->cluster_bits + q->l2_bits)] & ENTRY_OFFSET))
         return 0; /* nothing is there */
     struct table *table = NULL;
     int r = make_room(q);
@@ -83,7 +89,7 @@ int zero_guest(struct qcow2 *q, enum block_op op, bool may_unmap, uint64_t offse
 {
     uint64_t end = offset + len, mask = q->cluster_size - 1;
     uint64_t first = (offset + mask) & ~mask, last = end == q->node.size ? (end + mask) & ~mask : end & ~mask;
-    bool plain = q->external_raw || (q->version < 3 && q->backing);
+    bool plain = q->external_raw || (q->version < 3 && has_backing(q));
     if (op == BLOCK_DISCARD && q->external_raw)
         return 0; /* only advice, and the raw file must go on reading the same */
     if (op == BLOCK_WRITE_ZEROES && (plain || first >= last))
