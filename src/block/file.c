@@ -19,6 +19,7 @@
 #include "block/lock.h"
 
 #define RETRIES_MAX 16
+#define FREEZE_TRIES 8u
 #define BOUNCE_MAX (UINT64_C(1) << 20)
 #define IOV_BATCH_MAX 1024u
 #define ZERO_CHUNK 65536u
@@ -511,14 +512,29 @@ static void set_read_only(struct block_node *node, bool read_only)
     node->can_discard = node->can_write_zeroes = !read_only;
 }
 
+/* The lock for reading; who tries to open the image at this moment may be in its way for an instant. On an error it is the one for
+ * writing again. */
+static int lock_for_readers(const struct file_node *file)
+{
+    int r = -EBUSY;
+    for (unsigned i = 0; r < 0 && i < FREEZE_TRIES; i++) {
+        if (i)
+            usleep(1000);
+        r = block_lock(file->fd, true);
+    }
+    for (unsigned i = 0; r < 0 && i < FREEZE_TRIES && block_lock(file->fd, false) < 0; i++)
+        usleep(1000);
+    return r;
+}
+
 static int file_freeze(struct block_node *node)
 {
-    struct file_node *file = (struct file_node *)node;
     int r = block_do(node, BLOCK_FLUSH, 0, NULL, 0);
-    if (r < 0)
-        return r;
-    set_read_only(node, true);
-    return block_lock(file->fd, true);
+    if (r == 0)
+        r = lock_for_readers((struct file_node *)node);
+    if (r == 0)
+        set_read_only(node, true);
+    return r;
 }
 
 /* The same file, open for writing and locked so. */

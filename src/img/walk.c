@@ -7,6 +7,7 @@
 #include "img/img.h"
 
 #define FIBERS 8u
+#define ZEROES_BYTES (UINT64_C(1) << 20)
 
 /* Not img_walk's own: the worker that ends last wakes the walk's fiber from its own, and gives back its stack after that. */
 static struct fiber_pool pool;
@@ -69,8 +70,23 @@ int img_read(struct block_node *node, uint64_t offset, uint64_t len, uint8_t *da
     return inside ? block_do(node, BLOCK_READ, offset, data, inside) : 0;
 }
 
+/* An NBD server may know no other zeroes than data. */
+static int write_plain_zeroes(struct block_node *node, uint64_t offset, uint64_t len)
+{
+    uint8_t *zeroes = calloc(1, ZEROES_BYTES);
+    int r = zeroes ? 0 : -ENOMEM;
+    for (uint64_t at = 0, n; r == 0 && at < len; at += n) {
+        n = len - at < ZEROES_BYTES ? len - at : ZEROES_BYTES;
+        r = block_do(node, BLOCK_WRITE, offset + at, zeroes, n);
+    }
+    free(zeroes);
+    return r;
+}
+
 int img_write(struct block_node *node, uint64_t offset, uint64_t len, uint8_t *data)
 {
     struct block_request zeroes = {.op = BLOCK_WRITE_ZEROES, .may_unmap = true, .offset = offset, .len = len};
-    return data ? block_do(node, BLOCK_WRITE, offset, data, len) : block_do_request(node, &zeroes);
+    if (data)
+        return block_do(node, BLOCK_WRITE, offset, data, len);
+    return node->can_write_zeroes ? block_do_request(node, &zeroes) : write_plain_zeroes(node, offset, len);
 }

@@ -92,8 +92,11 @@ static int take_backing(struct block_node *disk, struct starting *starting)
         return 0;
     options->target = backing;
     r = backing->class->thaw(backing, starting->err);
-    if (r == 0 && backing->size < disk->size)
+    if (r == 0 && backing->size < disk->size) {
         r = block_resize(backing, disk->size, starting->err);
+        if (r < 0)
+            (void)backing->class->freeze(backing);
+    }
     return r;
 }
 

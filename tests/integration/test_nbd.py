@@ -482,11 +482,12 @@ def test_tls_by_keys(folder):
 
 # ---- our client ----
 
-@pytest.mark.parametrize("program", ["qemu-nbd", "nbdkit"])
-def test_our_client_with_other_servers(folder, program):
+@pytest.mark.parametrize("program,options", [("qemu-nbd", []), ("nbdkit", []), ("nbdkit", ["--filter=nozero"])])
+def test_our_client_with_other_servers(folder, program, options):
     image, data = make(folder, "raw")
     sock = folder / "nbd.sock"
-    argv = {"qemu-nbd": ["qemu-nbd", "-t", "-e", "8", "-f", "raw", "-k", sock, image], "nbdkit": ["nbdkit", "-f", "-U", sock, "file", image]}
+    argv = {"qemu-nbd": ["qemu-nbd", "-t", "-e", "8", "-f", "raw", "-k", sock, image],
+            "nbdkit": ["nbdkit", "-f", "-U", sock, *options, "file", image]}
     if not shutil.which(program):
         pytest.skip(f"{program} is not installed")
     with Server(folder, program=argv[program]) as server:

@@ -359,8 +359,11 @@ static int qcow2_freeze(struct block_node *node)
     int r = q->failed ? q->failed : write_back(q);
     if (r == 0)
         r = q->file->class->freeze(q->file);
-    if (r == 0 && q->external)
+    if (r == 0 && q->external) {
         r = q->data->class->freeze(q->data);
+        if (r < 0)
+            (void)q->file->class->thaw(q->file, NULL);
+    }
     if (r == 0)
         set_read_only(node, true);
     return r;
