@@ -290,6 +290,12 @@ static void test_many(void)
     check_equal(count_wrong(1), 0, "pages read wrong after all moved");
 }
 
+static void move_byte(uint64_t to, uint64_t from)
+{
+    *(volatile uint8_t *)target = 1;
+    __asm__ volatile("movsb" : "+D"(to), "+S"(from) : : "memory");
+}
+
 /* Around 2^63, where empty entries of a TLB may lie: no access starts or ends there, by whatever code. */
 static void test_middle(uint64_t address)
 {
@@ -300,6 +306,12 @@ static void test_middle(uint64_t address)
                                      : : "r"(address) : "rcx", "memory")), SS, 0, "read at 2^63 through rbp");
     check_trap(TRAP(__asm__ volatile("push %%rbp; mov %0, %%rbp; stc; mov (%%rbp), %%rax; adc %%rax, %%rax; pop %%rbp"
                                      : : "r"(address) : "rax", "memory", "cc")), SS, 0, "the same with live flags");
+    check_trap(TRAP(__asm__ volatile("mov %0, %%rbp; leave" : : "r"(address) : "memory")), SS, 0, "leave at 2^63");
+    struct trap from = TRAP(move_byte((uint64_t)target, address)), to = TRAP(move_byte(address, (uint64_t)target));
+    check_trap(from, GP, 0, "movs from 2^63");
+    check(from.frame.rsi == address && from.frame.rdi == target, "rsi and rdi of movs from 2^63");
+    check_trap(to, GP, 0, "movs to 2^63");
+    check(to.frame.rsi == target && to.frame.rdi == address, "rsi and rdi of movs to 2^63");
 }
 
 static void test_canonical(void)

@@ -309,9 +309,38 @@ static void test_extensions(void)
     }
 }
 
+enum { SLEDS = 64, SLED_BYTES = 1024, GATHERS = 48, GATHER_BYTES = 11 };
+
+/* Blocks of nothing but gathers, of many sizes, so that some meet the end of what a translator has set aside for its code. */
+static void test_gathers(void)
+{
+    /* vpgatherdd %ymm2, %fs:0(%r15, %ymm1, 4), %ymm0 */
+    static const uint8_t gather[GATHER_BYTES] = {0x64, 0xc4, 0xc2, 0x6d, 0x90, 0x84, 0x8f, 0, 0, 0, 0};
+    if (!has_avx || cpuid(0, 0).eax < 7 || !(cpuid(7, 0).ebx & 1u << 5))
+        return;
+    uint8_t *sleds = alloc_pages(SLEDS * SLED_BYTES / PAGE);
+    for (unsigned i = 0; i < SLEDS; i++) {
+        uint8_t *at = sleds + i * SLED_BYTES;
+        for (unsigned j = 0; j < GATHERS; j++, at += GATHER_BYTES)
+            memcpy(at, gather, GATHER_BYTES);
+        *at = 0xc3; /* ret */
+    }
+    unsigned wrong = 0;
+    for (unsigned round = 0; round < GATHERS; round++)
+        for (unsigned i = 0; i < SLEDS; i++) {
+            unsigned start = (round + i * i) % (i % 3 ? 8 : GATHERS);
+            uint32_t masks = 1;
+            __asm__ volatile("vpxor %%ymm2, %%ymm2, %%ymm2; call *%1; vmovmskps %%ymm2, %0"
+                             : "=r"(masks) : "r"(sleds + i * SLED_BYTES + start * GATHER_BYTES) : "memory", "cc");
+            wrong += masks != 0;
+        }
+    check_equal(wrong, 0, "gathers of nothing that left a mask");
+}
+
 void guest_main(void)
 {
     set_up_xsave();
+    test_gathers();
     test_extensions();
     test_untouched();
     test_fxsave();

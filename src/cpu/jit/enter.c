@@ -72,7 +72,7 @@ static const uint8_t *resume_at_rip(struct jit_vcpu *cpu)
 static bool wants_run_loop(const struct jit_vcpu *cpu)
 {
     return cpu->halted || cpu->shutdown || cpu->interrupt_shadow || cpu->mode != MODE_LONG ||
-           vcpu_must_interpret(cpu) || __atomic_load_n(&cpu->poll, __ATOMIC_ACQUIRE);
+           vcpu_middle_ring(cpu) || vcpu_must_interpret(cpu) || __atomic_load_n(&cpu->poll, __ATOMIC_ACQUIRE);
 }
 
 /* Runs one instruction in C, then goes on after it, or wherever it went. */
@@ -609,7 +609,8 @@ static void raise_host_fault(struct jit_vcpu *cpu)
         interp_step(cpu);
         vcpu_resume(cpu); /* it did not raise: another vCPU has changed the code */
     }
-    vcpu_raise(cpu, exception.vector, 0);
+    bool simd_unknown = exception.vector == VEC_XM && !(cpu->cr4 & CR4_OSXMMEXCPT);
+    vcpu_raise(cpu, simd_unknown ? VEC_UD : exception.vector, 0);
 }
 
 /* Host exceptions that are the guest's own: division, x87, SSE, the general protection of misaligned SSE operands, and instructions

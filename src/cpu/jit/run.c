@@ -220,8 +220,7 @@ void vcpu_update_mode(struct jit_vcpu *cpu)
 /* The host timer may fire early: it counts in another clock, and at most an hour at once. */
 static void check_timer(struct jit_vcpu *cpu)
 {
-    bool fired = cpu->timer_fired;
-    cpu->timer_fired = false;
+    bool fired = __atomic_exchange_n(&cpu->timer_fired, false, __ATOMIC_RELAXED);
     uint64_t deadline = cpu->lapic.timer_deadline_tsc;
     lapic_timer_check(cpu);
     if (fired && deadline && cpu->lapic.timer_deadline_tsc == deadline)
@@ -279,7 +278,8 @@ static void interpret_one(struct jit_vcpu *cpu)
 
 static bool translatable(const struct jit_vcpu *cpu)
 {
-    return cpu->mode == MODE_LONG && !cpu->interrupt_shadow && !cpu->interpret_only && !vcpu_must_interpret(cpu);
+    return cpu->mode == MODE_LONG && !cpu->interrupt_shadow && !cpu->interpret_only && !vcpu_middle_ring(cpu) &&
+           !vcpu_must_interpret(cpu);
 }
 
 /* Runs until the state of events has to be looked at again. Raised exceptions unwind past it. */

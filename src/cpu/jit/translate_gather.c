@@ -3,6 +3,7 @@
  * completes the elements before it and says so in the mask. */
 #include <stddef.h>
 
+#include "cpu/jit/cache_impl.h"
 #include "cpu/jit/decode_vector.h"
 #include "cpu/jit/translate.h"
 #include "cpu/jit/vcpu.h"
@@ -10,7 +11,8 @@
 #define TMP R14
 #define ADDR R15
 #define GPR_OFFSET(r) (offsetof(struct jit_vcpu, gpr) + 8 * (size_t)(r))
-#define BLOCK_BYTES 16384 /* an element takes some 80 bytes: a block full of gathers would not fit */
+#define GATHER_BYTES 1024 /* at most: 8 elements of some 106 and what is around them */
+#define INSN_BYTES 300    /* more than any other instruction takes */
 #define OP_VMOVDQU_LOAD 0x6fu
 #define OP_VMOVDQU_STORE 0x7fu
 #define OP_MOVSXD 0x63u
@@ -100,11 +102,17 @@ static bool is_gather(const struct insn *insn)
     return insn->kind == INSN_SYSTEM && insn->vex_length && insn->map == 2 && insn->opcode >= 0x90 && insn->opcode <= 0x93;
 }
 
+/* A block full of gathers would not fit: those that leave too little for what is behind them are the interpreter's. */
+static bool has_room(const struct translation *t)
+{
+    return (size_t)(t->hot.at - t->tr->hot) + GATHER_BYTES + (t->ahead + 2) * INSN_BYTES <= CACHE_ROOM_HOT;
+}
+
 bool translate_gather(struct translation *t)
 {
     const struct insn *insn = t->insn;
     struct emit *e = &t->hot, *c = &t->cold;
-    if (!is_gather(insn) || insn->address_bits != 64 || e->at - t->tr->hot > BLOCK_BYTES || !vcpu_optimises(t->cpu, JIT_OPT_GATHER))
+    if (!is_gather(insn) || insn->address_bits != 64 || !has_room(t) || !vcpu_optimises(t->cpu, JIT_OPT_GATHER))
         return false;
     struct insn_gather g = insn_gather_shape(insn);
     bool wide = insn_vector_bytes(insn) == 32;

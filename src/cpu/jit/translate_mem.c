@@ -311,41 +311,12 @@ static bool flagless_operand(struct translation *t, enum check_form form, bool n
 }
 
 /* One instruction of the only CPU is one step for all that runs on it; no device changes memory by reading it first. Kept is what
- * orders accesses for a device: all of the kernel's, where drivers are, and those on the stack, which is how a barrier is written. */
+ * orders accesses for a device: all of the kernel's, where drivers are, those on the stack, which is how a barrier is written, and
+ * xchg, which is how one that stores is. */
 static bool needs_no_lock(const struct translation *t)
 {
     return t->cpu->engine->vcpu_count == 1 && t->key.pool == TLB_USER && t->insn->mem_base != RSP &&
            vcpu_optimises(t->cpu, JIT_OPT_UNLOCK);
-}
-
-/* reg, rm: a register or [rm], of 32 or 64 bits. */
-static void sized(struct emit *e, unsigned opcode, unsigned bits, unsigned reg, unsigned rm, bool memory)
-{
-    emit_u8(e, emit_rex(bits == 64, reg, 0, rm));
-    emit_u8(e, opcode);
-    emit_u8(e, (memory ? 0 : 0xc0u) | (reg & 7) << 3 | (rm & 7));
-}
-
-static bool is_plain_exchange(const struct translation *t)
-{
-    const struct insn *insn = t->insn;
-    return insn->map == 0 && !insn->vex_length && insn->opcode == 0x87 && insn->operand_bits >= 32 && !in_memory(insn->reg_gpr) &&
-           insn->address_bits == 64 && needs_no_lock(t);
-}
-
-/* xchg with memory is locked without a prefix. */
-static bool plain_exchange(struct translation *t)
-{
-    const struct insn *insn = t->insn;
-    struct emit *e = &t->hot;
-    bool flagless = translate_flagless_pays(t);
-    if (!(flagless ? flagless_operand(t, CHECK_WHOLE, false, 0) : parked_operand(t, CHECK_WHOLE, false, 0)))
-        return false;
-    settle_flags(t);
-    sized(e, OP_MOV_LOAD, insn->operand_bits, TMP, ADDR, true);
-    sized(e, OP_MOV_STORE, insn->operand_bits, insn->reg_gpr, ADDR, true);
-    sized(e, OP_MOV_LOAD, insn->operand_bits, insn->reg_gpr, TMP, false);
-    return true;
 }
 
 bool translate_plain(struct translation *t)
@@ -354,8 +325,6 @@ bool translate_plain(struct translation *t)
     struct emit *e = &t->hot;
     if (!insn->has_mem || insn->mem_is_agen)
         return plain_on_registers(t);
-    if (is_plain_exchange(t))
-        return plain_exchange(t);
     if (!insn->mem_bytes || insn->mem_bytes > 64 || insn->address_bits != 64)
         return false;
     unsigned scratch = scratch_operands(insn);
@@ -533,8 +502,9 @@ static bool leave(struct translation *t)
     const uint8_t *retry = e->at;
     emit_mov(e, ADDR, RBP);
     translate_check(t, retry, &(struct check){.size = 8, .stack = true, .form = CHECK_PARTS});
+    emit_mem(e, OP_MOV_LOAD, TMP, TMP, ADDR, 1, 0); /* may fault: nothing has changed */
     emit_mem(e, OP_LEA, RSP, RBP, INSN_NO_REG, 1, 8);
-    emit_mem(e, OP_MOV_LOAD, RBP, TMP, ADDR, 1, 0);
+    emit_mov(e, RBP, TMP);
     return true;
 }
 

@@ -87,13 +87,23 @@ static void lods(struct translation *t, unsigned size)
     emit_bytes(e, "\x4c\x29\xfe\x4c\x01\xf6", 6); /* sub rsi, r15; add rsi, r14 */
 }
 
+/* Addresses around 2^63 meet empty entries of the TLB and stay as they are; at the fault rsi and rdi must be the guest's. */
+static void leave_if_negative(struct translation *t)
+{
+    struct emit *e = &t->hot;
+    emit_bytes(e, "\x4d\x85\xff", 3); /* test r15, r15 */
+    translate_leave_unless(t, CONDITION_NS);
+}
+
 /* A miss of the second operand is tried again alone: its entry may take the place of the first one's. */
 static void movs(struct translation *t, unsigned size)
 {
     struct emit *e = &t->hot;
     check(t, RSI, size, false);
+    leave_if_negative(t);
     emit_store_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[0]));
     check(t, RDI, size, true);
+    leave_if_negative(t);
     emit_store_gs(e, RSI, GPR_OFFSET(RSI));
     emit_store_gs(e, RDI, GPR_OFFSET(RDI));
     emit_load_gs(e, RSI, offsetof(struct jit_vcpu, scratch[0]));

@@ -169,6 +169,12 @@ static inline bool vcpu_watched(const struct jit_vcpu *cpu)
     return (cpu->dr7 & DR7_ENABLED) || ((cpu->cr0 & cpu->rflags & FLAG_AC) && cpu->cpl == 3);
 }
 
+/* CPL 1 and 2, which no system uses, have the kernel's pools and none of its rights: only the interpreter knows them. */
+static inline bool vcpu_middle_ring(const struct jit_vcpu *cpu)
+{
+    return cpu->cpl == 1 || cpu->cpl == 2;
+}
+
 /* Translated code knows nothing of these: whoever lets it change TF, AC, CPL, CR0 or DR7 must look, and leave. */
 static inline bool vcpu_must_interpret(const struct jit_vcpu *cpu)
 {
