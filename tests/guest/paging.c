@@ -79,6 +79,21 @@ static void test_not_present(unsigned level)
     }
 }
 
+/* INVLPG of any byte of a page is for all of it. */
+static void test_invalidation(unsigned level)
+{
+    clear_slot();
+    map_at(VA, level, P_PRESENT | P_WRITE);
+    uint64_t va = level == 3 ? VA + (32 << 20) : address_in(level);
+    check_no_trap(TRAP(*at(va) = *at(va)), "read and write");
+    *page_entry(VA, level) &= ~P_WRITE;
+    invlpg(VA);
+    check_fault(TRAP(*at(va) = *at(va)), ERR_P | ERR_W, va, "write after INVLPG of the page's start");
+    *page_entry(VA, level) &= ~P_PRESENT;
+    invlpg(VA + size_of_level(level) - 1);
+    check_fault(TRAP((void)*at(va)), 0, va, "read after INVLPG of the page's end");
+}
+
 static void test_read_only(unsigned level)
 {
     for (unsigned up = level; up <= 4; up++) {
@@ -335,6 +350,7 @@ void guest_main(void)
     for (unsigned level = 1; level <= top_level(); level++) {
         test_access(level);
         test_not_present(level);
+        test_invalidation(level);
         test_read_only(level);
         test_user(level);
         test_no_execute(level);

@@ -305,11 +305,7 @@ static struct fetch_entry *fetch_entry(struct jit_vcpu *cpu, uint64_t linear, ui
     entry->gpa = walk.gpa & ~PAGE_MASK;
     entry->global = walk.global;
     entry->host = mem_ptr(cpu->mem, entry->gpa, MEM_PAGE_SIZE);
-    if (walk.large) {
-        unsigned region = (unsigned)(linear >> 21) % 4096;
-        cpu->tlb.large[region / 64] |= UINT64_C(1) << (region % 64);
-        cpu->tlb.has_large = true;
-    }
+    tlb_note_size(cpu, linear, walk.bits);
     return entry;
 }
 

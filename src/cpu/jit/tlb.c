@@ -98,15 +98,40 @@ static void enter(struct jit_vcpu *cpu, enum tlb_pool pool, enum tlb_access kind
     list_add(tlb, global ? TLB_GLOBAL : TLB_LOCAL, index);
 }
 
+void tlb_note_size(struct jit_vcpu *cpu, uint64_t linear, unsigned bits)
+{
+    struct tlb *tlb = &cpu->tlb;
+    if (bits == 12)
+        return;
+    tlb->has_large = true;
+    if (bits < 30) { /* 4 MiB are two regions */
+        unsigned region = (unsigned)(linear >> 21) % 4096;
+        tlb->large[region / 64] |= (bits == 22 ? UINT64_C(3) << (region % 64 & ~1u) : UINT64_C(1) << (region % 64));
+        return;
+    }
+    for (unsigned i = 0; i < tlb->huge_count; i++)
+        if (tlb->huge[i] == linear >> 30)
+            return;
+    if (tlb->huge_count < TLB_HUGE_MAX)
+        tlb->huge[tlb->huge_count] = linear >> 30;
+    if (tlb->huge_count <= TLB_HUGE_MAX)
+        tlb->huge_count++; /* one more than fit: any may be */
+}
+
+static bool is_of_large_page(const struct tlb *tlb, uint64_t linear)
+{
+    unsigned region = (unsigned)(linear >> 21) % 4096;
+    for (unsigned i = 0; i < tlb->huge_count; i++)
+        if (i == TLB_HUGE_MAX || tlb->huge[i] == linear >> 30)
+            return true;
+    return tlb->large[region / 64] >> (region % 64) & 1;
+}
+
 void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const struct walk_result *walk, uint8_t *host_page)
 {
     uint64_t page = linear & ~(uint64_t)(MEM_PAGE_SIZE - 1);
     enter(cpu, pool, TLB_READ, page, walk->global, host_page);
-    if (walk->large) {
-        unsigned region = (unsigned)(linear >> 21) % 4096;
-        cpu->tlb.large[region / 64] |= UINT64_C(1) << (region % 64);
-        cpu->tlb.has_large = true;
-    }
+    tlb_note_size(cpu, linear, walk->bits);
     if (walk->writable && cache_allow_writes(cpu, host_page))
         enter(cpu, pool, TLB_WRITE, page, walk->global, host_page);
 }
@@ -352,13 +377,13 @@ void mmu_flush_all(struct jit_vcpu *cpu)
         for (unsigned i = 0; i < 64; i++)
             cpu->tlb.large[i] = 0;
     cpu->tlb.has_large = false;
+    cpu->tlb.huge_count = 0;
 }
 
 void mmu_flush_page(struct jit_vcpu *cpu, uint64_t linear)
 {
     cpu->jump_cache.stat_flush_page++;
-    unsigned region = (unsigned)(linear >> 21) % 4096;
-    if (cpu->tlb.large[region / 64] >> (region % 64) & 1) {
+    if (is_of_large_page(&cpu->tlb, linear)) {
         mmu_flush_all(cpu);
         return;
     }

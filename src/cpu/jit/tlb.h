@@ -20,6 +20,7 @@
 #define TLB_ENTRIES (1u << TLB_BITS)
 #define TLB2_BITS 15
 #define TLB2_ENTRIES (1u << TLB2_BITS)
+#define TLB_HUGE_MAX 8u
 #define TLB2_HASH 0x9e3779b1u
 #define TLB_EMPTY UINT64_C(0x8000000000000000)
 
@@ -43,9 +44,11 @@ struct tlb {
     uint32_t count[TLB_LISTS];
     uint32_t list[TLB_LISTS][TLB2_FLAT];
     uint8_t listed[TLB2_FLAT]; /* a bit a list */
-    /* Which 2 MiB regions (by number mod 4096) have entries that come from a large page: flushing one page of those means
-     * flushing all. */
+    /* Which 2 MiB regions (by number mod 4096) have entries that come from a page of 2 or 4 MiB, and which GiB those from one of
+     * 1 GiB: flushing a page of those means flushing all, wherever in the large page it lies. */
     uint64_t large[64];
+    uint64_t huge[TLB_HUGE_MAX];
+    unsigned huge_count; /* TLB_HUGE_MAX + 1: there were more */
     bool has_large;
     /* The page that the stack pointer was last seen in, a pool: a translation that has a write entry too. Accesses relative to rsp
      * check this before the table. */
@@ -110,6 +113,8 @@ struct walk_result;
 void tlb_init(struct jit_vcpu *cpu);
 /* The pool that an access with `access` (mmu.h) uses now. */
 enum tlb_pool tlb_pool_of(const struct jit_vcpu *cpu, unsigned access);
+/* For mmu_flush_page: a page of 1 << bits bytes is known at `linear`. */
+void tlb_note_size(struct jit_vcpu *cpu, uint64_t linear, unsigned bits);
 /* Enters a walked page of RAM for reads, and for writes where `walk` allows it and the page holds no translated code. */
 void tlb_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t linear, const struct walk_result *walk, uint8_t *host_page);
 /* The entry of the second level for the page of `linear`, or NULL. */

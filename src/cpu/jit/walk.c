@@ -127,7 +127,7 @@ static uint32_t walk_once(struct jit_vcpu *cpu, uint64_t linear, unsigned access
         if (leaf) {
             *ret_result = (struct walk_result){
                 .gpa = leaf_address(&p, level, entry, linear),
-                .large = level > 1,
+                .bits = (uint8_t)shift,
                 .global = (entry & PTE_G) && (cpu->cr4 & CR4_PGE),
                 .writable = ((entry | set) & PTE_D) &&
                             allowed(cpu, (access & ~ACCESS_FETCH) | ACCESS_WRITE, user, rights, no_execute)};

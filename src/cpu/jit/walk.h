@@ -9,7 +9,7 @@ struct jit_vcpu;
 
 struct walk_result {
     uint64_t gpa;
-    bool large;    /* from a page larger than 4 KiB */
+    uint8_t bits;  /* size of the page: 12, 21, 22 or 30 */
     bool global;   /* survives a CR3 load */
     bool writable; /* a write by the same kind of access would be allowed and the dirty bit is set */
 };
