@@ -522,8 +522,14 @@ static int lock_for_readers(const struct file_node *file)
             usleep(1000);
         r = block_lock(file->fd, true);
     }
-    for (unsigned i = 0; r < 0 && i < FREEZE_TRIES && block_lock(file->fd, false) < 0; i++)
-        usleep(1000);
+    int back = r < 0 ? -EBUSY : 0;
+    for (unsigned i = 0; back < 0 && i < FREEZE_TRIES; i++) {
+        back = block_lock(file->fd, false);
+        if (back < 0)
+            usleep(1000);
+    }
+    if (back < 0)
+        log_error("disk '%s': its lock was lost: another program has the image", file->node.name);
     return r;
 }
 

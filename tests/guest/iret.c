@@ -101,6 +101,31 @@ static void test_ring_3(void)
     check(!(trap.frame.rflags & FLAG_RF), "RF is not set by int");
 }
 
+/* Privileged instructions of ring 1, to which interrupts must not be given away: each faults where it stands. */
+extern uint8_t ring1_cli[], ring1_swapgs[], ring1_cr3[], ring1_sysret[];
+__asm__(".text\nring1_cli: cli\n ud2\nring1_swapgs: swapgs\n ud2\nring1_cr3: mov %cr3, %rax\n ud2\nring1_sysret: sysretq\n ud2\n");
+
+static void test_ring_1(void)
+{
+    static const struct {
+        uint8_t *code;
+        const char *what;
+    } cases[] = {{ring1_cli, "cli in ring 1"}, {ring1_swapgs, "swapgs in ring 1"}, {ring1_cr3, "mov from cr3 in ring 1"},
+                 {ring1_sysret, "sysret in ring 1"}};
+    struct iret_frame *frame = frame_on_stack();
+    uint64_t stack = (uint64_t)alloc_pages(1) + PAGE - 16;
+    gdt_set(SEL_SPARE, 0x00afbb000000fffful);
+    gdt_set(SEL_SPARE + 8, 0x00cfb3000000fffful);
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (unsigned turn = 0; turn < 3; turn++) { /* warm, too */
+            *frame = (struct iret_frame){(uint64_t)cases[i].code, SEL_SPARE | 1, 2 | FLAG_IF, stack, (SEL_SPARE + 8) | 1};
+            struct trap trap = catch_trap(do_iret, frame);
+            check_trap(trap, GP, 0, cases[i].what);
+            check_equal(trap.frame.rip, (uint64_t)cases[i].code, cases[i].what);
+            check_equal(trap.frame.cs, SEL_SPARE | 1, cases[i].what);
+        }
+}
+
 /* 32-bit code: registers wrap at 32 bits, `inc` is one byte, stacks are 4 bytes wide. */
 extern uint8_t code32[], code32_end[], code32_fault[], code32_ud[];
 __asm__(".text\n.code32\n"
@@ -208,6 +233,7 @@ void guest_main(void)
     test_same_ring();
     test_refused();
     test_ring_3();
+    test_ring_1();
     test_compatibility();
     test_far();
     test_kernel32();

@@ -233,6 +233,24 @@ static void test_ports(void)
     check_equal(rdi, (uint64_t)target + 5, "rdi after rep insb");
 }
 
+/* A block of nothing but string instructions, which take more room in a translation than others. */
+static void test_block(void)
+{
+    static const uint8_t move[3] = {0x66, 0xf3, 0xa5}; /* rep movsw */
+    enum { MOVES = 48 };
+    uint8_t *code = alloc_pages(1);
+    for (unsigned i = 0; i < MOVES; i++)
+        memcpy(code + i * sizeof move, move, sizeof move);
+    code[MOVES * sizeof move] = 0xc3; /* ret */
+    fill();
+    for (unsigned turn = 0; turn < 3; turn++) {
+        uint64_t count = 2, from = (uint64_t)source, to = (uint64_t)target;
+        __asm__ volatile("call *%3" : "+c"(count), "+S"(from), "+D"(to) : "r"(code) : "memory", "cc");
+        check(count == 0 && from == (uint64_t)source + 4 && to == (uint64_t)target + 4, "registers after %u string instructions", MOVES);
+        check(!memcmp(target, source, 4), "bytes moved by %u string instructions", MOVES);
+    }
+}
+
 void guest_main(void)
 {
     source = alloc_pages(4);
@@ -240,6 +258,7 @@ void guest_main(void)
     alloc_pages(1);
     fill();
     test_moves();
+    test_block();
     test_overlap();
     test_stores();
     test_compare();

@@ -46,7 +46,8 @@ class NestedRun(threading.Thread):
 
     def __init__(self, config, nodes):
         super().__init__(name="nested host")
-        self.config, self.nodes, self.over, self.outcomes = config, nodes, threading.Event(), {}
+        self.nodes, self.over, self.outcomes = nodes, threading.Event(), {}
+        self.tmp = config._tmp_path_factory.mktemp("nested")  # here: pytest makes its folders for one thread alone
         self.start()
 
     def run(self):
@@ -60,8 +61,7 @@ class NestedRun(threading.Thread):
             return {node: nested.Outcome("skipped", why) for node in self.nodes}
         if not vmm.BINARY.exists():
             return {node: nested.Outcome("failed", f"{vmm.BINARY} is missing") for node in self.nodes}
-        tmp = self.config._tmp_path_factory.mktemp("nested")
-        return nested.run_tests(tmp, self.nodes, NESTED_IMAGES, NESTED_PROGRAMS, NESTED_TIMEOUT_S, self.over)
+        return nested.run_tests(self.tmp, self.nodes, NESTED_IMAGES, NESTED_PROGRAMS, NESTED_TIMEOUT_S, self.over)
 
     def stop(self):
         self.over.set()

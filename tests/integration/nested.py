@@ -9,7 +9,7 @@ What TCG's CPU does otherwise than a real one, and this host is set up around:
 - The TSC is taken for unstable, although all CPUs' are one; KVM then promises no guest a kvmclock that is monotonic over
   its vCPUs. The host is told that it is reliable.
 - With two CPUs, guests and the host itself were seen to fault at random, and to hang when the machine below had other work.
-  The host has one; what runs in it takes half as long again as with two.
+  The host has one; a whole run takes 14 to 16 minutes beside other tests (11 with two CPUs and nothing beside it).
 """
 import collections
 import json

@@ -493,7 +493,9 @@ def test_our_client_with_other_servers(folder, program, options):
     with Server(folder, program=argv[program]) as server:
         run(POLDER_IMG, "convert", "-O", "qcow2", server.uri(), "copy.qcow2")
         run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "copy.qcow2", image)
-        (folder / "new.raw").write_bytes(bytes(data[::-1]))
+        with open(folder / "new.raw", "wb") as new:  # with a hole in front
+            new.seek(SIZE // 2)
+            new.write(data[:SIZE // 2][::-1])
         run(POLDER_IMG, "convert", "new.raw", server.uri())
         run(POLDER_IMG, "compare", server.uri(), "new.raw")
         run(POLDER_IMG, "map", server.uri())

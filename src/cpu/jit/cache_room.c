@@ -13,7 +13,7 @@
 #include "cpu/jit/fpu.h"
 #include "cpu/jit/profile.h"
 
-#define SITES_PER_INSN 6u /* rep movs */
+#define SITES_PER_INSN 6u /* more than any has: most have a check and a way out, rep movs has two and one */
 #define REGION_BYTES ((size_t)256 << 10)
 #define START_BYTES ((size_t)12 << 20)
 #define EVICT_BLOCKS 64u /* at a time */

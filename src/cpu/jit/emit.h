@@ -242,4 +242,3 @@ static inline void emit_bind_short(struct emit *e, uint8_t *displacement)
 #define CONDITION_BE 0x6u
 #define CONDITION_NE 0x5u
 #define CONDITION_S 0x8u
-#define CONDITION_NS 0x9u

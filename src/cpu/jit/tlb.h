@@ -20,7 +20,7 @@
 #define TLB_ENTRIES (1u << TLB_BITS)
 #define TLB2_BITS 15
 #define TLB2_ENTRIES (1u << TLB2_BITS)
-#define TLB_HUGE_MAX 8u
+#define TLB_HUGE_MAX 32u
 #define TLB2_HASH 0x9e3779b1u
 #define TLB_EMPTY UINT64_C(0x8000000000000000)
 

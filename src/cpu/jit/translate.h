@@ -288,6 +288,9 @@ static inline bool translate_rip_fits(const struct translation *t, uint64_t rip)
 /* translate_system.c */
 /* Goes on in line if the condition holds, else the interpreter runs this instruction. */
 void translate_leave_unless(struct translation *t, unsigned condition);
+/* Out of line: the interpreter runs this instruction, with flags as they are now. For several checks of one instruction, which has as many
+ * sites as SITES_PER_INSN (cache_room.c) at most. */
+const uint8_t *translate_leave(struct translation *t);
 /* The same if r15 is a canonical address; r14 is lost. Flags are parked or dead. */
 void translate_leave_unless_canonical(struct translation *t);
 /* rflags as PUSHF shows it, the arithmetic flags of which are parked, to `to`; all 32-bit registers. */

@@ -17,34 +17,34 @@ static unsigned element_size(const struct insn *insn)
     return insn->opcode & 1 ? insn->operand_bits / 8 : 1;
 }
 
-static void leave_if_backward(struct translation *t)
+static void leave_if_backward(struct translation *t, const uint8_t *leave)
 {
     struct emit *e = &t->hot;
     emit_bytes(e, "\x65\xf6\x04\x25", 4); /* test byte gs:[rflags + 1], DF */
     emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, rflags) + 1);
     emit_u8(e, FLAG_DF >> 8);
-    translate_leave_unless(t, CONDITION_E);
+    emit_jcc(e, CONDITION_NE, leave);
 }
 
 /* A count of 0 touches no memory, and one too large for a page cannot stay in it. */
-static void leave_unless_count_fits(struct translation *t, unsigned size)
+static void leave_unless_count_fits(struct translation *t, unsigned size, const uint8_t *leave)
 {
     struct emit *e = &t->hot;
     emit_mem(e, OP_LEA, TMP, RCX, INSN_NO_REG, 1, -1);
     emit_bytes(e, "\x49\x81\xfe", 3); /* cmp r14, 4096 / size - 1 */
     emit_u32(e, 4096 / size - 1);
-    translate_leave_unless(t, CONDITION_BE);
+    emit_jcc(e, CONDITION_A, leave);
 }
 
 /* First and last byte from `reg` on must lie in one page. */
-static void leave_unless_in_page(struct translation *t, unsigned reg, unsigned size)
+static void leave_unless_in_page(struct translation *t, unsigned reg, unsigned size, const uint8_t *leave)
 {
     struct emit *e = &t->hot;
     emit_mem(e, OP_LEA, ADDR, reg, RCX, size, -1);
     emit_u8(e, emit_rex(1, reg, 0, ADDR)); /* xor r15, reg */
     emit_bytes(e, (const uint8_t[]){0x31, (uint8_t)(0xc0 | (reg & 7) << 3 | (ADDR & 7))}, 2);
     emit_bytes(e, "\x49\xc1\xef\x0c", 4); /* shr r15, 12 */
-    translate_leave_unless(t, CONDITION_E);
+    emit_jcc(e, CONDITION_NE, leave);
 }
 
 /* The host's own instruction, without prefixes for segments. */
@@ -88,22 +88,22 @@ static void lods(struct translation *t, unsigned size)
 }
 
 /* Addresses around 2^63 meet empty entries of the TLB and stay as they are; at the fault rsi and rdi must be the guest's. */
-static void leave_if_negative(struct translation *t)
+static void leave_if_negative(struct translation *t, const uint8_t *leave)
 {
     struct emit *e = &t->hot;
     emit_bytes(e, "\x4d\x85\xff", 3); /* test r15, r15 */
-    translate_leave_unless(t, CONDITION_NS);
+    emit_jcc(e, CONDITION_S, leave);
 }
 
 /* A miss of the second operand is tried again alone: its entry may take the place of the first one's. */
-static void movs(struct translation *t, unsigned size)
+static void movs(struct translation *t, unsigned size, const uint8_t *leave)
 {
     struct emit *e = &t->hot;
     check(t, RSI, size, false);
-    leave_if_negative(t);
+    leave_if_negative(t, leave);
     emit_store_gs(e, ADDR, offsetof(struct jit_vcpu, scratch[0]));
     check(t, RDI, size, true);
-    leave_if_negative(t);
+    leave_if_negative(t, leave);
     emit_store_gs(e, RSI, GPR_OFFSET(RSI));
     emit_store_gs(e, RDI, GPR_OFFSET(RDI));
     emit_load_gs(e, RSI, offsetof(struct jit_vcpu, scratch[0]));
@@ -127,13 +127,14 @@ bool translate_string(struct translation *t)
     if (operation != OPCODE_MOVS && operation != OPCODE_STOS && (operation != OPCODE_LODS || rep))
         return false;
     translate_park_flags(t);
-    leave_if_backward(t);
+    const uint8_t *leave = translate_leave(t);
+    leave_if_backward(t, leave);
     if (rep) {
-        leave_unless_count_fits(t, size);
+        leave_unless_count_fits(t, size, leave);
         if (reads)
-            leave_unless_in_page(t, RSI, size);
+            leave_unless_in_page(t, RSI, size, leave);
         if (writes)
-            leave_unless_in_page(t, RDI, size);
+            leave_unless_in_page(t, RDI, size, leave);
         size = 1;
     }
     t->tr->maps[t->tr->map_count - 1].parked = t->parked;
@@ -142,6 +143,6 @@ bool translate_string(struct translation *t)
     else if (operation == OPCODE_LODS)
         lods(t, size);
     else
-        movs(t, size);
+        movs(t, size, leave);
     return true;
 }

@@ -20,12 +20,18 @@ static void change_rflags(struct emit *e, unsigned group, uint32_t value)
     emit_u32(e, value);
 }
 
-void translate_leave_unless(struct translation *t, unsigned condition)
+const uint8_t *translate_leave(struct translation *t)
 {
     struct emit *c = &t->cold;
-    emit_jcc(&t->hot, condition ^ 1, c->at);
+    const uint8_t *at = c->at;
     emit_mov_imm(c, TMP, translate_new_interp_site(t));
     emit_jmp(c, t->tr->to.interp);
+    return at;
+}
+
+void translate_leave_unless(struct translation *t, unsigned condition)
+{
+    emit_jcc(&t->hot, condition ^ 1, translate_leave(t));
 }
 
 static bool inline_cli(struct translation *t)
