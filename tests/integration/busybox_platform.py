@@ -17,6 +17,7 @@ BUSYBOX = shutil.which("busybox")
 if os.geteuid() != 0 or not BUSYBOX:
     pytest.skip("needs root and busybox", allow_module_level=True)
 SMALL = ("-m", "128M")
+SYNCED = "sync && touch /tmp/synced"  # in a command: what it wrote is stable now, as is_synced tells
 
 
 def tar(entries):
@@ -60,3 +61,8 @@ def busybox_platform(folder, *args, engine="jit", **more):
         daemon.archive.write_bytes(busybox_archive())
         daemon.polder("image", "import", daemon.archive, "busybox")
         yield daemon
+
+
+def is_synced(daemon, name):
+    """Whether the command of the instance came past SYNCED. (That a file has its text tells only of the guest's memory.)"""
+    return daemon.polder("exec", name, "--", "ls", "/tmp/synced", status=None)[0] != ""

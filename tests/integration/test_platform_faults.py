@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from busybox_platform import SMALL, Platform, busybox_platform
+from busybox_platform import SMALL, SYNCED, Platform, busybox_platform, is_synced
 from images import image
 
 
@@ -159,8 +159,9 @@ def test_a_plain_users_polderd(platform):
 
 def test_a_guest_that_reboots_runs_its_command_anew(platform):
     """In the same machine, with what it wrote; no restart by the policy, which is for the command's end."""
-    script = "echo run >>/root/runs; sync; exec sleep 10000"
+    script = f"echo run >>/root/runs; {SYNCED}; exec sleep 10000"
     platform.polder("run", "-d", "--name", "again", *SMALL, "busybox", "sh", "-c", script)
+    platform.until(lambda: is_synced(platform, "again"))
     before = platform.document("again")["status"]
     platform.polder("exec", "again", "--", "reboot", "-f", status=125)  # nobody is left to say how it ended
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from busybox_platform import busybox_platform
+from busybox_platform import SYNCED, busybox_platform, is_synced
 from polderd import SCALE, TOP, ApiError
 
 PARTS = ("create", "start", "stop", "remove")
@@ -72,7 +72,7 @@ def nothing_held(daemon):
 @pytest.mark.parametrize("create, start, stop, remove", LIVES, ids=["-".join(filter(None, life)) for life in LIVES])
 def test_killed_at_each_point(platform, create, start, stop, remove):
     line = start or stop or remove
-    command = ["sh", "-c", f"echo {line} >>/srv/log; sync; exec sleep 1000"]
+    command = ["sh", "-c", f"echo {line} >>/srv/log; {SYNCED}; exec sleep 1000"]
     do(platform, create, "POST", "/v1/instances", {**SPEC, "command": command})
     if create == "create.image":
         assert not there(platform)
@@ -83,7 +83,7 @@ def test_killed_at_each_point(platform, create, start, stop, remove):
     do(platform, start, "POST", "/v1/instances/victim/start", {})
     platform.until(lambda: there(platform)["status"]["state"] == "running")
     assert len(machines(platform)) == 1 and len(links(platform)) == 1
-    platform.until(lambda: line in platform.polder("exec", "victim", "--", "cat", "/srv/log")[0].split())
+    platform.until(lambda: is_synced(platform, "victim"))
 
     if stop == "stop.killed":
         os.kill(machines(platform)[0], signal.SIGSTOP)  # it does not end when it is told to
@@ -99,9 +99,9 @@ def test_killed_at_each_point(platform, create, start, stop, remove):
 
 def test_the_volume_has_what_all_of_them_wrote(platform):
     """And keeps what was synced when polder-vmm is killed."""
-    script = "cat /srv/log; echo last >>/srv/log; sync; exec sleep 1000"
+    script = f"echo last >>/srv/log; {SYNCED}; exec sleep 1000"
     platform.client.do("POST", "/v1/instances", {**SPEC, "command": ["sh", "-c", script], "start": True})
-    platform.until(lambda: "last" in platform.polder("exec", "victim", "--", "cat", "/srv/log")[0])
+    platform.until(lambda: is_synced(platform, "victim"))
     os.kill(machines(platform)[0], signal.SIGKILL)
     platform.until(lambda: there(platform)["status"]["state"] == "failed" and nothing_held(platform))
     platform.client.do("POST", "/v1/instances/victim/start", {})
