@@ -255,7 +255,7 @@ static int forward_to_both(struct copy *copy, const struct block_request *reques
     return r;
 }
 
-static void save_before_write(struct copy *copy, const struct held *range)
+static void copy_before_write(struct copy *copy, const struct held *range)
 {
     own_free void *buffer = aligned_alloc(4096, BUFFER);
     if (buffer)
@@ -264,14 +264,17 @@ static void save_before_write(struct copy *copy, const struct held *range)
         fail(copy, -ENOMEM);
 }
 
-static bool saves(const struct copy *copy, const struct held *range)
+/* Whether what is to be copied of the range must be before the request: what a backup would lose; and what a mirror's target gets by a
+ * write that goes to copied chunks, too, for a chunk that is still to be copied may read as zeroes by then and be passed over. */
+static bool copies_first(const struct copy *copy, enum block_op op, const struct held *range)
 {
-    if (copy->mode != BLOCK_COPY_BACKUP || copy->state != BLOCK_COPY_RUNNING)
+    bool writes_both = follows(copy) && op == BLOCK_WRITE;
+    if (copy->state != BLOCK_COPY_RUNNING || (copy->mode != BLOCK_COPY_BACKUP && !writes_both))
         return false;
-    for (uint64_t chunk = range->from >> CHUNK_BITS; chunk << CHUNK_BITS < range->to; chunk++)
-        if (is_todo(copy, chunk))
-            return true;
-    return false;
+    uint64_t todo = 0, chunk = range->from >> CHUNK_BITS, count = (range->to >> CHUNK_BITS) - chunk;
+    for (uint64_t i = 0; i < count; i++)
+        todo += is_todo(copy, chunk + i);
+    return todo && (todo < count || copy->mode == BLOCK_COPY_BACKUP);
 }
 
 static void serve_write(void *arg)
@@ -280,8 +283,8 @@ static void serve_write(void *arg)
     struct copy *copy = copy_of(request->node);
     struct held range = {.from = request->offset & ~(CHUNK - 1), .to = (request->offset + request->len + CHUNK - 1) & ~(CHUNK - 1)};
     hold(copy, &range);
-    if (saves(copy, &range))
-        save_before_write(copy, &range);
+    if (copies_first(copy, request->op, &range))
+        copy_before_write(copy, &range);
     int r = forward_to_both(copy, request, mirrored(copy, request->offset, request->len));
     release(copy, &range);
     request->done(request, r);

@@ -105,18 +105,22 @@ static void transfer_done(struct block_io *io, int result)
 {
     struct block_request *req = request_of(io);
     restore_iov(req);
+    uint64_t before = req->progress;
     if (result > 0) {
         if (req->bounce.iov_base && req->op == BLOCK_READ)
             iov_write(req->iov, req->iov_count, req->progress, req->bounce.iov_base, (size_t)result);
         req->progress += (uint64_t)result;
-        req->retries = 0;
     }
     if (result >= 0 && file_of(req)->grows && past_end(req)) {
         iov_zero(req->iov, req->iov_count, req->progress, req->len - req->progress);
         finish(req, 0);
         return;
     }
-    if (result <= 0 && !again(req, result)) {
+    if (req->progress < req->len && file_of(req)->direct)
+        req->progress -= req->progress % req->node->block_size; /* a write made the file longer behind an odd end: from a block on */
+    if (req->progress > before) {
+        req->retries = 0;
+    } else if (!again(req, result < 0 ? result : 0)) {
         finish(req, result < 0 ? result : -EIO); /* nothing moved: the file is shorter than it was */
         return;
     }

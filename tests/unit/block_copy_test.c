@@ -73,7 +73,25 @@ static void late_close(struct block_node *node)
     free(((struct late_node *)node)->bytes);
 }
 
-static const struct block_class late_class = {.name = "late", .submit = late_submit, .close = late_close};
+static bool is_zero(const struct late_node *late, uint64_t offset)
+{
+    static const uint8_t zeroes[512];
+    return memcmp(late->bytes + offset, zeroes, 512) == 0;
+}
+
+static int late_status(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent)
+{
+    const struct late_node *late = (struct late_node *)node;
+    uint64_t end = offset + 512;
+    bool zero = is_zero(late, offset);
+    while (end < offset + len && is_zero(late, end) == zero)
+        end += 512;
+    *ret_extent = (struct block_extent){.len = end - offset, .present = !zero, .data = !zero, .zero = zero};
+    return 0;
+}
+
+static const struct block_class late_class = {
+    .name = "late", .submit = late_submit, .status = late_status, .close = late_close};
 
 static struct block_node *late_new(struct late_node *late, unsigned fail_in)
 {
@@ -209,6 +227,54 @@ static void test_mirror(void **state)
         check_copy(BLOCK_COPY_MIRROR, seed, 0);
 }
 
+struct edge_write {
+    struct block_node *node;
+    enum block_op op;
+    uint32_t offset, len;
+    bool ended;
+};
+
+static void write_once(void *arg)
+{
+    struct edge_write *w = arg;
+    static uint8_t data[2u << 20];
+    memset(data, 1, sizeof data);
+    assert_int_equal(block_do(w->node, w->op, w->offset, w->op == BLOCK_WRITE ? data : NULL, w->len), 0);
+    w->ended = true;
+}
+
+/* A write goes to what is being copied and to what will be; what it wrote there becomes zeroes before it is copied. */
+static void test_zeroes_behind_a_write_across_the_frontier(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    unsigned changes = 0;
+    struct block_node *copy, *source, *target;
+    struct fiber_pool pool = {0};
+    struct block_copy_options options = {.mode = BLOCK_COPY_MIRROR,
+                                         .source = late_new(&nodes[0], 0),
+                                         .target = late_new(&nodes[1], 0),
+                                         .changed = count_changes,
+                                         .arg = &changes};
+    memset(nodes[0].bytes, 2, SIZE);
+    assert_int_equal(block_copy_create(&options, &copy, &err), 0);
+    assert_int_equal(block_copy_start(copy), 0); /* 8 workers take 1 MiB each */
+    struct edge_write writes[] = {{.node = copy, .op = BLOCK_WRITE, .offset = 7u << 20, .len = 2u << 20},
+                                  {.node = copy, .op = BLOCK_WRITE_ZEROES, .offset = 8u << 20, .len = 1u << 20}};
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(fiber_start(&pool, write_once, &writes[i]), 0);
+    steps_until_idle();
+    assert_true(writes[0].ended && writes[1].ended);
+    assert_int_equal(fiber_start(&pool, stop, copy), 0);
+    steps_until_idle();
+    assert_int_equal(nodes[0].bytes[8u << 20], 0);
+    assert_memory_equal(nodes[1].bytes, nodes[0].bytes, SIZE);
+    fiber_pool_drain(&pool);
+    block_copy_take(copy, &source, &target);
+    block_close(source);
+    block_close(target);
+}
+
 static void test_target_fails(void **state)
 {
     (void)state;
@@ -239,6 +305,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_backup),
         cmocka_unit_test(test_mirror),
+        cmocka_unit_test(test_zeroes_behind_a_write_across_the_frontier),
         cmocka_unit_test(test_target_fails),
         cmocka_unit_test(test_sizes_differ),
     };

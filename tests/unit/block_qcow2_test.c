@@ -352,6 +352,23 @@ static void test_writes_to_one_cluster_around_a_flush(void **state)
     block_ring_free(ring);
 }
 
+static int new_file(const char *name, off_t size)
+{
+    char file[128];
+    snprintf(file, sizeof file, "%s/%s", folder, name);
+    int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0 && ftruncate(fd, size) == 0);
+    return fd;
+}
+
+static void dispatch_until(struct block_ring *ring, const unsigned *done, unsigned count)
+{
+    while (*done < count) {
+        block_ring_wait(ring, UINT64_MAX);
+        block_ring_dispatch(ring);
+    }
+}
+
 /* The read finds nothing behind the end of the file, which has grown when its completion is looked at. */
 static void test_a_read_beside_the_write_that_makes_the_file_longer(void **state)
 {
@@ -361,11 +378,7 @@ static void test_a_read_beside_the_write_that_makes_the_file_longer(void **state
     unsigned done = 0;
     static uint8_t data[4096] = {1}, back[4096] = {2};
     struct iovec to = {back, sizeof back}, from = {data, sizeof data};
-    char file[128];
-    snprintf(file, sizeof file, "%s/grows", folder);
-    int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    assert_true(fd >= 0);
-    struct block_options options = {.path = file, .fd = fd, .below = true};
+    struct block_options options = {.path = "grows", .fd = new_file("grows", 0), .below = true};
     assert_int_equal(block_open(&options, &node, &err), 0);
     struct block_ring *ring = attach(node, NULL);
     struct block_request requests[] = {
@@ -374,11 +387,37 @@ static void test_a_read_beside_the_write_that_makes_the_file_longer(void **state
     };
     for (unsigned i = 0; i < 2; i++)
         block_submit(node, &requests[i]);
-    while (done < 2) {
-        block_ring_wait(ring, UINT64_MAX);
-        block_ring_dispatch(ring);
-    }
+    dispatch_until(ring, &done, 2);
     assert_int_equal(back[0], 0);
+    block_close(node);
+    block_ring_free(ring);
+}
+
+/* The same past the cache, where the file ended in the midst of a block: direct I/O cannot go on there. (XFS refuses it; ext4 takes
+ * the cache.) */
+static void test_a_direct_read_across_an_odd_end(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct block_node *node;
+    unsigned done = 0;
+    static uint8_t data[5000], back[4096] __attribute__((aligned(4096)));
+    struct iovec to = {back, sizeof back};
+    struct block_options options = {.path = "odd", .fd = new_file("odd", 0), .below = true, .direct = true};
+    assert_int_equal(write(options.fd, data, sizeof data), sizeof data);
+    if (fcntl(options.fd, F_SETFL, O_DIRECT) < 0)
+        skip(); /* tmpfs of older kernels */
+    memset(back, 2, sizeof back);
+    assert_int_equal(block_open(&options, &node, &err), 0);
+    struct block_ring *ring = attach(node, NULL);
+    struct block_request request = {
+        .op = BLOCK_READ, .offset = 4096, .len = 4096, .iov = &to, .iov_count = 1, .done = count_done, .user = &done};
+    block_submit(node, &request);
+    block_ring_wait(ring, UINT64_MAX); /* it has read 904 bytes */
+    assert_int_equal(block_resize(node, 12288, &err), 0);
+    dispatch_until(ring, &done, 1);
+    for (unsigned i = 0; i < sizeof back; i++)
+        assert_int_equal(back[i], 0);
     block_close(node);
     block_ring_free(ring);
 }
@@ -387,11 +426,7 @@ static void test_a_read_beside_the_write_that_makes_the_file_longer(void **state
 
 static void make_file(const char *name)
 {
-    char file[128];
-    snprintf(file, sizeof file, "%s/%s", folder, name);
-    int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    assert_true(fd >= 0 && ftruncate(fd, 8192) == 0);
-    close(fd);
+    close(new_file(name, 8192));
 }
 
 static void test_backing_files_stay_in_the_folder(void **state)
@@ -465,6 +500,7 @@ int main(void)
         cmocka_unit_test(test_refcounts_of_every_width),
         cmocka_unit_test(test_compressed_descriptors),
         cmocka_unit_test_setup_teardown(test_a_read_beside_the_write_that_makes_the_file_longer, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_a_direct_read_across_an_odd_end, set_up, tear_down),
         TEST(test_numbers_beyond_bounds_are_refused),
         TEST(test_unknown_features_are_named),
         TEST(test_a_corrupt_image_is_not_written),
