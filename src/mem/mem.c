@@ -36,12 +36,12 @@ static void trim(uint8_t *at, size_t bytes)
         munmap(at, bytes);
 }
 
-/* Anonymous memory that starts on a huge page, so that the host can use transparent ones all through. */
-static uint8_t *map_ordinary(uint64_t bytes)
+void *mem_map(size_t bytes)
 {
+    bytes = (bytes + MEM_PAGE_SIZE - 1) & ~((size_t)MEM_PAGE_SIZE - 1);
     uint8_t *range = mmap(NULL, bytes + HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (range == MAP_FAILED)
-        return MAP_FAILED;
+        return NULL;
     size_t before = -(uintptr_t)range & (HUGE_SIZE - 1);
     uint8_t *start = range + before;
     trim(range, before);
@@ -51,9 +51,10 @@ static uint8_t *map_ordinary(uint64_t bytes)
 }
 
 /* Reserved at once: a missing one would show as SIGBUS when the guest touches it. */
-static uint8_t *map_huge(uint64_t bytes)
+static void *map_huge(uint64_t bytes)
 {
-    return mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB, -1, 0);
+    void *range = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB, -1, 0);
+    return range == MAP_FAILED ? NULL : range;
 }
 
 int mem_create(uint64_t bytes, bool hugepages, struct mem **ret_mem, struct err *err)
@@ -62,11 +63,11 @@ int mem_create(uint64_t bytes, bool hugepages, struct mem **ret_mem, struct err 
     if (!bytes || bytes > UINT64_C(1) << 46)
         return err_say(err, EINVAL, "guest memory of %llu bytes is not possible", (unsigned long long)bytes);
     bytes = (bytes + page - 1) & ~(page - 1);
-    uint8_t *base = hugepages ? map_huge(bytes) : map_ordinary(bytes);
-    if (base == MAP_FAILED && hugepages)
+    uint8_t *base = hugepages ? map_huge(bytes) : mem_map(bytes);
+    if (!base && hugepages)
         return err_say(err, errno, "guest memory of %llu MiB: too few huge pages are free; as root: sysctl vm.nr_hugepages=%llu or more",
                        (unsigned long long)bytes >> 20, (unsigned long long)(bytes / HUGE_SIZE));
-    if (base == MAP_FAILED)
+    if (!base)
         return err_set(err, errno, "guest memory of %llu MiB", (unsigned long long)bytes >> 20);
     madvise(base, bytes, MADV_DONTDUMP);
     struct mem *mem = calloc(1, sizeof *mem);

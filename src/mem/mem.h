@@ -27,6 +27,9 @@ struct mem_slot {
 /* Called after the host side (devices, loaders) wrote guest memory; from any thread. */
 typedef void mem_write_fn(void *arg, uint64_t gpa, uint64_t len);
 
+/* Zeroed anonymous memory that starts on a huge page, so that the host can use transparent ones all through; NULL: there is no more.
+ * Give it back with munmap(). */
+void *mem_map(size_t bytes);
 /* `bytes` is rounded up to whole pages. With `hugepages`, 2 MiB pages that the administrator set aside; otherwise transparent ones. */
 must_check int mem_create(uint64_t bytes, bool hugepages, struct mem **ret_mem, struct err *err);
 void mem_free(struct mem *mem);

@@ -134,6 +134,34 @@ static void test_shadow(void)
     check_equal(counts[VECTOR], 2, "hlt with one pending");
 }
 
+void sleep_across_pages(void);
+
+/* STI is the last byte of a page, HLT the first of the next. The divisions take their time, so that interrupts come while they run. */
+__asm__(".text\n"
+        ".balign 4096\n"
+        ".skip 4096 - 2 - 44 * 3\n"
+        "sleep_across_pages:\n"
+        "cli\n"
+        ".rept 44\n"
+        "div %rsi\n"
+        ".endr\n"
+        "sti\n"
+        "hlt\n"
+        "ret\n");
+
+/* An interrupt between STI and HLT would be the one that HLT then waits for. */
+static void test_shadow_over_pages(void)
+{
+    counts[VECTOR] = 0;
+    wrmsr(APIC_TIMER_DIVIDE, 0xb);
+    wrmsr(APIC_LVT_TIMER, VECTOR);
+    for (unsigned i = 1; i <= 2000; i++) {
+        wrmsr(APIC_TIMER_INITIAL, 1000 + i % 400 * 100);
+        __asm__ volatile("call sleep_across_pages; cli" : : "a"(5ul), "d"(0ul), "S"(3ul) : "memory", "cc");
+    }
+    check_equal(counts[VECTOR], 2000, "wake-ups");
+}
+
 static void test_timer(void)
 {
     counts[VECTOR] = 0;
@@ -190,13 +218,42 @@ static void test_nmi(void)
     check_equal(counts[NMI], 1, "NMI with interrupts off");
 }
 
+static unsigned taken_in_nmi;
+
+static bool wait_in_nmi(struct trap_frame *frame)
+{
+    (void)frame;
+    uint64_t end = rdtsc() + tsc_khz() * 100; /* ms */
+    while (!counts[VECTOR] && rdtsc() < end)
+        pause_cpu();
+    taken_in_nmi = counts[VECTOR];
+    return true;
+}
+
+/* Both pending at once; a trap gate leaves IF set, so the interrupt comes in the NMI's handler. */
+static void test_nmi_by_trap_gate(void)
+{
+    struct gate *gate = (struct gate *)this_cpu()->idt + NMI;
+    uint8_t type = gate->type;
+    trap_handlers[NMI] = wait_in_nmi;
+    gate->type |= 1;
+    counts[VECTOR] = 0;
+    disable_interrupts();
+    wrmsr(APIC_SELF_IPI, VECTOR);
+    __asm__ volatile("sti; wrmsr; nop; cli" : : "c"(APIC_ICR), "a"(0x44400), "d"(0) : "memory"); /* NMI to itself */
+    gate->type = type;
+    check_equal(taken_in_nmi, 1, "interrupts in the handler of the NMI");
+}
+
 void guest_main(void)
 {
     test_xapic();
     test_x2apic();
     test_priorities();
     test_shadow();
+    test_shadow_over_pages();
     test_timer();
     test_deadline();
     test_nmi();
+    test_nmi_by_trap_gate();
 }

@@ -531,6 +531,28 @@ static void test_other_cpu(void)
     smp_wait(1);
 }
 
+#define USER_FUNCTIONS 8000u
+#define USER_FUNCTION_BYTES 64u
+
+static void call_all(void *code)
+{
+    uint64_t wrong = 0;
+    for (unsigned i = 0; i < 3 * USER_FUNCTIONS; i++)
+        wrong += call((uint64_t)code + USER_FUNCTION_BYTES * (i % USER_FUNCTIONS)) != i % USER_FUNCTIONS;
+    __asm__ volatile("int $0x80" : : "a"(wrong) : "memory");
+}
+
+/* More code of user mode than a small code cache holds: none of it may be entered where other code lies by now. */
+static void test_user_overflow(void)
+{
+    uint8_t *at = alloc_pages(USER_FUNCTIONS * USER_FUNCTION_BYTES / PAGE + 1);
+    for (uint32_t i = 0; i < USER_FUNCTIONS; i++)
+        put_function(at + USER_FUNCTION_BYTES * i, i);
+    struct trap trap = run_user(call_all, AS_USER(at));
+    check_trap(trap, 0x80, 0, "functions of user mode");
+    check_equal(trap.frame.rax, 0, "wrong results of them");
+}
+
 void guest_main(void)
 {
     smp_start();
@@ -549,6 +571,7 @@ void guest_main(void)
     test_split();
     test_dirty();
     test_overflow();
+    test_user_overflow();
     test_overwrites();
     test_frame_over_code();
     test_other_cpu();

@@ -130,6 +130,60 @@ static void test_crossing(void)
     check_equal(trap.frame.rip, VA + PAGE - 3, "rip is the instruction");
 }
 
+/* jmp, of which two bytes lie in a page and three in the next, which moves away and then is gone. At this address INVLPG drops no
+ * large page along. */
+static void test_crossing_branch(void)
+{
+    enum { AT = PAGE - 2 };
+    uint64_t va = VA + 0x180000000;
+    uint8_t *pages = alloc_pages(3);
+    for (uint32_t i = 0; i < 2; i++) {
+        int32_t distance = (int32_t)(0x100 * (i + 1) - (AT + 5)); /* low bytes are the same */
+        put_function(pages + 0x100 * (i + 1), i + 1);
+        pages[AT] = 0xe9;
+        memcpy(&pages[AT + 1], &distance, 1);
+        memcpy(pages + PAGE * (i + 1), (uint8_t *)&distance + 1, 3);
+    }
+    map_page(va, (uint64_t)pages, 1, RWX);
+    map_page(va + PAGE, (uint64_t)pages + PAGE, 1, RWX);
+    check_equal(call(va + AT), 1, "jmp over two pages");
+    *page_entry(va + PAGE, 1) = ((uint64_t)pages + 2 * PAGE) | RWX;
+    invlpg(va + PAGE);
+    check_equal(call(va + AT), 2, "after the second page was replaced");
+    *page_entry(va + PAGE, 1) = 0;
+    invlpg(va + PAGE);
+    check_trap(TRAP(call(va + AT)), PF, 0x10, "jmp whose second page is missing");
+}
+
+static uint64_t branch_at, branch_stack[64] __attribute__((aligned(16)));
+#define BRANCH_RSP ((uint64_t)&branch_stack[63]) /* the frame of an exception begins below branch_stack[62] */
+
+static void branch(void *unused)
+{
+    (void)unused;
+    __asm__ volatile("mov %0, %%rsp; jmp *%1" : : "r"(BRANCH_RSP), "r"(branch_at) : "memory");
+}
+
+/* Relative branches from the last page below 2^47 over that bound: #GP at the branch, before anything is pushed. */
+static void test_branch_to_non_canonical(void)
+{
+    uint64_t va = 0x7ffffffff000;
+    uint8_t *page = alloc_pages(1);
+    memcpy(page + 0x10, "\xe8\x00\x20\x00\x00", 5);             /* call */
+    memcpy(page + 0x20, "\xe9\x00\x20\x00\x00", 5);             /* jmp */
+    memcpy(page + 0x30, "\x39\xc0\x0f\x84\x00\x20\x00\x00", 8); /* cmp, je */
+    map_page(va, (uint64_t)page, 1, RWX);
+    for (unsigned i = 1; i <= 3; i++) {
+        branch_at = va + 0x10 * i;
+        branch_stack[62] = 0x55;
+        struct trap trap = catch_trap(branch, NULL);
+        check_trap(trap, GP, 0, "branch to non-canonical");
+        check_equal(trap.frame.rip, branch_at + (i == 3 ? 2 : 0), "rip of the branch to non-canonical");
+        check_equal(trap.frame.rsp, BRANCH_RSP, "rsp of the branch to non-canonical");
+        check_equal(branch_stack[62], 0x55, "stack of the branch to non-canonical");
+    }
+}
+
 static void test_remap(void)
 {
     uint8_t *a = alloc_pages(2), *b = a + PAGE;
@@ -285,6 +339,8 @@ void guest_main(void)
     test_alias();
     test_string_write();
     test_crossing();
+    test_crossing_branch();
+    test_branch_to_non_canonical();
     test_same_frame();
     test_remap();
     test_data_beside_code();

@@ -344,6 +344,51 @@ static void test_canonical(void)
     check_equal(read_cr2(), 0x123456789abc, "CR2 after #GP");
 }
 
+/* What test_32_bit needs below 4 GiB; offsets as its code has them. */
+static struct {
+    uint32_t tables, cr3, cr4, efer; /* 0 */
+    uint32_t back, back_selector;    /* 16 */
+    uint32_t seen;                   /* 24 */
+} turn;
+static uint32_t directory[1024] __attribute__((aligned(4096))), tables[16][1024] __attribute__((aligned(4096)));
+
+/* To 32-bit paging, one access, and back. */
+static void read_in_32_bit_paging(void)
+{
+    __asm__ volatile("lea 3f(%%rip), %%rax; mov %%eax, 16(%%rdi)\n"
+                     "mov %%cr3, %%rax; mov %%eax, 4(%%rdi); mov %%cr4, %%rax; mov %%eax, 8(%%rdi)\n"
+                     "lea 1f(%%rip), %%rax; push %1; push %%rax; lretq\n"
+                     ".code32\n"
+                     "1: mov %%cr0, %%eax; btr $31, %%eax; mov %%eax, %%cr0\n"
+                     "mov $0xc0000080, %%ecx; rdmsr; mov %%eax, 12(%%edi); btr $8, %%eax; wrmsr\n"
+                     "mov (%%edi), %%eax; mov %%eax, %%cr3; mov %%cr4, %%eax; and $~0x30, %%eax; mov %%eax, %%cr4\n"
+                     "mov %%cr0, %%eax; bts $31, %%eax; mov %%eax, %%cr0; jmp 2f\n"
+                     "2: mov 12(%%edi), %%eax; mov %%eax, 24(%%edi)\n"
+                     "mov %%cr0, %%eax; btr $31, %%eax; mov %%eax, %%cr0\n"
+                     "mov 8(%%edi), %%eax; mov %%eax, %%cr4; mov 4(%%edi), %%eax; mov %%eax, %%cr3\n"
+                     "mov $0xc0000080, %%ecx; xor %%edx, %%edx; mov 12(%%edi), %%eax; wrmsr\n"
+                     "mov %%cr0, %%eax; bts $31, %%eax; mov %%eax, %%cr0; ljmp *16(%%edi)\n"
+                     ".code64\n"
+                     "3:\n"
+                     : : "D"(&turn), "i"(SEL_KERNEL32) : "rax", "rcx", "rdx", "memory", "cc");
+}
+
+/* Without CR4.PSE, the bit for large pages means nothing in a directory, and PAT in a table. */
+static void test_32_bit(void)
+{
+    for (unsigned i = 0; i < 16; i++) {
+        directory[i] = (uint32_t)(uint64_t)tables[i] | P_PRESENT | P_WRITE | P_LARGE;
+        for (unsigned k = 0; k < 1024; k++)
+            tables[i][k] = (i << 10 | k) << 12 | P_PRESENT | P_WRITE | P_LARGE;
+    }
+    turn.tables = (uint32_t)(uint64_t)directory;
+    turn.back_selector = SEL_KERNEL;
+    disable_interrupts();
+    read_in_32_bit_paging();
+    check_equal(turn.seen, turn.efer, "read in 32-bit paging");
+    check_equal(directory[0] & 0xfff, P_PRESENT | P_WRITE | P_LARGE | P_ACCESSED, "directory entry that was used");
+}
+
 void guest_main(void)
 {
     target = (uint64_t)alloc_pages(1);
@@ -360,5 +405,6 @@ void guest_main(void)
     test_aliases();
     test_turns();
     test_many();
+    test_32_bit();
     test_canonical();
 }

@@ -66,6 +66,14 @@ static void test_refused(void)
     check_trap(TRAP(wrmsr(LSTAR, 1ul << 47)), GP, 0, "non-canonical LSTAR");
 }
 
+/* AMD completes the instruction; Intel refuses it in ring 0. */
+static void test_sysret_to_non_canonical(void)
+{
+    struct trap trap = TRAP(__asm__ volatile("mov $0x202, %%r11d; sysretq" : : "c"(1ul << 47) : "r11"));
+    check_trap(trap, GP, 0, "sysret to non-canonical");
+    check_equal(trap.frame.cs & 3, cpu_is_amd() ? 3 : 0, "ring that sysret to non-canonical faults in");
+}
+
 static void user_sysret(void *arg)
 {
     (void)arg;
@@ -149,6 +157,7 @@ void guest_main(void)
     test_syscall();
     test_refused();
     test_sysret_32();
+    test_sysret_to_non_canonical();
     test_sysenter();
     test_swapgs();
 }

@@ -360,8 +360,10 @@ struct block *cache_lookup(struct jit_vcpu *cpu)
         if (!block)
             return NULL;
     }
-    if (block->page[1] != NO_PAGE)
+    if (block->page[1] != NO_PAGE) {
         global = global && mmu_fetch_page(cpu, (cpu->rip | PAGE_MASK) + 1)->global;
+        jump_cache_note_second_page(cpu, cpu->rip);
+    }
     if (knows_by_place(cpu, key) && block->page[1] == NO_PAGE)
         jump_cache_fill_place(cpu, cpu->rip, block_place(block), global, block_entry(cpu->translator, block));
     else

@@ -214,7 +214,7 @@ static bool combine(struct jit_exception *first, bool external, const struct jit
 {
     uint8_t old = first->vector, new = second->vector;
     bool old_counts = !first->software && !external;
-    if (old_counts && old == VEC_DF)
+    if (old_counts && (old == VEC_DF || (old == VEC_AC && new == VEC_AC))) /* the CPU would try #AC for ever (CVE-2015-5307) */
         return false;
     bool new_contributory = vector_in(contributory_vectors, new);
     bool double_fault = old_counts && ((vector_in(contributory_vectors, old) && new_contributory) ||
@@ -239,7 +239,8 @@ static void deliver(struct jit_vcpu *cpu, const struct jit_exception *exception,
     cpu->interrupt_shadow = cpu->debug_shadow = false;
     if (!external)
         record(cpu, &current);
-    /* Ends: each round either delivers, shuts down, or moves towards #DF: benign, then contributory or #PF, then #DF. */
+    /* Ends: each round either delivers, shuts down, or moves towards #DF: benign (of these only #AC can come of a delivery), then
+     * contributory or #PF, then #DF. */
     for (;;) {
         if (attempt(cpu, &current, external))
             return;

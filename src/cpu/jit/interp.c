@@ -306,8 +306,10 @@ static void decode_at(struct jit_vcpu *cpu, uint64_t linear, struct insn *insn)
         return;
     unsigned all = mmu_fetch(cpu, linear, bytes, sizeof bytes);
     status = insn_decode(bytes, all, vcpu_code_bits(cpu), insn);
-    if (status == INSN_TRUNCATED)
+    if (status == INSN_TRUNCATED) {
         mmu_fetch_fault(cpu, linear + all);
+        vcpu_resume(cpu); /* another vCPU has mapped the page meanwhile */
+    }
 }
 
 static const struct insn *fetch_insn(struct jit_vcpu *cpu, uint64_t linear)

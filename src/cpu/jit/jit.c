@@ -21,6 +21,10 @@
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
 
+/* In whole huge pages: nearly all of it are the TLB and the jump cache, which are used all over. */
+#define HUGE_BYTES ((size_t)2 << 20)
+#define VCPU_BYTES ((sizeof(struct jit_vcpu) + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1))
+
 /* Offsets in the XSAVE area (SDM 1 table 10-2, 13.4). The x87 pointers hold host addresses. */
 #define XSAVE_X87_POINTERS 6
 #define XSAVE_X87_POINTERS_END 24
@@ -122,7 +126,7 @@ static void jit_vcpu_free(struct vcpu *vcpu)
     cpu->engine->vcpus[vcpu->index] = NULL;
     cache_free(cpu);
     interp_free(cpu);
-    munmap(cpu, sizeof *cpu);
+    munmap(cpu, VCPU_BYTES);
 }
 
 static int vcpu_init(struct jit_vcpu *cpu, struct err *err)
@@ -148,7 +152,7 @@ static int vcpu_init(struct jit_vcpu *cpu, struct err *err)
 static int jit_vcpu_create(struct engine *base, unsigned index, struct vcpu **ret_vcpu, struct err *err)
 {
     struct jit_engine *engine = (struct jit_engine *)base;
-    struct jit_vcpu *cpu = lazy_table(sizeof *cpu);
+    struct jit_vcpu *cpu = mem_map(VCPU_BYTES);
     if (!cpu)
         return err_set(err, ENOMEM, "vCPU %u", index);
     cpu->base.engine = base;
@@ -176,6 +180,7 @@ static const uint32_t state_msrs[] = {
 static void jit_get_state(struct vcpu *vcpu, struct x86_state *s)
 {
     struct jit_vcpu *cpu = (struct jit_vcpu *)vcpu;
+    run_take_init_and_sipi(cpu); /* the state has no place for what is pending of these */
     memset(s, 0, sizeof *s);
     memcpy(s->gpr, cpu->gpr, sizeof s->gpr);
     s->rip = cpu->rip;

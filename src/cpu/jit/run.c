@@ -232,7 +232,7 @@ static bool take(uint8_t *flag)
     return __atomic_load_n(flag, __ATOMIC_ACQUIRE) && __atomic_exchange_n(flag, 0, __ATOMIC_ACQ_REL);
 }
 
-static void take_init_and_sipi(struct jit_vcpu *cpu)
+void run_take_init_and_sipi(struct jit_vcpu *cpu)
 {
     if (take(&cpu->init_pending)) {
         fpu_save(cpu);
@@ -240,6 +240,12 @@ static void take_init_and_sipi(struct jit_vcpu *cpu)
     }
     if (take(&cpu->sipi_pending) && cpu->run_state == X86_WAIT_FOR_SIPI)
         system_start_ap(cpu, __atomic_load_n(&cpu->sipi_vector, __ATOMIC_RELAXED));
+}
+
+static void look_again_if_due(struct jit_vcpu *cpu)
+{
+    if (cpu->rflags & FLAG_IF && lapic_pending_vector(cpu) >= 0)
+        __atomic_store_n(&cpu->poll, 1, __ATOMIC_RELEASE);
 }
 
 /* True when an interrupt was delivered. */
@@ -255,6 +261,7 @@ static bool take_interrupt(struct jit_vcpu *cpu)
         cpu->halted = false;
         cpu->nmi_blocked = true;
         excp_deliver_interrupt(cpu, VEC_NMI);
+        look_again_if_due(cpu); /* a trap gate leaves IF alone */
         return true;
     }
     if (!(cpu->rflags & FLAG_IF))
@@ -306,7 +313,7 @@ static enum step take_events(struct jit_vcpu *cpu, bool *ret_rearm)
         requests_serve(cpu);
         if (take(&cpu->kick_pending))
             return STEP_KICKED;
-        take_init_and_sipi(cpu);
+        run_take_init_and_sipi(cpu);
         if (cpu->run_state == X86_RUNNABLE) {
             check_timer(cpu);
             if (take_interrupt(cpu)) {
@@ -332,8 +339,7 @@ static enum step run_until_event(struct jit_vcpu *cpu)
                 return step;
         }
         run_guest(cpu);
-        if (cpu->rflags & FLAG_IF && lapic_pending_vector(cpu) >= 0)
-            __atomic_store_n(&cpu->poll, 1, __ATOMIC_RELEASE);
+        look_again_if_due(cpu);
     }
 }
 

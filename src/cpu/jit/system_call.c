@@ -45,7 +45,7 @@ void system_sysret(struct jit_vcpu *cpu, unsigned operand_bits)
     system_require_cpl0(cpu);
     bool to_64 = operand_bits == 64;
     uint64_t rip = to_64 ? cpu->gpr[RCX] : (uint32_t)cpu->gpr[RCX];
-    if (!address_canonical(rip))
+    if (!address_canonical(rip) && !system_is_amd(cpu)) /* AMD: the fetch there raises it, in ring 3 (APM 3, SYSRET) */
         vcpu_raise(cpu, VEC_GP, 0);
     uint64_t selector = cpu->star >> 48;
     cpu->rflags = (cpu->gpr[R11] & SYSRET_FLAGS) | 2;

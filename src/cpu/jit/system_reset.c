@@ -82,6 +82,8 @@ void system_reset(struct jit_vcpu *cpu, bool power_on)
         reset_vectors(cpu);
         reset_msrs(cpu);
         lapic_reset(cpu, cpu->base.index);
+        __atomic_store_n(&cpu->init_pending, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&cpu->sipi_pending, 0, __ATOMIC_RELAXED);
     } else {
         lapic_init(cpu);
     }

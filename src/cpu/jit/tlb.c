@@ -258,6 +258,9 @@ void jump_cache_drop_user(struct jit_vcpu *cpu, const uint8_t *start, const uint
     for (unsigned i = 0; i < JUMP_ENTRIES; i++)
         if (jumps->entry[TLB_USER][i] >= start && jumps->entry[TLB_USER][i] < end)
             jumps->not_rip[TLB_USER][i] = 0;
+    for (unsigned i = 0; i < JUMP2_ENTRIES && !vcpu_jumps_by_place(cpu); i++) /* by place, blocks are dropped one by one */
+        if (jumps->entry2[TLB_USER][i] >= start && jumps->entry2[TLB_USER][i] < end)
+            jumps->not_rip2[TLB_USER][i] = 0;
     empty_last_slots(jumps);
 }
 
@@ -281,6 +284,12 @@ static void list_jump(uint32_t *list, uint64_t *count, uint32_t flat)
     *count += *count <= JUMP_LISTED;
 }
 
+static void note_jump_page(struct jump_cache *jumps, uint64_t linear)
+{
+    unsigned page = (unsigned)(linear / MEM_PAGE_SIZE) % 4096;
+    jumps->pages[linear >> 63][page / 64] |= UINT64_C(1) << (page % 64);
+}
+
 static void fill_first(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)
 {
     struct jump_cache *jumps = &cpu->jump_cache;
@@ -289,8 +298,12 @@ static void fill_first(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, b
     jumps->entry[pool][index] = entry;
     list_jump(global ? jumps->global : jumps->local, global ? &jumps->global_count : &jumps->local_count,
               (uint32_t)(&jumps->not_rip[pool][index] - flat_jumps(jumps)));
-    unsigned page = (unsigned)(rip / MEM_PAGE_SIZE) % 4096;
-    jumps->pages[rip >> 63][page / 64] |= UINT64_C(1) << (page % 64);
+    note_jump_page(jumps, rip);
+}
+
+void jump_cache_note_second_page(struct jit_vcpu *cpu, uint64_t rip)
+{
+    note_jump_page(&cpu->jump_cache, (rip | (MEM_PAGE_SIZE - 1)) + 1);
 }
 
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry)

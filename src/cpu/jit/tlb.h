@@ -127,6 +127,8 @@ void fetch_tlb_fill(struct jit_vcpu *cpu, bool user, uint64_t linear, uint32_t p
 void jump_cache_fill(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip, bool global, const uint8_t *entry);
 /* The same for code at `place` in guest RAM that the second level knows by it. */
 void jump_cache_fill_place(struct jit_vcpu *cpu, uint64_t rip, uint64_t place, bool global, const uint8_t *entry);
+/* The code at `rip` reaches into the next page: flushing that one drops it, too. */
+void jump_cache_note_second_page(struct jit_vcpu *cpu, uint64_t rip);
 const uint8_t *jump_cache_find_place(const struct jit_vcpu *cpu, uint64_t place);
 void jump_cache_drop_place(struct jit_vcpu *cpu, uint64_t place);
 void jump_cache_drop_places(struct jit_vcpu *cpu);
@@ -134,7 +136,7 @@ void jump_cache_drop_places(struct jit_vcpu *cpu);
 void jump_cache_flush(struct jit_vcpu *cpu);
 /* Drops what is known by this rip. */
 void jump_cache_drop(struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip);
-/* Drops what the first level has for user mode of code in [start, end), at whatever rips. */
+/* Drops what is known for user mode of code in [start, end), at whatever rips; not what the second level knows by its place. */
 void jump_cache_drop_user(struct jit_vcpu *cpu, const uint8_t *start, const uint8_t *end);
 /* The entry for `rip`, or NULL. */
 const uint8_t *jump_cache_find(const struct jit_vcpu *cpu, enum tlb_pool pool, uint64_t rip);

@@ -312,11 +312,21 @@ static bool call_indirect(struct translation *t)
     return true;
 }
 
+/* Whether the target, relative as rips of the block are, is canonical where the block is translated. (The same code at another
+ * address, nearer to the end of what is canonical, raises #GP at the target instead.) */
+static bool leads_to_canonical(const struct translation *t, uint64_t target)
+{
+    uint64_t page = t->block->pic ? t->cpu->rip & ~PAGE_MASK : 0;
+    return (uint64_t)((int64_t)((page + target) << 16) >> 16) == page + target;
+}
+
 bool translate_branch(struct translation *t)
 {
     const struct insn *insn = t->insn;
     uint64_t target = t->next_rip + (uint64_t)insn->imm;
     if (insn->operand_bits == 16 || (insn->has_mem && insn->address_bits != 64) || !translate_rip_fits(t, target))
+        return false;
+    if (!insn->has_mem && insn->opcode != 0xff && !leads_to_canonical(t, target)) /* #GP before anything is pushed */
         return false;
     if ((insn->map == 0 && (insn->opcode & 0xf0) == 0x70) || (insn->map == 1 && (insn->opcode & 0xf0) == 0x80)) {
         translate_unpark_flags(t);

@@ -48,14 +48,18 @@ static bool inline_direction(struct translation *t, bool set)
     return true;
 }
 
-/* With an interrupt waiting, C code does it, with the one-instruction shadow. Without one the shadow cannot be seen. */
+/* With an interrupt waiting, or something that came since the block was entered, C code does it, with the one-instruction shadow.
+ * Without one the shadow cannot be seen, as long as the next instruction runs before anybody looks for interrupts: it must be in
+ * this block. */
 static bool inline_sti(struct translation *t)
 {
     struct emit *e = &t->hot;
+    if (!t->ahead)
+        return false;
     translate_park_flags(t);
-    emit_bytes(e, "\x65\x80\x3c\x25", 4); /* cmp byte gs:[interrupt_waiting], 0 */
-    emit_u32(e, (uint32_t)offsetof(struct jit_vcpu, interrupt_waiting));
-    emit_u8(e, 0);
+    emit_gs_test8(e, offsetof(struct jit_vcpu, interrupt_waiting), 0xff);
+    translate_leave_unless(t, CONDITION_E);
+    emit_gs_test8(e, offsetof(struct jit_vcpu, poll), 0xff);
     translate_leave_unless(t, CONDITION_E);
     change_rflags(e, GROUP_OR, FLAG_IF);
     return true;

@@ -107,8 +107,7 @@ static uint32_t walk_once(struct jit_vcpu *cpu, uint64_t linear, unsigned access
         uint64_t entry = at ? entry_load(at, p.entry_bytes) : 0;
         if (!(entry & PTE_P))
             return fault_code(cpu, access, user, 0);
-        if (p.entry_bytes == 4 && !(cpu->cr4 & CR4_PSE))
-            entry &= ~PTE_PS;
+        bool may_be_large = p.entry_bytes == 8 || cpu->cr4 & CR4_PSE; /* else the CPU ignores the bit */
         if (entry & reserved_bits(cpu, &p, level, entry))
             return fault_code(cpu, access, user, PF_PRESENT | PF_RESERVED);
         bool has_rights = !(p.levels == 3 && level == 3);
@@ -116,7 +115,7 @@ static uint32_t walk_once(struct jit_vcpu *cpu, uint64_t linear, unsigned access
             rights &= entry;
             no_execute |= (entry & PTE_NX) != 0;
         }
-        bool leaf = level == 1 || ((entry & PTE_PS) && has_rights && level < 4);
+        bool leaf = level == 1 || ((entry & PTE_PS) && may_be_large && has_rights && level < 4);
         if (leaf && !allowed(cpu, access, user, rights, no_execute))
             return fault_code(cpu, access, user, PF_PRESENT);
         uint64_t set = has_rights ? PTE_A : 0;
