@@ -121,6 +121,14 @@ def test_luks1_both_ways(folder):
     assert (folder / "back2.raw").read_bytes() == raw.read_bytes()
 
 
+@pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])
+def test_preallocated_qcow2_reads_as_zeroes(folder, mode):
+    (folder / "raw").write_bytes(bytes(3 * MIB))
+    img("convert", "-f", "raw", "-O", "qcow2", "-o", f"encrypt.format=luks,encrypt.iterations=2000,preallocation={mode}",
+        "--target-key", "key", "raw", "a.qcow2")
+    assert "identical" in img("compare", "--key", "key", "a.qcow2", "raw")
+
+
 def test_qcow2_both_ways(folder):
     raw = noise(folder / "a.raw", 5 * MIB + 512)
     img("convert", "-f", "raw", "-O", "qcow2", "-o", "encrypt.format=luks,encrypt.iterations=2000", "--target-key", "key", raw, "ours.qcow2")
