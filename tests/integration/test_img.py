@@ -325,6 +325,26 @@ def test_bitmaps_of_another_image_merge(folder):
     assert "there is none" in ours("bitmap", "--merge", "nix", "base.qcow2", "day", status=1)
 
 
+def test_a_disk_does_not_outgrow_its_bitmaps(folder):
+    ours("create", "-f", "qcow2", "disk.qcow2", "200G")
+    ours("bitmap", "--add", "-g", "512", "disk.qcow2", "day")
+    assert "too large" in ours("resize", "disk.qcow2", "300G", status=1)
+    info = json.loads(theirs("info", "--output=json", "disk.qcow2"))
+    assert info["virtual-size"] == 200 << 30 and info["format-specific"]["data"]["bitmaps"][0]["flags"] == ["auto"]
+    theirs("check", "disk.qcow2")
+
+
+@pytest.mark.parametrize("size", ["100k", "192k"])
+def test_a_bitmap_records_what_a_shrunk_disk_loses(folder, size):
+    ours("create", "-f", "qcow2", "disk.qcow2", "192k")
+    io("disk.qcow2", "write -P 1 0 192k")
+    ours("bitmap", "--add", "disk.qcow2", "day")
+    ours("resize", "--shrink", "disk.qcow2", "70k")
+    ours("resize", "disk.qcow2", size)
+    assert bitmaps(folder / "disk.qcow2")["day"][2] == {1, 2} - {2 if size == "100k" else 0}
+    io("disk.qcow2", f"read -P 0 70k {int(size[:-1]) - 70}k")
+
+
 def test_a_bitmap_left_in_use_can_only_be_removed(folder):
     ours("create", "-f", "qcow2", "disk.qcow2", "10M")
     ours("bitmap", "--add", "disk.qcow2", "day")
