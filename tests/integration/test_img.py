@@ -147,6 +147,20 @@ def test_check_keeps_what_is_below_a_table_that_cannot_be_walked(folder, repair)
     theirs("check", "disk.qcow2")
 
 
+def test_check_repairs_counts_beside_a_table_that_cannot_be_walked(folder):
+    ours("create", "-f", "qcow2", "-o", "cluster_size=4k", "disk.qcow2", "8M")
+    io("disk.qcow2", "write -P 1 0 4k", "write -P 2 4M 64k")
+    entry, data = number("disk.qcow2", 40) + 16, number("disk.qcow2", number("disk.qcow2", number("disk.qcow2", 40)))
+    place = number("disk.qcow2", entry)
+    poke("disk.qcow2", entry, (1 << 63 | place | 512).to_bytes(8, "big"))
+    poke("disk.qcow2", 2 * 4096 + 2 * (data // 4096), bytes(2))
+    ours("check", "-r", "all", "disk.qcow2", status=2)
+    assert "ERROR cluster" not in ours("check", "disk.qcow2", status=2)
+    poke("disk.qcow2", entry, (1 << 63 | place).to_bytes(8, "big"))
+    io("disk.qcow2", "write -P 3 64k 64k", "read -P 1 0 4k", "read -P 2 4M 64k")
+    theirs("check", "disk.qcow2", status=3)  # what the old counts were in
+
+
 def make_snapshots_of_one_tree(path, snapshots, entries):
     """All snapshots have the same L1 table, and all its entries name the same L2 table."""
     cluster = 65536
@@ -166,6 +180,18 @@ def test_check_of_an_image_without_end(folder):
     make_snapshots_of_one_tree("disk.qcow2", 2000, 4 << 20)
     assert "snapshot's L1 table at 0x400000 is used by several" in ours("check", "disk.qcow2", status=2)
     assert "was not closed" in ours("bitmap", "--add", "disk.qcow2", "day", status=1)
+
+
+def test_check_of_a_disk_whose_tables_are_all_the_same(folder):
+    entries = 4 << 20
+    ours("create", "-f", "qcow2", "-o", "refcount_bits=32", "disk.qcow2", "1M")
+    io("disk.qcow2", "write -P 1 0 64k")
+    l2 = number("disk.qcow2", number("disk.qcow2", 40))
+    poke("disk.qcow2", 36, entries.to_bytes(4, "big") + (64 << 16).to_bytes(8, "big"))
+    poke("disk.qcow2", 64 << 16, struct.pack(">Q", 1 << 63 | l2) * entries)
+    ours("check", "disk.qcow2", status=2)
+    ours("check", "-r", "all", "disk.qcow2")
+    io("disk.qcow2", "read -P 1 0 64k")
 
 
 def test_resize(folder):

@@ -254,26 +254,37 @@ static void compare_flag(struct checker *c, uint64_t entry, const char *what)
     c->flags++;
 }
 
+static int compare_table(struct checker *c, uint64_t l2)
+{
+    struct qcow2 *q = c->q;
+    struct table *table;
+    int r = tables_get(q, l2, TABLE_L2, &table);
+    if (r < 0)
+        return r;
+    for (uint32_t j = 0; j < 1u << q->l2_bits; j++) {
+        uint64_t entry = entry_get(q, table, j);
+        if (!(entry & ENTRY_COMPRESSED))
+            compare_flag(c, entry, "L2 entry");
+    }
+    tables_put(q, table);
+    return 0;
+}
+
 static int compare_flags(struct checker *c)
 {
     struct qcow2 *q = c->q;
     for (uint32_t i = 0; i < q->l1_size && !q->external; i++) {
         uint64_t l2 = q->l1[i] & ENTRY_OFFSET;
-        struct table *table;
-        if (!l2 || l2 & (q->cluster_size - 1) || l2 >> q->cluster_bits >= c->clusters)
+        c->left_out[i] = !l2 || l2 & (q->cluster_size - 1) || l2 >> q->cluster_bits >= c->clusters;
+        if (c->left_out[i])
             continue;
         compare_flag(c, q->l1[i], "L1 entry");
-        int r = tables_get(q, l2, TABLE_L2, &table);
+        c->left_out[i] = c->tables[l2 >> q->cluster_bits]++;
+        int r = c->left_out[i] ? 0 : compare_table(c, l2);
         if (r == -EIO)
-            continue; /* in two roles: the counts tell */
-        if (r < 0)
+            c->left_out[i] = true; /* in two roles: the counts tell */
+        else if (r < 0)
             return r;
-        for (uint32_t j = 0; j < 1u << q->l2_bits; j++) {
-            uint64_t entry = entry_get(q, table, j);
-            if (!(entry & ENTRY_COMPRESSED))
-                compare_flag(c, entry, "L2 entry");
-        }
-        tables_put(q, table);
     }
     return 0;
 }
@@ -296,7 +307,7 @@ static int repair_all(struct checker *c)
     uint64_t damaged = c->out->corruptions;
     int r = c->stale ? check_rebuild(c) : check_fix_leaks(c);
     if (r == 0 && (c->flags || c->stale))
-        r = tree_fix_copied(q);
+        r = tree_fix_copied(q, c->left_out);
     if (r == 0)
         r = checkpoint(q);
     if (r == 0 && !damaged && q->incompatible & (INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT))
@@ -354,9 +365,11 @@ int qcow2_check(struct block_node *node, enum qcow2_repair repair, struct qcow2_
     if (c.clusters > COUNTS_MAX)
         return err_say(err, EFBIG, "disk '%s' has too many clusters to check: %" PRIu64, node->name, c.clusters);
     own_free uint32_t *counts = calloc(c.clusters + 1, sizeof *counts), *tables = calloc(c.clusters + 1, sizeof *tables);
+    own_free bool *left_out = calloc((size_t)q->l1_size + 1, sizeof *left_out);
     c.counts = counts;
     c.tables = tables;
-    if (!counts || !tables)
+    c.left_out = left_out;
+    if (!counts || !tables || !left_out)
         return err_set(err, ENOMEM, "disk '%s': check", node->name);
     check->total_clusters = cluster_count(q, node->size);
     fiber_lock(&q->lock);

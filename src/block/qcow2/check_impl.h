@@ -8,7 +8,9 @@ struct checker {
     struct qcow2 *q;
     struct qcow2_check *out;
     uint32_t *counts; /* references found, of each cluster of the file */
-    uint32_t *tables; /* entries of L1 tables that name it, of each cluster that is an L2 table not walked yet */
+    uint32_t *tables; /* of each cluster: how many L1 entries name it as a table that is not walked yet; later 1 when its
+                       * flags are compared */
+    bool *left_out; /* L1 entries that name no table, or the same as one before */
     uint64_t table_clusters; /* of snapshots' L1 tables and of bitmaps' tables */
     bool incomplete;  /* some table could not be walked: what seems to be leaked may be what it names */
     uint64_t clusters;

@@ -269,8 +269,9 @@ int decompress_cluster(unsigned type, const void *from, size_t len, void *to, si
 /* One reference more (delta 1) or less (-1, deferred) to each L2 table and host cluster below an L1 table. */
 int tree_add(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size, int delta);
 /* The COPIED flags of the active L1 and L2 tables say what the reference counts say. Writes some L2 tables: the counts that
- * clear flags are stable, those that set them not in the file yet. */
-int tree_fix_copied(struct qcow2 *q);
+ * clear flags are stable, those that set them not in the file yet. `left_out`: of each L1 entry, whether its table stays as it
+ * is, in an image that is damaged; NULL: none. */
+int tree_fix_copied(struct qcow2 *q, const bool *left_out);
 
 /* ---- resize.c ---- */
 /* Makes a table in the file the active L1 table; stable when it returns. */
