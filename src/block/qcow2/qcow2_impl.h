@@ -253,6 +253,8 @@ void begin_busy(struct qcow2 *q, struct busy *busy);
 void end_busy(struct qcow2 *q, const struct busy *busy);
 
 /* ---- zero.c; in a fiber: WRITE_ZEROES and DISCARD ---- */
+/* WRITE_ZEROES of this range writes all of it, as there is no whole cluster, or no flag. */
+bool zeroes_are_data(const struct qcow2 *q, uint64_t offset, uint64_t len);
 int zero_guest(struct qcow2 *q, enum block_op op, bool may_unmap, uint64_t offset, uint64_t len);
 
 /* ---- compress.c ---- */
