@@ -232,10 +232,11 @@ static bool mirrored(const struct copy *copy, uint64_t offset, uint64_t len)
 }
 
 /* The request, once more, with results of its own. */
-static int forward(struct block_node *node, const struct block_request *request)
+static int forward(struct block_node *node, const struct block_request *request, bool fast)
 {
     struct block_request inner = {.op = request->op,
                                   .may_unmap = request->may_unmap,
+                                  .fast = fast,
                                   .stable = request->stable,
                                   .offset = request->offset,
                                   .len = request->len,
@@ -246,10 +247,10 @@ static int forward(struct block_node *node, const struct block_request *request)
 
 static int forward_to_both(struct copy *copy, const struct block_request *request, bool both)
 {
-    int r = forward(copy->source, request);
-    if (!both)
+    int r = forward(copy->source, request, request->fast);
+    if (!both || (r == -ENOTSUP && request->fast)) /* then nothing was changed */
         return r;
-    int target = r < 0 ? r : forward(copy->target, request); /* the source failed: who knows what it holds */
+    int target = r < 0 ? r : forward(copy->target, request, false); /* the source failed: who knows what it holds */
     if (target < 0)
         fail(copy, target);
     return r;

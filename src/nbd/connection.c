@@ -125,10 +125,10 @@ static bool peer_owes(const struct connection *c)
     return c->sending || c->writing || c->skip || (c->input_from < c->input_to && !c->in_flight && !c->starved);
 }
 
-/* A negotiation has one limit for all of it, a message one for each PROGRESS_BYTES. */
+/* A negotiation has one limit for all of it, as has the server's end; a message one for each PROGRESS_BYTES. */
 static void set_deadline(struct connection *c)
 {
-    if (c->ending || c->stage != STAGE_REQUESTS)
+    if (c->server->stopping || c->stage != STAGE_REQUESTS)
         return;
     if (!peer_owes(c)) {
         c->deadline_ns = 0;

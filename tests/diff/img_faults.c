@@ -39,6 +39,7 @@ static const struct command {
     {.name = "flatten", .line = "rebase -b  top.qcow2", .copy = "top.qcow2", .no_snapshot = true},
     {.name = "rebase", .line = "rebase -b other.raw -F raw top.qcow2", .copy = "top.qcow2", .no_snapshot = true},
     {.name = "grow", .line = "resize top.qcow2 512K", .size = 512 * 1024},
+    {.name = "grow-short", .line = "resize short.qcow2 150K"},
     {.name = "shrink", .line = "resize --shrink plain.qcow2 128K", .size = 128 * 1024},
     {.name = "snapshot", .line = "snapshot -c new top.qcow2", .was_done = "of this name already"},
     {.name = "snapshot-apply", .line = "snapshot -a old top.qcow2", .applies = true},
@@ -98,9 +99,11 @@ static void must(const char *line)
 
 /* ---- images ---- */
 
-static const char *const images[] = {"base.raw", "other.raw", "middle.qcow2", "top.qcow2", "plain.qcow2", "full.qcow2", NULL};
+static const char *const images[] = {"base.raw",    "other.raw",  "middle.qcow2", "top.qcow2",
+                                     "plain.qcow2", "full.qcow2", "short.qcow2",  NULL};
 static const char *const made[] = {"new.qcow2", "new.qcow2.partial", "new.raw"};
 static uint8_t before[DISK_SIZE], snapped[DISK_SIZE];
+static uint8_t cut[DISK_SIZE]; /* what short.qcow2 reads: the beginning of a longer backing file, then zeroes */
 
 struct access {
     struct block_node *node;
@@ -186,6 +189,9 @@ static void make_images(void)
     scribble("top.qcow2", 5);
     read_whole("top.qcow2", before);
     must("convert -O qcow2 -o cluster_size=512 top.qcow2 plain.qcow2");
+    must("create -f qcow2 -o cluster_size=4k -b other.raw -F raw short.qcow2 62K");
+    struct access a = {.op = BLOCK_READ, .data = cut, .len = DISK_SIZE};
+    assert(open_and(&a, "short.qcow2", NULL) == 0);
 }
 
 /* ---- judgement ---- */
@@ -215,6 +221,8 @@ static const char *judge(const struct command *c, bool done, char *text, size_t 
         wrong = judge_image("middle.qcow2", NULL, NULL, DISK_SIZE, text, size);
     if (!wrong) /* what a smaller disk is to lose may be lost before it is smaller */
         wrong = judge_image("plain.qcow2", before, before, c->size ? c->size : DISK_SIZE, text, size);
+    if (!wrong)
+        wrong = judge_image("short.qcow2", cut, cut, DISK_SIZE, text, size);
     return !wrong && done && c->copy ? judge_image(c->copy, before, before, DISK_SIZE, text, size) : wrong;
 }
 

@@ -3,6 +3,7 @@ import json
 import os
 import random
 import shutil
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -109,6 +110,88 @@ def test_check_finds_and_repairs(folder):
     run("qemu-io", "-f", "qcow2", "-c", "read -P 7 0 64k", "disk.qcow2")
     ours("check", "-f", "raw", "disk.qcow2", status=63)
     ours("check", "missing.qcow2", status=1)
+
+
+def number(path, offset):
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return int.from_bytes(file.read(8), "big") & 0x00ffffffffffffff
+
+
+def io(path, *commands):
+    return run("qemu-io", "-f", "qcow2", *(word for command in commands for word in ("-c", command)), path)
+
+
+@pytest.mark.parametrize("check", [ours, theirs])
+def test_check_keeps_what_is_below_a_table_that_an_entry_names_as_data(folder, check):
+    ours("create", "-f", "qcow2", "-o", "cluster_size=512", "disk.qcow2", "1M")
+    io("disk.qcow2", "write -P 1 0 512", "write -P 2 32k 16k")
+    l1 = number("disk.qcow2", 40)
+    poke("disk.qcow2", number("disk.qcow2", l1) + 8, (1 << 63 | number("disk.qcow2", l1 + 8)).to_bytes(8, "big"))
+    check("check", "-r", "all", "disk.qcow2")
+    io("disk.qcow2", "write -P 3 64k 64k", "read -P 2 32k 16k")
+    theirs("check", "disk.qcow2")
+
+
+@pytest.mark.parametrize("repair", ["leaks", "all"])
+def test_check_keeps_what_is_below_a_table_that_cannot_be_walked(folder, repair):
+    ours("create", "-f", "qcow2", "-o", "cluster_size=4k", "disk.qcow2", "8M")
+    io("disk.qcow2", "write -P 1 0 4k", "write -P 2 4M 64k")
+    entry = number("disk.qcow2", 40) + 16
+    place = number("disk.qcow2", entry)
+    poke("disk.qcow2", entry, (1 << 63 | place | 512).to_bytes(8, "big"))
+    said = ours("check", "-r", repair, "disk.qcow2", status=2)
+    assert "does not begin at a cluster" in said and "Leaked clusters stay" in said
+    poke("disk.qcow2", entry, (1 << 63 | place).to_bytes(8, "big"))
+    io("disk.qcow2", "write -P 3 64k 64k", "read -P 2 4M 64k")
+    theirs("check", "disk.qcow2")
+
+
+def test_check_repairs_counts_beside_a_table_that_cannot_be_walked(folder):
+    ours("create", "-f", "qcow2", "-o", "cluster_size=4k", "disk.qcow2", "8M")
+    io("disk.qcow2", "write -P 1 0 4k", "write -P 2 4M 64k")
+    entry, data = number("disk.qcow2", 40) + 16, number("disk.qcow2", number("disk.qcow2", number("disk.qcow2", 40)))
+    place = number("disk.qcow2", entry)
+    poke("disk.qcow2", entry, (1 << 63 | place | 512).to_bytes(8, "big"))
+    poke("disk.qcow2", 2 * 4096 + 2 * (data // 4096), bytes(2))
+    ours("check", "-r", "all", "disk.qcow2", status=2)
+    assert "ERROR cluster" not in ours("check", "disk.qcow2", status=2)
+    poke("disk.qcow2", entry, (1 << 63 | place).to_bytes(8, "big"))
+    io("disk.qcow2", "write -P 3 64k 64k", "read -P 1 0 4k", "read -P 2 4M 64k")
+    theirs("check", "disk.qcow2", status=3)  # what the old counts were in
+
+
+def make_snapshots_of_one_tree(path, snapshots, entries):
+    """All snapshots have the same L1 table, and all its entries name the same L2 table."""
+    cluster = 65536
+    clusters = 64 + entries * 8 // cluster
+    entry = struct.pack(">QIHHIIQIIQQ2s6x", 64 * cluster, entries, 1, 1, 0, 0, 0, 0, 16, 0, 1 << 30, b"ab")
+    with open(path, "wb") as file:
+        file.write(struct.pack(">IIQIIQIIQQIIQ", 0x514649fb, 3, 0, 0, 16, 1 << 30, 0, 2, 3 * cluster, cluster, 1, snapshots, 5 * cluster))
+        file.write(struct.pack(">QQQII", 1, 1, 0, 4, 104))  # dirty, lazy refcounts
+        for at, data in (1, struct.pack(">Q", 2 * cluster)), (2, b"\0\1" * clusters), (5, entry * snapshots):
+            file.seek(at * cluster)
+            file.write(data)
+        file.seek(64 * cluster)
+        file.write(struct.pack(">Q", 4 * cluster) * entries)
+
+
+def test_check_of_an_image_without_end(folder):
+    make_snapshots_of_one_tree("disk.qcow2", 2000, 4 << 20)
+    assert "snapshot's L1 table at 0x400000 is used by several" in ours("check", "disk.qcow2", status=2)
+    assert "was not closed" in ours("bitmap", "--add", "disk.qcow2", "day", status=1)
+
+
+def test_check_of_a_disk_whose_tables_are_all_the_same(folder):
+    entries = 4 << 20
+    ours("create", "-f", "qcow2", "-o", "refcount_bits=32", "disk.qcow2", "1M")
+    io("disk.qcow2", "write -P 1 0 64k")
+    l2 = number("disk.qcow2", number("disk.qcow2", 40))
+    poke("disk.qcow2", 36, entries.to_bytes(4, "big") + (64 << 16).to_bytes(8, "big"))
+    poke("disk.qcow2", 64 << 16, struct.pack(">Q", 1 << 63 | l2) * entries)
+    ours("check", "disk.qcow2", status=2)
+    ours("check", "-r", "all", "disk.qcow2")
+    io("disk.qcow2", "read -P 1 0 64k")
 
 
 def test_resize(folder):
@@ -266,6 +349,26 @@ def test_bitmaps_of_another_image_merge(folder):
     assert bitmaps(folder / "top.qcow2")["week"][2] == {16}
     theirs("bitmap", "--merge", "week", "base.qcow2", "day", "-b", "top.qcow2", "-F", "qcow2")
     assert "there is none" in ours("bitmap", "--merge", "nix", "base.qcow2", "day", status=1)
+
+
+def test_a_disk_does_not_outgrow_its_bitmaps(folder):
+    ours("create", "-f", "qcow2", "disk.qcow2", "200G")
+    ours("bitmap", "--add", "-g", "512", "disk.qcow2", "day")
+    assert "too large" in ours("resize", "disk.qcow2", "300G", status=1)
+    info = json.loads(theirs("info", "--output=json", "disk.qcow2"))
+    assert info["virtual-size"] == 200 << 30 and info["format-specific"]["data"]["bitmaps"][0]["flags"] == ["auto"]
+    theirs("check", "disk.qcow2")
+
+
+@pytest.mark.parametrize("size", ["100k", "192k"])
+def test_a_bitmap_records_what_a_shrunk_disk_loses(folder, size):
+    ours("create", "-f", "qcow2", "disk.qcow2", "192k")
+    io("disk.qcow2", "write -P 1 0 192k")
+    ours("bitmap", "--add", "disk.qcow2", "day")
+    ours("resize", "--shrink", "disk.qcow2", "70k")
+    ours("resize", "disk.qcow2", size)
+    assert bitmaps(folder / "disk.qcow2")["day"][2] == {1, 2} - {2 if size == "100k" else 0}
+    io("disk.qcow2", f"read -P 0 70k {int(size[:-1]) - 70}k")
 
 
 def test_a_bitmap_left_in_use_can_only_be_removed(folder):

@@ -148,6 +148,24 @@ def test_every_command(folder, kind):
         run("qemu-img", "check", image)
 
 
+@pytest.mark.parametrize("kind,options", [("luks", []), ("qcow2", ["-o", "data_file=x.raw,data_file_raw=on"]),
+                                          ("qcow2", ["-b", "base.raw", "-F", "raw", "-o", "compat=0.10"])])
+def test_zeroes_that_must_be_written_are_not_fast(folder, kind, options):
+    (folder / "key").write_bytes(b"secret")
+    (folder / "base.raw").write_bytes(b"b" * SIZE)
+    keys = ["--key", "key"] if kind == "luks" else []
+    run(POLDER_IMG, "create", "-f", kind, *keys, *options, "image", SIZE)
+    with Server(folder, "-f", kind, *keys, "image") as server:
+        h = server.connect("image")
+        h.pwrite(b"x" * (1 << 20), 0)
+        with pytest.raises(nbd.Error) as error:
+            h.zero(1 << 20, 0, nbd.CMD_FLAG_FAST_ZERO)
+        assert error.value.errno == "ENOTSUP" and h.pread(1 << 20, 0) == b"x" * (1 << 20)
+        h.zero(1 << 20, 0)
+        assert h.pread(1 << 20, 0) == bytes(1 << 20)
+        h.shutdown()
+
+
 def test_what_is_known_to_be_zero_goes_as_a_hole(folder):
     image, _ = make(folder, name="top")
     run(POLDER_IMG, "create", "-f", "qcow2", "-b", image, "-F", "qcow2", "overlay.qcow2", str(SIZE + (1 << 20)))

@@ -297,6 +297,56 @@ static void test_a_count_behind_the_end_is_a_leak(void **state)
     block_close(checking.node);
 }
 
+/* ---- freezing ---- */
+
+static int add_bitmap(void *arg)
+{
+    struct qcow2_bitmap_change change = {.action = QCOW2_BITMAP_ADD, .name = "day"};
+    return qcow2_bitmap_change(arg, &change, NULL);
+}
+
+static int fail_to_freeze(struct block_node *node)
+{
+    (void)node;
+    return -EBUSY;
+}
+
+static int freeze(void *arg)
+{
+    struct block_node *node = arg;
+    return node->class->freeze(node);
+}
+
+static uint32_t first_bitmap_flags(const struct qcow2 *q)
+{
+    uint8_t flags[4];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(pread(fd, flags, sizeof flags, (off_t)q->bitmaps.directory + 12), sizeof flags);
+    close(fd);
+    return load_be32(flags);
+}
+
+/* Who writes goes on writing: should it die, the bitmap has missed something. */
+static void test_a_bitmap_is_in_use_after_a_freeze_that_failed(void **state)
+{
+    (void)state;
+    struct err err = {0};
+    struct block_node *node;
+    make(NULL);
+    assert_int_equal(open_image((struct block_options){0}, &node, &err), 0);
+    assert_int_equal(block_run_alone(node, add_bitmap, node, &err), 0);
+    struct block_node *file = qcow2_of(node)->file;
+    struct block_class class = *file->class;
+    class.freeze = fail_to_freeze;
+    file->class = &class;
+    assert_int_equal(block_run_alone(node, freeze, node, &err), -EBUSY);
+    assert_true(first_bitmap_flags(qcow2_of(node)) & BITMAP_IN_USE);
+    file->class = &block_file;
+    assert_int_equal(block_run_alone(node, freeze, node, &err), 0);
+    assert_false(first_bitmap_flags(qcow2_of(node)) & BITMAP_IN_USE);
+    block_close(node);
+}
+
 /* ---- requests ---- */
 
 static void count_done(struct block_request *request, int result)
@@ -506,6 +556,7 @@ int main(void)
         TEST(test_a_corrupt_image_is_not_written),
         TEST(test_a_dirty_image_is_repaired),
         TEST(test_a_count_behind_the_end_is_a_leak),
+        TEST(test_a_bitmap_is_in_use_after_a_freeze_that_failed),
         TEST(test_writes_to_one_cluster_around_a_flush),
         TEST(test_backing_files_stay_in_the_folder),
         TEST(test_an_image_that_backs_itself),

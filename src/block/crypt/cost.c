@@ -16,6 +16,14 @@ static uint64_t memory_limit(void)
     return half < LUKS_MEMORY_MAX ? half : LUKS_MEMORY_MAX;
 }
 
+/* As far as it goes: a sum that wraps would look cheap. */
+static void add_product(uint64_t *sum, uint64_t a, uint64_t b)
+{
+    uint64_t product;
+    if (__builtin_mul_overflow(a, b, &product) || __builtin_add_overflow(*sum, product, sum))
+        *sum = UINT64_MAX;
+}
+
 int luks_check_cost(struct luks_copy *copy, struct luks_info *info, struct err *err)
 {
     for (int slot = 0; slot < SLOTS_MAX; slot++) {
@@ -28,7 +36,7 @@ int luks_check_cost(struct luks_copy *copy, struct luks_info *info, struct err *
             continue; /* of a kind that no key opens */
         uint64_t memory = (uint64_t)kdf.max_memory_kb << 10;
         if (memory)
-            info->memory_passes += memory * kdf.iterations;
+            add_product(&info->memory_passes, memory, kdf.iterations);
         else
             info->iterations += kdf.iterations;
         info->memory = memory > info->memory ? memory : info->memory;

@@ -172,7 +172,7 @@ static void crypt_submit(struct block_node *node, struct block_request *req)
         pass(crypt, req);
     else if (req->op == BLOCK_DISCARD || !req->len)
         req->done(req, 0);
-    else if (req->compress)
+    else if (req->compress || (req->op == BLOCK_WRITE_ZEROES && req->fast))
         req->done(req, -ENOTSUP);
     else
         start_write(crypt, req);

@@ -1,5 +1,8 @@
 /* Counts the references to each cluster and compares them with the reference counts in the file.
- * Memory: 4 bytes a cluster of the file, 1 GiB at most. */
+ *
+ * Trees share L2 tables: first all L1 tables tell how many entries name each table, then each table is walked once and counts
+ * as often. So a check takes as long as the file is large, whatever the image says.
+ * Memory: 12 bytes a cluster of the file, 3 GiB at most. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -26,19 +29,21 @@ void check_report(const struct checker *c, const char *format, ...)
 
 /* ---- counting ---- */
 
-static void count_range(struct checker *c, uint64_t offset, uint64_t len, const char *what)
+/* False: it lies beyond the end. */
+static bool count_range(struct checker *c, uint64_t offset, uint64_t len, uint32_t times, const char *what)
 {
     unsigned bits = c->q->cluster_bits;
     if (!len)
-        return;
+        return true;
     if (offset + len < offset || (offset + len - 1) >> bits >= c->clusters) {
         check_report(c, "ERROR %s at %#" PRIx64 " lies beyond the end of the file", what, offset);
         c->out->corruptions++;
-        return;
+        return false;
     }
     for (uint64_t i = offset >> bits; i <= (offset + len - 1) >> bits; i++)
-        if (c->counts[i] < UINT32_MAX)
-            c->counts[i]++;
+        if (__builtin_add_overflow(c->counts[i], times, &c->counts[i]))
+            c->counts[i] = UINT32_MAX;
+    return true;
 }
 
 static bool aligned(struct checker *c, uint64_t offset, const char *what)
@@ -50,13 +55,13 @@ static bool aligned(struct checker *c, uint64_t offset, const char *what)
     return false;
 }
 
-static void count_entry(struct checker *c, uint64_t entry, uint64_t bitmap, bool active)
+static void count_entry(struct checker *c, uint64_t entry, uint64_t bitmap, uint32_t times, bool active)
 {
     const struct qcow2 *q = c->q;
     uint64_t offset = entry & ENTRY_OFFSET, len;
     if (entry & ENTRY_COMPRESSED) {
         compressed_range(q, entry, &offset, &len);
-        count_range(c, offset, len, "compressed cluster");
+        count_range(c, offset, len, times, "compressed cluster");
         if (active)
             c->out->compressed_clusters++, c->out->allocated_clusters++, c->out->fragmented_clusters++;
         return;
@@ -74,38 +79,63 @@ static void count_entry(struct checker *c, uint64_t entry, uint64_t bitmap, bool
         c->next_data = offset + q->cluster_size;
     }
     if (!q->external)
-        count_range(c, offset, q->cluster_size, "data cluster");
+        count_range(c, offset, q->cluster_size, times, "data cluster");
 }
 
-static int count_l2(struct checker *c, uint64_t l2, bool active, uint8_t *table)
+/* What lies below a table that is not walked looks leaked. */
+static void count_tables(struct checker *c, const uint64_t *l1, uint32_t l1_size)
 {
     const struct qcow2 *q = c->q;
-    if (!aligned(c, l2, "L2 table"))
-        return 0;
-    count_range(c, l2, q->cluster_size, "L2 table");
-    if (l2 >> q->cluster_bits >= c->clusters)
-        return 0;
-    if (active && c->counts[l2 >> q->cluster_bits] > 1) { /* the first tree to be counted: nobody else may have it */
-        check_report(c, "ERROR L2 table at %#" PRIx64 " is used twice", l2);
-        c->out->corruptions++;
-        return 0;
+    for (uint32_t i = 0; i < l1_size; i++) {
+        uint64_t l2 = l1[i] & ENTRY_OFFSET;
+        if (!l2)
+            continue;
+        if (!aligned(c, l2, "L2 table") || !count_range(c, l2, q->cluster_size, 1, "L2 table"))
+            c->incomplete = true;
+        else if (c->tables[l2 >> q->cluster_bits] < UINT32_MAX)
+            c->tables[l2 >> q->cluster_bits]++;
     }
-    int r = block_do(q->file, BLOCK_READ, l2, table, q->cluster_size);
+}
+
+static int walk_table(struct checker *c, uint64_t cluster, bool active, uint8_t *table)
+{
+    const struct qcow2 *q = c->q;
+    uint32_t times = cluster < c->clusters ? c->tables[cluster] : 0;
+    if (!times)
+        return 0;
+    c->tables[cluster] = 0;
+    int r = block_do(q->file, BLOCK_READ, cluster << q->cluster_bits, table, q->cluster_size);
     for (uint32_t i = 0; r == 0 && i < 1u << q->l2_bits; i++) {
         const uint8_t *at = table + (size_t)i * q->entry_size;
-        count_entry(c, load_be64(at), q->extended ? load_be64(at + 8) : 0, active);
+        count_entry(c, load_be64(at), q->extended ? load_be64(at + 8) : 0, times, active);
     }
     return r;
 }
 
-static int count_tree(struct checker *c, const uint64_t *l1, uint32_t l1_size, bool active)
+static int count_active(struct checker *c, uint8_t *table)
 {
-    own_free uint8_t *table = aligned_alloc(4096, c->q->cluster_size < 4096 ? 4096 : c->q->cluster_size);
-    int r = table ? 0 : -ENOMEM;
-    for (uint32_t i = 0; r == 0 && i < l1_size; i++)
-        if (l1[i] & ENTRY_OFFSET)
-            r = count_l2(c, l1[i] & ENTRY_OFFSET, active, table);
+    const struct qcow2 *q = c->q;
+    int r = 0;
+    count_tables(c, q->l1, q->l1_size);
+    for (uint32_t i = 0; r == 0 && i < q->l1_size; i++)
+        r = walk_table(c, (q->l1[i] & ENTRY_OFFSET) >> q->cluster_bits, true, table);
     return r;
+}
+
+/* Counts a table of offsets; its entries, unless it cannot be read. In a sound image such tables lie apart and are together
+ * shorter than the file; more would be a check without end. */
+static int count_offsets(struct checker *c, uint64_t offset, uint32_t size, const char *what, uint64_t **ret_entries)
+{
+    uint64_t len = (uint64_t)size * 8;
+    c->table_clusters += cluster_count(c->q, len);
+    if (c->table_clusters > c->clusters) {
+        check_report(c, "ERROR %s at %#" PRIx64 " is used by several", what, offset);
+        c->out->corruptions++;
+    } else if (count_range(c, offset, len, 1, what) && len <= L1_BYTES_MAX) {
+        return read_entries(c->q, offset, size, ret_entries);
+    }
+    c->incomplete = true;
+    return 0;
 }
 
 static int count_snapshots(struct checker *c, struct err *err)
@@ -118,32 +148,33 @@ static int count_snapshots(struct checker *c, struct err *err)
     for (uint32_t i = 0; r == 0 && i < all.count; i++) {
         const struct qcow2_snapshot *s = &all.list[i];
         own_free uint64_t *l1 = NULL;
-        count_range(c, s->l1_offset, (uint64_t)s->l1_size * 8, "snapshot's L1 table");
-        r = read_entries(q, s->l1_offset, s->l1_size, &l1);
-        if (r == 0)
-            r = count_tree(c, l1, s->l1_size, false);
+        r = count_offsets(c, s->l1_offset, s->l1_size, "snapshot's L1 table", &l1);
+        if (l1)
+            count_tables(c, l1, s->l1_size);
     }
-    count_range(c, q->snapshots_offset, all.table_len, "snapshot table");
+    count_range(c, q->snapshots_offset, all.table_len, 1, "snapshot table");
     qcow2_snapshots_free(&all);
+    return r;
+}
+
+static int count_trees(struct checker *c, struct err *err)
+{
+    own_free uint8_t *table = aligned_alloc(4096, c->q->cluster_size < 4096 ? 4096 : c->q->cluster_size);
+    int r = table ? count_active(c, table) : -ENOMEM;
+    if (r == 0)
+        r = count_snapshots(c, err);
+    for (uint64_t i = 0; r == 0 && i < c->clusters; i++)
+        r = walk_table(c, i, false, table);
     return r;
 }
 
 static int count_bitmap(struct checker *c, const struct dirty_bitmap *b)
 {
     own_free uint64_t *table = NULL;
-    uint64_t len = (uint64_t)b->table_size * 8, before = c->out->corruptions;
-    count_range(c, b->table_offset, len, "bitmap table");
-    if (!len || len > L1_BYTES_MAX || c->out->corruptions != before)
-        return 0;
-    if (c->counts[b->table_offset >> c->q->cluster_bits] > 1) {
-        check_report(c, "ERROR table of bitmap '%.80s' is used twice", b->name);
-        c->out->corruptions++;
-        return 0;
-    }
-    int r = read_entries(c->q, b->table_offset, b->table_size, &table);
-    for (uint32_t i = 0; r == 0 && i < b->table_size; i++)
+    int r = count_offsets(c, b->table_offset, b->table_size, "bitmap table", &table);
+    for (uint32_t i = 0; table && i < b->table_size; i++)
         if (table[i] & ENTRY_OFFSET && aligned(c, table[i] & ENTRY_OFFSET, "bitmap data"))
-            count_range(c, table[i] & ENTRY_OFFSET, c->q->cluster_size, "bitmap data");
+            count_range(c, table[i] & ENTRY_OFFSET, c->q->cluster_size, 1, "bitmap data");
     return r;
 }
 
@@ -155,7 +186,7 @@ static int count_bitmaps(struct checker *c)
         check_report(c, "ERROR the directory of bitmaps is damaged; opening the image for writing drops it");
         c->out->corruptions++;
     }
-    count_range(c, bitmaps->directory, bitmaps->directory_len, "bitmap directory");
+    count_range(c, bitmaps->directory, bitmaps->directory_len, 1, "bitmap directory");
     for (uint32_t i = 0; r == 0 && i < bitmaps->count; i++)
         r = count_bitmap(c, &bitmaps->list[i]);
     return r;
@@ -164,26 +195,22 @@ static int count_bitmaps(struct checker *c)
 static void count_refcounts(struct checker *c)
 {
     const struct qcow2 *q = c->q;
-    count_range(c, q->reftable_offset, (uint64_t)q->reftable_size * 8, "refcount table");
+    count_range(c, q->reftable_offset, (uint64_t)q->reftable_size * 8, 1, "refcount table");
     for (uint32_t i = 0; i < q->reftable_size; i++) {
         uint64_t block = q->reftable[i] & REFTABLE_OFFSET;
         if (block && aligned(c, block, "refcount block"))
-            count_range(c, block, q->cluster_size, "refcount block");
+            count_range(c, block, q->cluster_size, 1, "refcount block");
     }
 }
 
 static int count_all(struct checker *c, struct err *err)
 {
     struct qcow2 *q = c->q;
-    count_range(c, 0, q->cluster_size, "header");
-    count_range(c, q->l1_offset, (uint64_t)q->l1_size * 8, "L1 table");
-    count_range(c, q->luks_offset, q->luks_len, "LUKS header");
-    int r = count_tree(c, q->l1, q->l1_size, true);
-    if (r == 0)
-        r = count_snapshots(c, err);
-    if (r == 0)
-        r = count_bitmaps(c);
-    return r;
+    count_range(c, 0, q->cluster_size, 1, "header");
+    count_range(c, q->l1_offset, (uint64_t)q->l1_size * 8, 1, "L1 table");
+    count_range(c, q->luks_offset, q->luks_len, 1, "LUKS header");
+    int r = count_trees(c, err);
+    return r < 0 ? r : count_bitmaps(c);
 }
 
 /* ---- comparing ---- */
@@ -227,31 +254,52 @@ static void compare_flag(struct checker *c, uint64_t entry, const char *what)
     c->flags++;
 }
 
+static int compare_table(struct checker *c, uint64_t l2)
+{
+    struct qcow2 *q = c->q;
+    struct table *table;
+    int r = tables_get(q, l2, TABLE_L2, &table);
+    if (r < 0)
+        return r;
+    for (uint32_t j = 0; j < 1u << q->l2_bits; j++) {
+        uint64_t entry = entry_get(q, table, j);
+        if (!(entry & ENTRY_COMPRESSED))
+            compare_flag(c, entry, "L2 entry");
+    }
+    tables_put(q, table);
+    return 0;
+}
+
 static int compare_flags(struct checker *c)
 {
     struct qcow2 *q = c->q;
     for (uint32_t i = 0; i < q->l1_size && !q->external; i++) {
         uint64_t l2 = q->l1[i] & ENTRY_OFFSET;
-        struct table *table;
-        if (!l2 || l2 & (q->cluster_size - 1) || l2 >> q->cluster_bits >= c->clusters)
+        c->left_out[i] = !l2 || l2 & (q->cluster_size - 1) || l2 >> q->cluster_bits >= c->clusters;
+        if (c->left_out[i])
             continue;
         compare_flag(c, q->l1[i], "L1 entry");
-        int r = tables_get(q, l2, TABLE_L2, &table);
+        c->left_out[i] = c->tables[l2 >> q->cluster_bits]++;
+        int r = c->left_out[i] ? 0 : compare_table(c, l2);
         if (r == -EIO)
-            continue; /* in two roles: the counts tell */
-        if (r < 0)
+            c->left_out[i] = true; /* in two roles: the counts tell */
+        else if (r < 0)
             return r;
-        for (uint32_t j = 0; j < 1u << q->l2_bits; j++) {
-            uint64_t entry = entry_get(q, table, j);
-            if (!(entry & ENTRY_COMPRESSED))
-                compare_flag(c, entry, "L2 entry");
-        }
-        tables_put(q, table);
     }
     return 0;
 }
 
 /* ---- repair ---- */
+
+static void leaks_fixed(struct checker *c)
+{
+    if (c->incomplete && c->out->leaks)
+        check_report(c, "Leaked clusters stay: they may be what a table that cannot be read refers to");
+    if (c->incomplete)
+        return;
+    c->out->leaks_fixed = c->out->leaks;
+    c->out->leaks = 0;
+}
 
 static int repair_all(struct checker *c)
 {
@@ -259,7 +307,7 @@ static int repair_all(struct checker *c)
     uint64_t damaged = c->out->corruptions;
     int r = c->stale ? check_rebuild(c) : check_fix_leaks(c);
     if (r == 0 && (c->flags || c->stale))
-        r = tree_fix_copied(q);
+        r = tree_fix_copied(q, c->left_out);
     if (r == 0)
         r = checkpoint(q);
     if (r == 0 && !damaged && q->incompatible & (INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT))
@@ -267,8 +315,8 @@ static int repair_all(struct checker *c)
     if (r < 0)
         return r;
     c->out->corruptions_fixed = c->stale + c->flags;
-    c->out->leaks_fixed = c->out->leaks;
-    c->out->leaks = c->stale = c->flags = 0;
+    c->stale = c->flags = 0;
+    leaks_fixed(c);
     return 0;
 }
 
@@ -277,11 +325,9 @@ static int repair_leaks(struct checker *c)
     int r = check_fix_leaks(c);
     if (r == 0)
         r = checkpoint(c->q);
-    if (r < 0)
-        return r;
-    c->out->leaks_fixed = c->out->leaks;
-    c->out->leaks = 0;
-    return 0;
+    if (r == 0)
+        leaks_fixed(c);
+    return r;
 }
 
 static int run_check(struct checker *c, enum qcow2_repair repair, struct err *err)
@@ -318,14 +364,17 @@ int qcow2_check(struct block_node *node, enum qcow2_repair repair, struct qcow2_
     c.counted = ((c.clusters >> q->refblock_bits) + 1) << q->refblock_bits;
     if (c.clusters > COUNTS_MAX)
         return err_say(err, EFBIG, "disk '%s' has too many clusters to check: %" PRIu64, node->name, c.clusters);
-    c.counts = calloc(c.clusters ? c.clusters : 1, sizeof *c.counts);
-    if (!c.counts)
+    own_free uint32_t *counts = calloc(c.clusters + 1, sizeof *counts), *tables = calloc(c.clusters + 1, sizeof *tables);
+    own_free bool *left_out = calloc((size_t)q->l1_size + 1, sizeof *left_out);
+    c.counts = counts;
+    c.tables = tables;
+    c.left_out = left_out;
+    if (!counts || !tables || !left_out)
         return err_set(err, ENOMEM, "disk '%s': check", node->name);
     check->total_clusters = cluster_count(q, node->size);
     fiber_lock(&q->lock);
     int r = run_check(&c, repair, &why);
     fiber_unlock(&q->lock);
-    free(c.counts);
     if (r < 0 && why.code && err)
         *err = why;
     return r < 0 && !why.code ? err_set(err, -r, "disk '%s': check", node->name) : r;

@@ -9,7 +9,7 @@
 int check_fix_leaks(struct checker *c)
 {
     struct qcow2 *q = c->q;
-    for (uint64_t i = 0; i < c->counted; i++) {
+    for (uint64_t i = 0; i < c->counted && !c->incomplete; i++) {
         uint64_t have = 0;
         int r = make_room(q);
         if (r == 0)
@@ -80,12 +80,23 @@ static int switch_reftable(struct qcow2 *q, const struct rebuilt *new, uint64_t 
     return 0;
 }
 
+static void keep_old_counts(struct checker *c)
+{
+    for (uint64_t i = 0; i < c->clusters; i++) {
+        uint64_t have = 0;
+        if (refcount_get(c->q, i, &have) == 0 && have > c->counts[i])
+            c->counts[i] = have < UINT32_MAX ? (uint32_t)have : UINT32_MAX;
+    }
+}
+
 int check_rebuild(struct checker *c)
 {
     struct qcow2 *q = c->q;
     struct rebuilt new = plan(c);
     if (new.table_clusters << q->cluster_bits > REFTABLE_BYTES_MAX)
         return -EFBIG;
+    if (c->incomplete)
+        keep_old_counts(c);
     uint64_t *table = calloc(new.table_clusters, q->cluster_size);
     uint8_t *block = aligned_alloc(4096, q->cluster_size < 4096 ? 4096 : q->cluster_size);
     int r = table && block ? 0 : -ENOMEM;

@@ -106,11 +106,27 @@ int dirty_bitmap_status(struct block_node *node, const char *name, uint64_t offs
 
 /* ---- resize ---- */
 
-int dirty_bitmaps_before_resize(struct qcow2 *q)
+static int allocate_resized(struct dirty_bitmap *b, uint64_t size, uint64_t *bytes)
 {
+    uint64_t bit_count = dirty_bitmap_bit_count(b, size), len = (bit_count + 7) / 8;
+    if (len > BITMAP_BYTES_MAX || len > BITMAPS_BYTES_MAX - *bytes)
+        return -EFBIG;
+    b->resized = calloc(len ? len : 1, 1);
+    if (!b->resized)
+        return -ENOMEM;
+    b->resized_count = bit_count;
+    *bytes += len;
+    return 0;
+}
+
+int dirty_bitmaps_before_resize(struct qcow2 *q, uint64_t size)
+{
+    uint64_t bytes = 0;
     for (uint32_t i = 0; i < q->bitmaps.count; i++) {
         struct dirty_bitmap *b = &q->bitmaps.list[i];
         int r = dirty_bitmap_usable(q, b) ? dirty_bitmap_load(q, b) : 0;
+        if (r == 0 && b->bits)
+            r = allocate_resized(b, size, &bytes);
         if (r < 0)
             return r;
     }
@@ -118,34 +134,37 @@ int dirty_bitmaps_before_resize(struct qcow2 *q)
     return q->bitmaps.count ? dirty_bitmaps_store(q, false) : 0;
 }
 
-int dirty_bitmaps_after_resize(struct qcow2 *q, uint64_t size)
+static void take_resized(struct qcow2 *q, struct dirty_bitmap *b, uint64_t size)
+{
+    uint8_t *old = b->bits;
+    uint64_t keep = b->bit_count < b->resized_count ? b->bit_count : b->resized_count;
+    for (uint64_t at = 0, end; at < keep; at = end) {
+        bool dirty = get_bit(old, at);
+        end = run_end(old, at, keep, dirty);
+        if (dirty)
+            set_bits(b->resized, at, end - 1);
+    }
+    /* What a shrunk disk lost may be what a backup still has at a place that is there again. */
+    if (size > q->node.size && b->flags & BITMAP_AUTO)
+        set_bits(b->resized, q->node.size >> b->granularity_bits, b->resized_count - 1);
+    q->bitmaps.bytes += (b->resized_count + 7) / 8;
+    q->bitmaps.bytes -= (b->bit_count + 7) / 8;
+    b->bits = b->resized;
+    b->bit_count = b->resized_count;
+    b->resized = old;
+    b->changed = true;
+}
+
+void dirty_bitmaps_after_resize(struct qcow2 *q, uint64_t size)
 {
     for (uint32_t i = 0; i < q->bitmaps.count; i++) {
-        struct dirty_bitmap *b = &q->bitmaps.list[i], old = *b;
-        if (!old.bits)
-            continue;
-        b->bits = NULL;
-        int r = dirty_bitmap_allocate(q, b, dirty_bitmap_bit_count(b, size));
-        if (r < 0) {
-            b->bits = old.bits;
-            return r;
-        }
-        uint64_t keep = old.bit_count < b->bit_count ? old.bit_count : b->bit_count;
-        for (uint64_t at = 0, end; at < keep; at = end) {
-            bool dirty = get_bit(old.bits, at);
-            end = run_end(old.bits, at, keep, dirty);
-            if (dirty)
-                set_bits(b->bits, at, end - 1);
-        }
-        /* What a shrunk disk lost may be what a backup still has at a place that is there again. */
-        if (b->bit_count > old.bit_count && b->flags & BITMAP_AUTO)
-            set_bits(b->bits, old.bit_count, b->bit_count - 1);
-        q->bitmaps.bytes -= (old.bit_count + 7) / 8;
-        free(old.bits);
-        b->changed = true;
+        struct dirty_bitmap *b = &q->bitmaps.list[i];
+        if (b->resized && size != q->node.size)
+            take_resized(q, b, size);
+        free(b->resized);
+        b->resized = NULL;
     }
     q->bitmaps.resizing = false;
-    return 0;
 }
 
 /* ---- for tools ---- */

@@ -25,6 +25,8 @@ struct dirty_bitmap {
     uint8_t *bits; /* as in the file: bit n%8 of byte n/8 is granule n's; NULL: not loaded */
     uint64_t bit_count;
     bool changed; /* bits are not those of the file */
+    uint8_t *resized; /* while the disk's size changes: room for the bits of the other size */
+    uint64_t resized_count;
 };
 
 struct dirty_bitmap_table {
@@ -54,9 +56,11 @@ struct dirty_bitmap *dirty_bitmap_find(const struct qcow2 *q, const char *name);
 /* It can be read: is complete and understood. */
 bool dirty_bitmap_usable(const struct qcow2 *q, const struct dirty_bitmap *bitmap);
 uint64_t dirty_bitmap_bit_count(const struct dirty_bitmap *bitmap, uint64_t disk_size);
-/* In a fiber, lock held, around a change of the disk's size: loads all, marks them as in use; then makes them longer or shorter. */
-int dirty_bitmaps_before_resize(struct qcow2 *q);
-int dirty_bitmaps_after_resize(struct qcow2 *q, uint64_t size);
+/* In a fiber, lock held, around a change of the disk's size to `size`: loads all, marks them as in use; then makes them longer or
+ * shorter. The second has all that it needs from the first, and is called before the node has the new size, also after errors:
+ * then `size` is the old one. */
+int dirty_bitmaps_before_resize(struct qcow2 *q, uint64_t size);
+void dirty_bitmaps_after_resize(struct qcow2 *q, uint64_t size);
 
 /* ---- dirty_bitmap_store.c; in a fiber ---- */
 /* The directory. Only a lack of memory is an error, all else makes `damaged`. */

@@ -317,8 +317,10 @@ static int move_directory(struct qcow2 *q, bool closing)
         r = write_directory(q, offset, len, closing);
     if (r == 0)
         r = checkpoint(q);
-    if (r == 0)
+    if (r == 0) {
+        q->bitmaps.in_use = len && !closing; /* perhaps also when it fails */
         r = name_directory(q, offset, len);
+    }
     if (r == 0 && old)
         r = free_run_later(q, old, cluster_count(q, old_len));
     if (r == 0)
@@ -335,7 +337,6 @@ int dirty_bitmaps_store(struct qcow2 *q, bool closing)
 {
     bool any = q->bitmaps.count || q->bitmaps.directory;
     int r = q->failed;
-    q->bitmaps.in_use = any && !closing;
     for (uint32_t i = 0; r == 0 && i < q->bitmaps.count; i++)
         if (q->bitmaps.list[i].changed)
             r = store_bits(q, &q->bitmaps.list[i]);
@@ -343,6 +344,7 @@ int dirty_bitmaps_store(struct qcow2 *q, bool closing)
         return r;
     if (q->bitmaps.changed)
         return move_directory(q, closing);
+    q->bitmaps.in_use = !closing;
     r = write_directory(q, q->bitmaps.directory, q->bitmaps.directory_len, closing);
     return r < 0 ? r : sync_files(q);
 }

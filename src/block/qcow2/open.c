@@ -353,18 +353,36 @@ static void set_read_only(struct block_node *node, bool read_only)
     node->can_discard = node->can_write_zeroes = !read_only;
 }
 
+static int freeze_files(struct qcow2 *q)
+{
+    int r = q->file->class->freeze(q->file);
+    if (r < 0 || !q->external)
+        return r;
+    r = q->data->class->freeze(q->data);
+    if (r < 0)
+        (void)q->file->class->thaw(q->file, NULL);
+    return r;
+}
+
+/* Bitmaps that are no longer marked as in use are so again, or nothing more is written. */
+static void go_on_writing(struct qcow2 *q)
+{
+    fiber_lock(&q->lock);
+    int r = q->failed || q->bitmaps.in_use ? 0 : dirty_bitmaps_begin(q);
+    if (r < 0)
+        q->failed = r;
+    fiber_unlock(&q->lock);
+}
+
 static int qcow2_freeze(struct block_node *node)
 {
     struct qcow2 *q = qcow2_of(node);
     int r = q->failed ? q->failed : write_back(q);
     if (r == 0)
-        r = q->file->class->freeze(q->file);
-    if (r == 0 && q->external) {
-        r = q->data->class->freeze(q->data);
-        if (r < 0)
-            (void)q->file->class->thaw(q->file, NULL);
-    }
-    if (r == 0)
+        r = freeze_files(q);
+    if (r < 0)
+        go_on_writing(q);
+    else
         set_read_only(node, true);
     return r;
 }

@@ -1,5 +1,5 @@
 /* A place for every cluster of a new disk, so that writes change no metadata later. What it reads stays zeroes: the host
- * clusters are behind the end of the file, which then becomes longer. */
+ * clusters are behind the end of the file, which then becomes longer. Encrypted, it would read as noise: zeroes are written. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -68,6 +68,8 @@ static int preallocate(struct qcow2 *q, enum qcow2_preallocation mode, uint8_t *
 int qcow2_preallocate(struct block_node *node, enum qcow2_preallocation mode, struct err *err)
 {
     struct qcow2 *q = qcow2_of(node);
+    if (q->crypt_method != CRYPT_NONE)
+        mode = QCOW2_PREALLOCATE_FULL;
     uint64_t most = RUN_BYTES_MAX > q->cluster_size ? RUN_BYTES_MAX : q->cluster_size;
     uint8_t *zeroes = calloc(1, most);
     int r = !zeroes ? -ENOMEM : q->backing_name ? -EINVAL : preallocate(q, mode, zeroes);

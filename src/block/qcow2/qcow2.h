@@ -39,7 +39,7 @@ enum qcow2_preallocation {
     QCOW2_PREALLOCATE_SPACE,    /* ... and the host's space for it */
     QCOW2_PREALLOCATE_FULL,     /* ... with zeroes written to it */
 };
-/* For an image that was made just now, without a backing file; in a fiber. Stable when it returns. */
+/* For an image that was made just now, without a backing file; in a fiber. FULL when it is encrypted. Stable when it returns. */
 must_check int qcow2_preallocate(struct block_node *node, enum qcow2_preallocation mode, struct err *err);
 
 /* What an image says of itself; strings are the node's. */

@@ -253,6 +253,8 @@ void begin_busy(struct qcow2 *q, struct busy *busy);
 void end_busy(struct qcow2 *q, const struct busy *busy);
 
 /* ---- zero.c; in a fiber: WRITE_ZEROES and DISCARD ---- */
+/* WRITE_ZEROES of this range writes all of it, as there is no whole cluster, or no flag. */
+bool zeroes_are_data(const struct qcow2 *q, uint64_t offset, uint64_t len);
 int zero_guest(struct qcow2 *q, enum block_op op, bool may_unmap, uint64_t offset, uint64_t len);
 
 /* ---- compress.c ---- */
@@ -269,8 +271,9 @@ int decompress_cluster(unsigned type, const void *from, size_t len, void *to, si
 /* One reference more (delta 1) or less (-1, deferred) to each L2 table and host cluster below an L1 table. */
 int tree_add(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size, int delta);
 /* The COPIED flags of the active L1 and L2 tables say what the reference counts say. Writes some L2 tables: the counts that
- * clear flags are stable, those that set them not in the file yet. */
-int tree_fix_copied(struct qcow2 *q);
+ * clear flags are stable, those that set them not in the file yet. `left_out`: of each L1 entry, whether its table stays as it
+ * is, in an image that is damaged; NULL: none. */
+int tree_fix_copied(struct qcow2 *q, const bool *left_out);
 
 /* ---- resize.c ---- */
 /* Makes a table in the file the active L1 table; stable when it returns. */

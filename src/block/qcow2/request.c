@@ -257,7 +257,7 @@ static int run_in_fiber(struct qcow2 *q, struct block_request *req)
         break;
     case BLOCK_DISCARD:
     case BLOCK_WRITE_ZEROES:
-        r = zero_guest(q, req->op, req->may_unmap, offset, len);
+        r = req->fast && zeroes_are_data(q, offset, len) ? -ENOTSUP : zero_guest(q, req->op, req->may_unmap, offset, len);
         break;
     case BLOCK_FLUSH:
         break;

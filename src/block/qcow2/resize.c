@@ -1,5 +1,6 @@
 /* Another size: a longer L1 table where the present one does not reach, then the size in the header. What is cut off is gone
- * before that: a crash in between leaves the old size, and zeroes at the end. And another backing file. */
+ * before that, and what must not show behind the old end is zeroed before that: a crash in between leaves the old size, and
+ * zeroes at the end. And another backing file. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,24 +47,53 @@ static int grow_l1(struct qcow2 *q, uint32_t entries)
     return r;
 }
 
-static int resize(struct qcow2 *q, uint64_t size)
+/* L1 table and data file for another size. */
+static int make_fit(struct qcow2 *q, uint64_t size)
 {
     unsigned span_bits = q->cluster_bits + q->l2_bits;
     uint64_t entries = (size >> span_bits) + ((size & ((UINT64_C(1) << span_bits) - 1)) != 0);
-    uint8_t field[8];
     if (entries > L1_BYTES_MAX / 8)
         return -EFBIG;
+    fiber_lock(&q->lock);
     int r = checkpoint(q);
-    if (r == 0)
-        r = dirty_bitmaps_before_resize(q);
     if (r == 0 && entries > q->l1_size)
         r = grow_l1(q, (uint32_t)entries);
     if (r == 0 && q->external && q->data->size != size)
         r = q->data->class->resize(q->data, size, NULL);
+    fiber_unlock(&q->lock);
+    return r;
+}
+
+/* What a shorter disk's last cluster has behind the old end, and the backing file there. */
+static int hide(struct qcow2 *q, uint64_t size)
+{
+    uint64_t old = q->node.size, edge = (old + q->cluster_size - 1) & ~(uint64_t)(q->cluster_size - 1);
+    uint64_t end = edge > q->backing_size ? edge : q->backing_size;
+    if (end > size)
+        end = size;
+    if (end <= old)
+        return 0;
+    q->node.size = size; /* where a write ends; nobody else sees it: no request is in flight */
+    int r = zero_guest(q, BLOCK_WRITE_ZEROES, false, old, end - old);
+    q->node.size = old;
+    return r;
+}
+
+static int set_size(struct qcow2 *q, uint64_t size)
+{
+    uint8_t field[8];
     store_be64(field, size);
+    fiber_lock(&q->lock);
+    int r = checkpoint(q);
+    if (r == 0)
+        r = dirty_bitmaps_before_resize(q, size);
     if (r == 0)
         r = header_update(q, H_SIZE, field, sizeof field);
-    return r < 0 ? r : dirty_bitmaps_after_resize(q, size);
+    dirty_bitmaps_after_resize(q, r == 0 ? size : q->node.size);
+    if (r == 0)
+        q->node.size = size;
+    fiber_unlock(&q->lock);
+    return r;
 }
 
 /* Whole clusters behind the new end; the rest of the last one is hidden, and zeroed should the disk grow again. */
@@ -78,24 +108,13 @@ static int cut_off(struct block_node *node, uint64_t size)
 int qcow2_resize(struct block_node *node, uint64_t size, struct err *err)
 {
     struct qcow2 *q = qcow2_of(node);
-    uint64_t old = node->size;
-    int r = size < old ? cut_off(node, size) : 0;
-    fiber_lock(&q->lock);
+    int r = size < node->size ? cut_off(node, size) : 0;
     if (r == 0)
-        r = q->failed ? q->failed : resize(q, size);
-    fiber_unlock(&q->lock);
-    if (r < 0)
-        return err_set(err, -r, "disk '%s': resize", node->name);
-    node->size = size;
-    /* what a shorter disk's last cluster has behind the old end must not show, nor must the backing file */
-    uint64_t end = q->backing_size > old ? (q->backing_size < size ? q->backing_size : size) : old;
-    uint64_t edge = (old + q->cluster_size - 1) & ~(uint64_t)(q->cluster_size - 1);
-    if (edge > end)
-        end = edge < size ? edge : size;
-    if (end > old)
-        r = block_do(node, BLOCK_WRITE_ZEROES, old, NULL, end - old);
-    if (r == 0 && end > old)
-        r = block_do(node, BLOCK_FLUSH, 0, NULL, 0);
+        r = make_fit(q, size);
+    if (r == 0)
+        r = hide(q, size);
+    if (r == 0)
+        r = set_size(q, size);
     return r < 0 ? err_set(err, -r, "disk '%s': resize", node->name) : 0;
 }
 

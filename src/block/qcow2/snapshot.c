@@ -107,7 +107,7 @@ static int create(struct work *work, const char *name)
     if (r == 0)
         r = checkpoint(q);
     if (r == 0)
-        r = tree_fix_copied(q);
+        r = tree_fix_copied(q, NULL);
     return r < 0 ? r : snapshot_table_store(q, &work->all, work->old_len); /* which begins with a checkpoint */
 }
 
@@ -143,7 +143,7 @@ static int drop_tree(struct qcow2 *q, const uint64_t *l1, uint32_t l1_size, uint
         r = apply_frees(q);
     }
     if (r == 0)
-        r = tree_fix_copied(q);
+        r = tree_fix_copied(q, NULL);
     if (r == 0)
         return checkpoint_flags_first(q);
     q->failed = r; /* counts that went down without their flags must not reach the file */
@@ -196,7 +196,7 @@ static int apply(struct qcow2 *q, uint64_t *l1, uint32_t shared, uint32_t l1_siz
     q->l1 = l1; /* not in the file yet: only flags in the L2 tables are written meanwhile */
     q->l1_offset = offset;
     q->l1_size = l1_size;
-    r = tree_fix_copied(q);
+    r = tree_fix_copied(q, NULL);
     q->l1_dirty = (struct dirty_range){0, l1_size};
     if (r == 0)
         r = checkpoint(q);

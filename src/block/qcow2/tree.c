@@ -115,7 +115,7 @@ static int leave_window(struct qcow2 *q, struct window *window)
     return r;
 }
 
-int tree_fix_copied(struct qcow2 *q)
+int tree_fix_copied(struct qcow2 *q, const bool *left_out)
 {
     struct window window = {.count = 0};
     int r = 0;
@@ -123,9 +123,11 @@ int tree_fix_copied(struct qcow2 *q)
         uint64_t l2 = q->l1[i] & ENTRY_OFFSET;
         if (!l2)
             continue;
-        if (!tables_find(q, l2, TABLE_L2))
-            window.tables[window.count++] = l2;
-        r = fix_table(q, l2);
+        if (!left_out || !left_out[i]) {
+            if (!tables_find(q, l2, TABLE_L2))
+                window.tables[window.count++] = l2;
+            r = fix_table(q, l2);
+        }
         if (r == 0)
             r = fix_l1_entry(q, i);
         if (r == 0 && (window.count == WINDOW || q->cache.dirty_bytes > CACHE_BYTES / 2))

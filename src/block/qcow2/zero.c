@@ -85,14 +85,28 @@ static int zero_clusters(struct qcow2 *q, enum block_op op, bool may_unmap, uint
     return r;
 }
 
+/* The whole clusters of a range; false: there are none, or no flags for them. */
+static bool whole_clusters(const struct qcow2 *q, uint64_t offset, uint64_t end, uint64_t *ret_first, uint64_t *ret_last)
+{
+    uint64_t mask = q->cluster_size - 1;
+    *ret_first = (offset + mask) & ~mask;
+    *ret_last = end == q->node.size ? (end + mask) & ~mask : end & ~mask;
+    return *ret_first < *ret_last && !q->external_raw && (q->version >= 3 || !has_backing(q));
+}
+
+bool zeroes_are_data(const struct qcow2 *q, uint64_t offset, uint64_t len)
+{
+    uint64_t first, last;
+    return !whole_clusters(q, offset, offset + len, &first, &last);
+}
+
 int zero_guest(struct qcow2 *q, enum block_op op, bool may_unmap, uint64_t offset, uint64_t len)
 {
-    uint64_t end = offset + len, mask = q->cluster_size - 1;
-    uint64_t first = (offset + mask) & ~mask, last = end == q->node.size ? (end + mask) & ~mask : end & ~mask;
-    bool plain = q->external_raw || (q->version < 3 && has_backing(q));
+    uint64_t end = offset + len, first, last;
+    bool whole = whole_clusters(q, offset, end, &first, &last);
     if (op == BLOCK_DISCARD && q->external_raw)
         return 0; /* only advice, and the raw file must go on reading the same */
-    if (op == BLOCK_WRITE_ZEROES && (plain || first >= last))
+    if (op == BLOCK_WRITE_ZEROES && !whole)
         return zero_plain(q, offset, len);
     int r = 0;
     if (op == BLOCK_WRITE_ZEROES && offset < first)
