@@ -200,7 +200,7 @@ static void add_topology(struct build *b)
 
 static void add_leaf_7(struct build *b)
 {
-    uint32_t edx = b->words[W_7_EDX] | (b->amd ? 0 : INTEL_SPECULATION);
+    uint32_t edx = b->words[W_7_EDX] | (b->amd ? 0 : INTEL_SPECULATION) | (b->config->serialize ? BIT(14) : 0);
     add_sub(b, 7, 0, (struct regs){.eax = 1, .ebx = b->words[W_7_EBX], .ecx = b->words[W_7_ECX], .edx = edx});
     add_sub(b, 7, 1, (struct regs){.eax = b->words[W_7_1_EAX]});
 }

@@ -24,6 +24,7 @@ struct cpuid_config {
     const char *model;     /* "host", "x86-64-v2", "x86-64-v3" */
     unsigned vcpus;        /* topology: one socket, one thread a core */
     uint64_t tsc_khz;      /* leaf 0x15/0x16 and the hypervisor timing leaf 0x40000010 */
+    bool serialize;        /* show SERIALIZE, which the engine has whatever the host; kernels use IRET in its place */
     bool kvm_clock;        /* show the KVM signature leaves 0x40000000/1 with kvmclock */
 };
 

@@ -12,7 +12,7 @@
 #include "dev/irq.h"
 
 #define PCI_ECAM_BASE UINT64_C(0xe0000000)
-#define PCI_ECAM_SIZE UINT64_C(0x10000000)   /* 256 buses */
+#define PCI_ECAM_SIZE UINT64_C(0x100000)     /* bus 0; of buses that are told of, Linux looks at each slot */
 #define PCI_MMIO32_BASE UINT64_C(0xc0000000) /* 32-bit BAR window, up to ECAM */
 #define PCI_MMIO32_SIZE UINT64_C(0x20000000)
 #define PCI_MMIO64_BASE UINT64_C(0x4000000000) /* 64-bit BAR window, 256 GiB..512 GiB */

@@ -297,12 +297,17 @@ static uint8_t *shared;
 static volatile uint32_t generation, acknowledged, wrong;
 static volatile bool stop;
 
+static bool has_serialize;
+
 static void run_shared(void *arg)
 {
     (void)arg;
     while (!stop) {
         uint32_t now = generation;
-        __asm__ volatile("xor %%eax, %%eax; cpuid" ::: "rax", "rbx", "rcx", "rdx", "memory"); /* serialize */
+        if (has_serialize)
+            __asm__ volatile(".byte 0x0f, 0x01, 0xe8" ::: "memory");
+        else
+            __asm__ volatile("xor %%eax, %%eax; cpuid" ::: "rax", "rbx", "rcx", "rdx", "memory");
         uint32_t got = (uint32_t)call((uint64_t)shared);
         if (got - now > 1) /* the code may be seen before the generation that is stored after it */
             wrong++;
@@ -310,10 +315,28 @@ static void run_shared(void *arg)
     }
 }
 
+static void user_serialize(void *arg)
+{
+    (void)arg;
+    __asm__ volatile(".byte 0x0f, 0x01, 0xe8; int $0x80");
+}
+
+static void test_serialize(void)
+{
+    if (!(cpuid(7, 0).edx & 1u << 14)) {
+        skip("no SERIALIZE");
+        return;
+    }
+    check_no_trap(TRAP(__asm__ volatile(".byte 0x0f, 0x01, 0xe8" ::: "memory")), "serialize");
+    check_trap(run_user(user_serialize, NULL), 0x80, 0, "serialize of a user");
+    check_trap(TRAP(__asm__ volatile(".byte 0xf0, 0x0f, 0x01, 0xe8" ::: "memory")), UD, 0, "lock serialize");
+}
+
 static void test_cross_modifying(void)
 {
     if (cpu_count() < 2)
         return;
+    has_serialize = cpuid(7, 0).edx & 1u << 14;
     shared = alloc_pages(1);
     put_function(shared, 0);
     smp_call(1, run_shared, NULL);
@@ -345,5 +368,6 @@ void guest_main(void)
     test_remap();
     test_data_beside_code();
     test_flags_ahead();
+    test_serialize();
     test_cross_modifying();
 }

@@ -15,7 +15,7 @@
 static uint32_t hash_of(uint32_t page, uint32_t offset, struct block_key key)
 {
     uint64_t h = (((uint64_t)page << 12 | offset) ^ (uint64_t)key.pool << 56) * UINT64_C(0x9e3779b97f4a7c15);
-    return (uint32_t)(h >> (64 - CACHE_HASH_BITS));
+    return (uint32_t)(h >> (64 - HASH_BITS));
 }
 
 struct block *cache_new_block(struct jit_vcpu *cpu)

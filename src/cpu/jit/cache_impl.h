@@ -5,7 +5,6 @@
 #include "cpu/jit/translate.h"
 #include "cpu/jit/vcpu.h"
 
-#define CACHE_HASH_BITS 17
 /* More code than any block has. */
 #define CACHE_ROOM_HOT ((size_t)16 << 10)
 #define CACHE_ROOM_COLD ((size_t)8 << 10)

@@ -16,11 +16,10 @@
 #define SITES_PER_INSN 6u /* more than any has: most have a check and a way out, rep movs has two and one */
 #define REGION_BYTES ((size_t)256 << 10)
 #define START_BYTES ((size_t)12 << 20)
+#define TRANSLATOR_BYTES ((sizeof(struct translator) + VCPU_HUGE_PAGE - 1) & ~(VCPU_HUGE_PAGE - 1))
 #define EVICT_BLOCKS 64u /* at a time */
 #define EVICT_EVERY 16u  /* new blocks: a region has some 600, so that all are dropped when the next one is due */
-#define DROPPED_BITS 21
 #define DROPPED_MAX (1u << (DROPPED_BITS - 2)) /* with more bits set, too many blocks look as if they came back */
-#define DROPPED_WORDS ((size_t)1 << (DROPPED_BITS - 6))
 
 static void *table(size_t count, size_t size)
 {
@@ -90,15 +89,13 @@ static bool create_tables(struct translator *tr)
     tr->sites = table(total(tr, tr->site_slice), sizeof *tr->sites);
     tr->maps = table(total(tr, tr->map_slice), sizeof *tr->maps);
     tr->links = table(total(tr, tr->link_slice), sizeof *tr->links);
-    tr->hash = table((size_t)1 << CACHE_HASH_BITS, sizeof *tr->hash);
     tr->page_heads = table(tr->pages, sizeof *tr->page_heads);
-    tr->dropped = table(DROPPED_WORDS, sizeof *tr->dropped);
-    return tr->dropped && tr->blocks && tr->sites && tr->maps && tr->links && tr->hash && tr->page_heads && insn_pool_create(&tr->insns);
+    return tr->blocks && tr->sites && tr->maps && tr->links && tr->page_heads && insn_pool_create(&tr->insns);
 }
 
 int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
 {
-    struct translator *tr = calloc(1, sizeof *tr);
+    struct translator *tr = mem_map(TRANSLATOR_BYTES);
     if (!tr)
         return err_set(err, ENOMEM, "translator");
     cpu->translator = tr;
@@ -115,7 +112,8 @@ int cache_create(struct jit_vcpu *cpu, size_t code_bytes, struct err *err)
     tr->link_slice = (uint32_t)(slice / 48);
     tr->pages = (uint32_t)(mem_size(cpu->mem) / MEM_PAGE_SIZE);
     tr->ram = mem_slot(cpu->mem, 0)->hva;
-    if (!create_tables(tr) || (vcpu_optimises(cpu, JIT_OPT_KNOWN) && !insn_known_create(&tr->known)))
+    tr->known.remembers = vcpu_optimises(cpu, JIT_OPT_KNOWN);
+    if (!create_tables(tr))
         return err_set(err, ENOMEM, "translator tables");
     mcode_touch(&tr->mcode, tr->mcode.write, CACHE_ROOM_HOT);
     tr->regions_start = enter_make_trampolines(cpu);
@@ -137,12 +135,9 @@ void cache_free(struct jit_vcpu *cpu)
     free_table(tr->sites, total(tr, tr->site_slice), sizeof *tr->sites);
     free_table(tr->maps, total(tr, tr->map_slice), sizeof *tr->maps);
     free_table(tr->links, total(tr, tr->link_slice), sizeof *tr->links);
-    free_table(tr->hash, (size_t)1 << CACHE_HASH_BITS, sizeof *tr->hash);
     free_table(tr->page_heads, tr->pages, sizeof *tr->page_heads);
-    free_table(tr->dropped, DROPPED_WORDS, sizeof *tr->dropped);
     insn_pool_free(&tr->insns);
-    insn_known_free(&tr->known);
-    free(tr);
+    munmap(tr, TRANSLATOR_BYTES);
     cpu->translator = NULL;
 }
 
@@ -278,8 +273,7 @@ static bool evict_some(struct jit_vcpu *cpu, uint32_t region)
     uint64_t start = cpu_time();
     enum profile_part part = profile_begin(cpu, PROFILE_EVICT);
     if (tr->dropped_count > DROPPED_MAX) {
-        for (size_t i = 0; i < DROPPED_WORDS; i++)
-            tr->dropped[i] = 0;
+        memset(tr->dropped, 0, sizeof tr->dropped);
         tr->dropped_count = 0;
     }
     evict_blocks(cpu, first, end);
@@ -357,7 +351,7 @@ void cache_drop_all(struct jit_vcpu *cpu)
         }
         start_region(tr, r);
     }
-    memset(tr->hash, 0, ((size_t)1 << CACHE_HASH_BITS) * sizeof *tr->hash);
+    memset(tr->hash, 0, sizeof tr->hash);
     tr->generation++;
     tr->stat_resets++;
     jump_cache_flush(cpu);

@@ -35,6 +35,7 @@ static bool extension_supported(ZydisISAExt ext)
     case ZYDIS_ISA_EXT_RDSEED:
     case ZYDIS_ISA_EXT_RDTSCP:
     case ZYDIS_ISA_EXT_RDWRFSGS:
+    case ZYDIS_ISA_EXT_SERIALIZE:
     case ZYDIS_ISA_EXT_SHA:
     case ZYDIS_ISA_EXT_SMAP:
     case ZYDIS_ISA_EXT_SSE:
@@ -89,6 +90,7 @@ static bool is_system_mnemonic(unsigned mnemonic)
 {
     switch (mnemonic) {
     case ZYDIS_MNEMONIC_CPUID:
+    case ZYDIS_MNEMONIC_SERIALIZE:
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP:
     case ZYDIS_MNEMONIC_RDPMC:

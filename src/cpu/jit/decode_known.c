@@ -3,32 +3,12 @@
  * 2.1, 2.3, appendix A), and remembered is only what the full decoder agrees with: a wrong guess costs time. */
 #include "cpu/jit/decode_known.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "cpu/jit/decode_impl.h"
 
-#define SLOT_BITS 12
 #define HEAD_MAX 7u /* the eighth byte of the key is the length */
 #define PREFIXES_MAX 3u
-
-struct known_insn {
-    uint64_t head; /* 0: none */
-    bool imm_signed;
-    struct insn insn;
-};
-
-bool insn_known_create(struct insn_known *known)
-{
-    known->slots = calloc((size_t)1 << SLOT_BITS, sizeof *known->slots);
-    return known->slots;
-}
-
-void insn_known_free(struct insn_known *known)
-{
-    free(known->slots);
-    known->slots = NULL;
-}
 
 static bool is_prefix(uint8_t byte)
 {
@@ -164,11 +144,11 @@ enum insn_status insn_known_decode(struct insn_known *known, const uint8_t *from
     if (length > INSN_MAX_BYTES)
         length = INSN_MAX_BYTES;
     fetch(bytes, from, length);
-    unsigned head = length < INSN_MAX_BYTES || !known->slots ? HEAD_MAX + 1 : head_length(bytes);
+    unsigned head = length < INSN_MAX_BYTES || !known->remembers ? HEAD_MAX + 1 : head_length(bytes);
     if (head > HEAD_MAX)
         return insn_decode(bytes, length, 64, ret_insn);
     uint64_t key = key_of(bytes, head);
-    struct known_insn *slot = &known->slots[key * UINT64_C(0x9e3779b97f4a7c15) >> (64 - SLOT_BITS)];
+    struct known_insn *slot = &known->slots[key * UINT64_C(0x9e3779b97f4a7c15) >> (64 - INSN_KNOWN_BITS)];
     if (slot->head != key)
         return learn(slot, key, head, bytes, ret_insn);
     *ret_insn = slot->insn;

@@ -5,14 +5,19 @@
 #include <stdint.h>
 #include "cpu/jit/decode.h"
 
-struct known_insn;
+#define INSN_KNOWN_BITS 12
 
-struct insn_known {
-    struct known_insn *slots; /* NULL: nothing is remembered */
+struct known_insn {
+    uint64_t head; /* 0: none */
+    bool imm_signed;
+    struct insn insn;
 };
 
-/* False when memory is lacking. */
-bool insn_known_create(struct insn_known *known);
-void insn_known_free(struct insn_known *known);
+/* Starts as zeroes. */
+struct insn_known {
+    bool remembers;
+    struct known_insn slots[1u << INSN_KNOWN_BITS];
+};
+
 /* What insn_decode() says of 64-bit code, which may change meanwhile. */
 enum insn_status insn_known_decode(struct insn_known *known, const uint8_t *from, unsigned length, struct insn *ret_insn);

@@ -11,6 +11,13 @@ static void do_cpuid(struct jit_vcpu *cpu, const struct insn *insn)
     system_cpuid(cpu);
 }
 
+/* The run loop looks at what other vCPUs ask for before it goes on. */
+static void do_serialize(struct jit_vcpu *cpu, const struct insn *insn)
+{
+    (void)cpu;
+    (void)insn;
+}
+
 static void do_rdtsc(struct jit_vcpu *cpu, const struct insn *insn)
 {
     system_rdtsc(cpu, insn->mnemonic == ZYDIS_MNEMONIC_RDTSCP);
@@ -246,6 +253,7 @@ static interp_fn *own_handler(unsigned mnemonic)
 {
     switch (mnemonic) {
     case ZYDIS_MNEMONIC_CPUID: return do_cpuid;
+    case ZYDIS_MNEMONIC_SERIALIZE: return do_serialize;
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP: return do_rdtsc;
     case ZYDIS_MNEMONIC_RDPID: return do_rdpid;

@@ -21,9 +21,7 @@
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
 
-/* In whole huge pages: nearly all of it are the TLB and the jump cache, which are used all over. */
-#define HUGE_BYTES ((size_t)2 << 20)
-#define VCPU_BYTES ((sizeof(struct jit_vcpu) + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1))
+#define VCPU_BYTES ((sizeof(struct jit_vcpu) + VCPU_HUGE_PAGE - 1) & ~(VCPU_HUGE_PAGE - 1))
 
 /* Offsets in the XSAVE area (SDM 1 table 10-2, 13.4). The x87 pointers hold host addresses. */
 #define XSAVE_X87_POINTERS 6
@@ -104,7 +102,7 @@ static int jit_create(const struct engine_config *config, struct engine **ret_en
     engine->machine = config->machine;
     engine->vcpu_count = config->vcpus;
     engine->cpuid = (struct cpuid_config){
-        .model = config->cpu_model, .vcpus = config->vcpus, .tsc_khz = host_tsc_khz(), .kvm_clock = true};
+        .model = config->cpu_model, .vcpus = config->vcpus, .tsc_khz = host_tsc_khz(), .kvm_clock = true, .serialize = true};
     engine->code_pages = lazy_table(page_table_bytes(engine));
     engine->write_pages = lazy_table(page_table_bytes(engine));
     if (!engine->code_pages || !engine->write_pages) {

@@ -123,6 +123,10 @@ struct region {
 };
 #define REGIONS_MAX 4096
 
+#define HASH_BITS 17
+#define DROPPED_BITS 21
+
+/* In one huge page: the tables in it are looked at all over. */
 struct translator {
     struct mcode mcode;
     struct trampolines to;
@@ -138,7 +142,7 @@ struct translator {
     uint32_t map_count, map_slice;
     struct link *links;
     uint32_t link_count, link_slice;
-    uint32_t *hash;       /* heads of block chains by source address */
+    uint32_t hash[1u << HASH_BITS]; /* heads of block chains by source address */
     uint32_t *page_heads; /* first block of each guest page, by its number in guest RAM */
     uint32_t pages;
     uint8_t *ram;         /* host address of guest RAM */
@@ -146,7 +150,7 @@ struct translator {
     uint32_t region, region_count, regions_used; /* now being filled; how many there are; how many are in use */
     uint64_t turn;
     uint32_t again;    /* blocks in this region that had been dropped */
-    uint64_t *dropped; /* bits by source address */
+    uint64_t dropped[1u << (DROPPED_BITS - 6)]; /* bits by source address */
     uint32_t dropped_count;
     uint8_t *regions_start;
     size_t region_bytes;

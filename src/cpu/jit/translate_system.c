@@ -65,6 +65,15 @@ static bool inline_sti(struct translation *t)
     return true;
 }
 
+/* Code that another vCPU changed is known by a request, which sets `poll` before the change can be seen. */
+static bool inline_serialize(struct translation *t)
+{
+    translate_park_flags(t);
+    emit_gs_test8(&t->hot, offsetof(struct jit_vcpu, poll), 0xff);
+    translate_leave_unless(t, CONDITION_E);
+    return true;
+}
+
 void translate_flags_image(struct emit *e, unsigned to, unsigned temporary)
 {
     emit_gs_zx8(e, to, offsetof(struct jit_vcpu, flags_saved) + 1);
@@ -272,6 +281,8 @@ bool translate_system(struct translation *t)
         return inline_rdtsc(t, false);
     case ZYDIS_MNEMONIC_RDTSCP:
         return inline_rdtsc(t, true);
+    case ZYDIS_MNEMONIC_SERIALIZE:
+        return inline_serialize(t);
     case ZYDIS_MNEMONIC_CLD:
         return inline_direction(t, false);
     case ZYDIS_MNEMONIC_STD:

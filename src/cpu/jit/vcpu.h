@@ -71,6 +71,9 @@ struct profile {
     uint64_t refills, jump_misses; /* not in the first level */
 };
 
+#define VCPU_HUGE_PAGE ((size_t)2 << 20)
+
+/* In whole huge pages: nearly all of it are the TLB and the jump cache, which are used all over. */
 struct jit_vcpu {
     struct vcpu base;
     struct jit_vcpu *self; /* for gs: */

@@ -19,7 +19,7 @@ static void add_pci_bridge(struct aml *out)
     aml_name_integer(out, "_UID", 0);
     aml_name_integer(out, "_CCA", 1);
     size_t crs = aml_resources_begin(out, "_CRS");
-    aml_resource_bus_range(out, 0, 255);
+    aml_resource_bus_range(out, 0, 0);
     aml_resource_io(out, 0xcf8, 8);
     aml_resource_memory32_window(out, PCI_MMIO32_BASE, PCI_MMIO32_SIZE);
     aml_resource_memory64_window(out, PCI_MMIO64_BASE, PCI_MMIO64_SIZE);
