@@ -468,6 +468,7 @@ static void file_close(struct block_node *node)
     struct file_node *file = (struct file_node *)node;
     if (file->dirty && fdatasync(file->fd) < 0)
         log_error("disk: last flush failed: errno %d", errno);
+    block_unlock(file->fd); /* io_uring may keep the file open for a moment, and with it the lock, even after the process has ended */
     close(file->fd);
     free(file->node.name);
     free(file);

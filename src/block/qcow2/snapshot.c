@@ -99,16 +99,19 @@ static int add_snapshot(struct work *work, const char *name)
 static int create(struct work *work, const char *name)
 {
     struct qcow2 *q = work->q;
+    uint64_t offset;
     int r = checkpoint(q);
     if (r == 0)
         r = add_snapshot(work, name);
+    if (r == 0)
+        r = snapshot_table_write(q, &work->all, &offset);
     if (r == 0)
         r = tree_add(q, q->l1, q->l1_size, 1);
     if (r == 0)
         r = checkpoint(q);
     if (r == 0)
         r = tree_fix_copied(q, NULL);
-    return r < 0 ? r : snapshot_table_store(q, &work->all, work->old_len); /* which begins with a checkpoint */
+    return r < 0 ? r : snapshot_table_switch(q, &work->all, offset, work->old_len); /* which begins with a checkpoint */
 }
 
 int qcow2_snapshot_create(struct block_node *node, const char *name, struct err *err)
@@ -163,7 +166,10 @@ static int delete(struct work *work, uint32_t index)
     free(gone.id);
     free(gone.name);
     free(gone.extra);
-    r = snapshot_table_store(q, &work->all, work->old_len);
+    uint64_t offset;
+    r = snapshot_table_write(q, &work->all, &offset);
+    if (r == 0)
+        r = snapshot_table_switch(q, &work->all, offset, work->old_len);
     return r < 0 ? r : drop_tree(q, l1, gone.l1_size, gone.l1_offset);
 }
 

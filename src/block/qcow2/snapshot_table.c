@@ -145,10 +145,10 @@ static size_t put_entry(uint8_t *at, const struct qcow2_snapshot *s)
     return padded(ENTRY_LEN + (size_t)extra_len + id_len + name_len);
 }
 
-/* A new table, then the header that points to it, then the old one is free. */
-int snapshot_table_store(struct qcow2 *q, const struct qcow2_snapshots *snapshots, uint64_t old_len)
+int snapshot_table_write(struct qcow2 *q, const struct qcow2_snapshots *snapshots, uint64_t *ret_offset)
 {
-    uint64_t clusters = cluster_count(q, snapshot_table_len(snapshots)), len = clusters << q->cluster_bits, offset = 0, at = 0;
+    uint64_t clusters = cluster_count(q, snapshot_table_len(snapshots)), len = clusters << q->cluster_bits, at = 0;
+    *ret_offset = 0;
     own_free uint8_t *table = aligned_alloc(4096, len ? (len + 4095) & ~(uint64_t)4095 : 4096);
     if (!table)
         return -ENOMEM;
@@ -157,11 +157,13 @@ int snapshot_table_store(struct qcow2 *q, const struct qcow2_snapshots *snapshot
     memset(table, 0, len);
     for (uint32_t i = 0; i < snapshots->count; i++)
         at += put_entry(table + at, &snapshots->list[i]);
-    int r = clusters ? alloc_exactly(q, (uint32_t)clusters, &offset) : 0;
-    if (r == 0 && clusters)
-        r = block_do(q->file, BLOCK_WRITE, offset, table, len);
-    if (r == 0)
-        r = checkpoint(q);
+    int r = clusters ? alloc_exactly(q, (uint32_t)clusters, ret_offset) : 0;
+    return r < 0 || !clusters ? r : block_do(q->file, BLOCK_WRITE, *ret_offset, table, len);
+}
+
+int snapshot_table_switch(struct qcow2 *q, const struct qcow2_snapshots *snapshots, uint64_t offset, uint64_t old_len)
+{
+    int r = checkpoint(q);
     uint8_t field[12];
     store_be32(field, snapshots->count);
     store_be64(field + 4, offset);
