@@ -9,6 +9,7 @@
 #include <x86intrin.h>
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "cpu/jit/cache.h"
 #include "cpu/jit/cache_impl.h"
@@ -21,6 +22,7 @@
 #include "cpu/jit/system.h"
 #include "cpu/jit/vcpu.h"
 
+#define CALIBRATION_NS 10000000u
 #define VCPU_BYTES ((sizeof(struct jit_vcpu) + VCPU_HUGE_PAGE - 1) & ~(VCPU_HUGE_PAGE - 1))
 
 /* Offsets in the XSAVE area (SDM 1 table 10-2, 13.4). The x87 pointers hold host addresses. */
@@ -38,20 +40,44 @@ static int jit_probe(const char *kvm_device, struct err *err)
     return 0;
 }
 
-/* Ticks of the time-stamp counter against CLOCK_MONOTONIC over some 10 ms of sleep, once. */
+/* Both clocks at one moment. The quickest of a few tries: between two readings another thread may run for long. */
+struct moment {
+    uint64_t tsc, ns;
+};
+
+static struct moment moment_now(void)
+{
+    struct moment best = {0};
+    uint64_t least = UINT64_MAX;
+    for (unsigned i = 0; i < 5; i++) {
+        uint64_t before = __rdtsc(), ns = clock_now_ns(), took = __rdtsc() - before;
+        if (took < least)
+            best = (struct moment){.tsc = before + took / 2, .ns = ns};
+        least = took < least ? took : least;
+    }
+    return best;
+}
+
+static struct moment calibration_start;
+
+static void begin_calibration(void)
+{
+    if (!calibration_start.ns)
+        calibration_start = moment_now();
+}
+
+/* Measured over 10 ms at least, once, while other things are made ready. */
 uint64_t host_tsc_khz(void)
 {
     static uint64_t khz;
     if (khz)
         return khz;
-    struct timespec start, end, pause = {.tv_nsec = 10000000};
-    clock_gettime(CLOCK_MONOTONIC, &start);
-    uint64_t first = __rdtsc();
-    nanosleep(&pause, NULL);
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    uint64_t ticks = __rdtsc() - first;
-    uint64_t ns = (uint64_t)(end.tv_sec - start.tv_sec) * 1000000000u + (uint64_t)end.tv_nsec - (uint64_t)start.tv_nsec;
-    khz = (uint64_t)((unsigned __int128)ticks * 1000000u / ns);
+    begin_calibration();
+    uint64_t ns = clock_now_ns() - calibration_start.ns;
+    if (ns < CALIBRATION_NS)
+        nanosleep(&(struct timespec){.tv_nsec = (long)(CALIBRATION_NS - ns)}, NULL);
+    struct moment end = moment_now();
+    khz = (uint64_t)((unsigned __int128)(end.tsc - calibration_start.tsc) * 1000000u / (end.ns - calibration_start.ns));
     return khz;
 }
 
@@ -94,6 +120,7 @@ static int jit_create(const struct engine_config *config, struct engine **ret_en
     struct jit_engine *engine = calloc(1, sizeof *engine);
     if (!engine)
         return err_set(err, ENOMEM, "jit engine");
+    begin_calibration();
     engine->base.class = &engine_jit;
     engine->options = options;
     if (options.perf_map)
@@ -102,7 +129,7 @@ static int jit_create(const struct engine_config *config, struct engine **ret_en
     engine->machine = config->machine;
     engine->vcpu_count = config->vcpus;
     engine->cpuid = (struct cpuid_config){
-        .model = config->cpu_model, .vcpus = config->vcpus, .tsc_khz = host_tsc_khz(), .kvm_clock = true, .serialize = true};
+        .model = config->cpu_model, .vcpus = config->vcpus, .kvm_clock = true, .serialize = true};
     engine->code_pages = lazy_table(page_table_bytes(engine));
     engine->write_pages = lazy_table(page_table_bytes(engine));
     if (!engine->code_pages || !engine->write_pages) {
@@ -129,20 +156,21 @@ static void jit_vcpu_free(struct vcpu *vcpu)
 
 static int vcpu_init(struct jit_vcpu *cpu, struct err *err)
 {
-    int result = cpuid_table_build(&cpu->engine->cpuid, cpu->base.index, &cpu->cpuid, err);
+    tlb_init(cpu);
+    requests_init(cpu);
+    cpu->interpret_only = cpu->engine->options.interpret;
+    int result = cache_create(cpu, (size_t)cpu->engine->options.cache_bytes, err);
+    if (result)
+        return result;
+    if (interp_init(cpu))
+        return err_set(err, ENOMEM, "interpreter");
+    cpu->engine->cpuid.tsc_khz = host_tsc_khz(); /* the tables took some of its time */
+    result = cpuid_table_build(&cpu->engine->cpuid, cpu->base.index, &cpu->cpuid, err);
     if (result)
         return result;
     uint32_t regs[4];
     cpuid_lookup(&cpu->cpuid, 0x80000008, 0, regs);
     cpu->phys_bits = (uint8_t)regs[0];
-    tlb_init(cpu);
-    requests_init(cpu);
-    cpu->interpret_only = cpu->engine->options.interpret;
-    result = cache_create(cpu, (size_t)cpu->engine->options.cache_bytes, err);
-    if (result)
-        return result;
-    if (interp_init(cpu))
-        return err_set(err, ENOMEM, "interpreter");
     system_reset(cpu, true);
     return 0;
 }
