@@ -92,7 +92,7 @@ static int64_t send_command(struct nbd_handle *h, struct block_request *req, uin
     case BLOCK_WRITE_ZEROES:
         if (!req->may_unmap)
             flags |= LIBNBD_CMD_FLAG_NO_HOLE;
-        if (req->fast && nbd_lib.nbd_can_fast_zero(h) == 1)
+        if (req->fast)
             flags |= LIBNBD_CMD_FLAG_FAST_ZERO;
         return nbd_lib.nbd_aio_zero(h, len, offset, done, flags);
     case BLOCK_FLUSH:
@@ -161,6 +161,10 @@ static void start(struct nbd_node *n, struct block_request *req)
     if (!link) {
         queue_append(&n->waiting, req);
         nbd_reconnect(n);
+        return;
+    }
+    if (req->op == BLOCK_WRITE_ZEROES && req->fast && nbd_lib.nbd_can_fast_zero(link->h) != 1) {
+        req->done(req, -ENOTSUP);
         return;
     }
     n->in_flight++;

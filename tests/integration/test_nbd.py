@@ -520,6 +520,21 @@ def test_our_client_with_other_servers(folder, program, options):
     assert image.read_bytes() == bytes(data[::-1])
 
 
+def test_zeroes_that_another_server_may_write_are_not_fast(folder):
+    if not shutil.which("nbdkit"):
+        pytest.skip("nbdkit is not installed")
+    (folder / "inner").mkdir()
+    argv = ["nbdkit", "-f", "-U", folder / "inner/nbd.sock", "--filter=nozero", "memory", str(SIZE), "zeromode=emulate",
+            "fastzeromode=none"]
+    with Server(folder / "inner", program=argv) as inner, Server(folder, "-f", "raw", inner.uri()) as server:
+        h = server.connect("")
+        with pytest.raises(nbd.Error) as error:
+            h.zero(1 << 20, 0, nbd.CMD_FLAG_FAST_ZERO)
+        assert error.value.errno == "ENOTSUP"
+        h.zero(1 << 20, 0)
+        h.shutdown()
+
+
 def test_reconnects(folder):
     size = 256 << 20
     raw = folder / "big.raw"
