@@ -51,6 +51,8 @@ static int take_over(struct instances *instances, struct err *err)
             ret = err_set(err, ENOMEM, "instances");
         else if (instance_pid_read(instances, instance->id, &instance->pid, &instance->pidfd, NULL) < 0)
             instance->pidfd = -1;
+        else
+            instance->taken_over = true;
     }
     store_list_clear(&list);
     return ret;

@@ -190,6 +190,9 @@ static int change_once(struct instances *instances, const char *name, instance_c
         ret = commit_change(instances, name, &change, &old.revision, action, call, err);
     else if (same)
         ret = 0;
+    own_json json_t *taken = NULL;
+    if (ret == -EAGAIN && *change.new_name && !instance_doc_get(instances, change.new_name, &taken, NULL))
+        ret = err_say(err, EEXIST, "there is an instance '%s' already", change.new_name); /* it came between */
     *ret_revision = old.revision;
     if (!ret)
         *ret_doc = json_incref(same ? old.value : change.doc);

@@ -76,8 +76,9 @@ static int send_start(struct instance *instance, const char *vsock, const json_t
         instance->has_exit = true;
         instance->exit_code_now = (int)json_number(reply, "code") & 0xff;
     }
-    /* the guest restarts, or did not get that far */
-    return ret == -EREMOTEIO || ret == -ETIMEDOUT ? ret : ret < 0 ? -EAGAIN : 0;
+    if (ret == -EREMOTEIO || ret == -ETIMEDOUT || ret == -EMSGSIZE || ret == -ENOMEM)
+        return ret;
+    return ret < 0 ? -EAGAIN : 0; /* the guest restarts, or did not get that far */
 }
 
 static int host_greet(struct instance *instance, const json_t *doc, json_t **ret_status, struct err *err)

@@ -65,6 +65,8 @@ struct instance {
     pid_t pid;
     int pidfd;      /* -1: no process */
     struct agent_session *wait; /* tells of the main process's end; NULL: not connected */
+    bool taken_over; /* its process is from an earlier life of the daemon, and nothing was asked of it yet */
+    int64_t reboot_after_ms, reboot_pause_ms; /* when a restart within the guest may be noted again */
     bool has_exit;  /* the agent said `exit_code_now` */
     int exit_code_now;
     int64_t deadline_ms;  /* of what is under way; 0: nothing */

@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <sys/pidfd.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "base/log.h"
 #include "base/own.h"
@@ -390,8 +391,9 @@ int instance_launch(struct instance *instance, const json_t *doc, pid_t *ret_pid
         ret = instance_pid_write(instance->owner, instance->id, pid, err);
     fault_here("launch.pid");
     if (ret < 0) {
-        if (pidfd >= 0)
-            pidfd_send_signal(pidfd, SIGKILL, NULL, 0);
+        siginfo_t ended;
+        if (pidfd >= 0 && pidfd_send_signal(pidfd, SIGKILL, NULL, 0) == 0)
+            waitid(P_PIDFD, (id_t)pidfd, &ended, WEXITED); /* what it holds is given back only then */
         if (ret != -EAGAIN)
             instance_let_go(instance, doc);
         return ret;

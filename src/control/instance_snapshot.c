@@ -215,7 +215,7 @@ static int copy_file(const char *from, const char *to, struct err *err)
     if (in < 0 || out < 0 || fstat(in, &st) < 0 || ftruncate(out, st.st_size) < 0)
         return err_set(err, errno, "copy '%s'", from);
     if (!ioctl(out, FICLONE, in))
-        return 0;
+        return fdatasync(out) < 0 ? err_set(err, errno, "copy '%s'", from) : 0;
     for (off_t data = 0; (data = lseek(in, data, SEEK_DATA)) >= 0;) {
         off_t end = lseek(in, data, SEEK_HOLE), at = data;
         while (data < end) {
@@ -224,7 +224,13 @@ static int copy_file(const char *from, const char *to, struct err *err)
                 return err_set(err, len ? errno : EIO, "copy '%s'", from);
         }
     }
-    return errno == ENXIO ? 0 : err_set(err, errno, "copy '%s'", from);
+    return errno == ENXIO && fdatasync(out) == 0 ? 0 : err_set(err, errno, "copy '%s'", from);
+}
+
+static int sync_folder(const char *path, struct err *err)
+{
+    own_fd int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 || fsync(fd) < 0 ? err_set(err, errno, "sync '%s'", path) : 0;
 }
 
 /* The machine stands still while its file is copied; a snapshot before makes it write what it holds back. */
@@ -232,6 +238,8 @@ static int copy_running(const struct work *work, const char *to, struct err *err
 {
     bool paused = instance_doc_state(work->doc) == INSTANCE_PAUSED;
     int ret = vmm_set_paused(work->api, true, err);
+    if (!ret && !check_there(work, CLONE_SNAPSHOT, true, NULL)) /* the daemon before us died while it copied */
+        ret = vmm_snapshot_remove(work->api, work->disk, CLONE_SNAPSHOT, err);
     if (!ret)
         ret = vmm_snapshot_create(work->api, work->disk, CLONE_SNAPSHOT, err);
     if (!ret) {
@@ -271,7 +279,11 @@ static int copy_disk(const struct work *work, const char *id, struct err *err)
     int ret = link_base(work, id, err);
     if (ret < 0)
         return ret;
-    return work->runs ? copy_running(work, to, err) : copy_file(work->path, to, err);
+    ret = work->runs ? copy_running(work, to, err) : copy_file(work->path, to, err);
+    if (!ret) /* the document will be stable, so its disk must be */
+        ret = sync_folder(folder, err);
+    own_free char *parent = strndup(folder, (size_t)(strrchr(folder, '/') - folder));
+    return ret < 0 ? ret : parent ? sync_folder(parent, err) : err_set(err, ENOMEM, "clone");
 }
 
 static int clone_doc(const struct work *work, const char *name, json_t **ret_doc, struct err *err)

@@ -36,6 +36,8 @@
 #define BACKOFF_MS 500      /* before the first restart, doubled up to ... */
 #define BACKOFF_MAX_MS 60000
 #define BACKOFF_RESET_S 60  /* who ran as long begins anew */
+#define REBOOT_PAUSE_MS 1000 /* between restarts within a guest, doubled up to BACKOFF_MAX_MS */
+#define WAIT_FRAMES 64u     /* taken of a guest in a step */
 
 /* ---- changes of documents ---- */
 
@@ -48,6 +50,7 @@ static int now_starting(struct instance_change *change, struct err *err)
     instance_doc_set_state(change->doc, INSTANCE_STARTING);
     json_object_set_new(status, "pid", json_integer(0));
     json_object_set_new(status, "error", json_string(""));
+    json_object_del(status, "started_at"); /* the last run's: a start that fails has run no time */
     return 0;
 }
 
@@ -355,7 +358,7 @@ static bool wait_goes_on(struct instance *instance)
 {
     struct agent_frame frame;
     struct err err = {0};
-    for (;;) {
+    for (unsigned i = 0; i < WAIT_FRAMES; i++) {
         int ret = agent_receive(instance->wait, &frame, 0, &err);
         if (ret == -EAGAIN)
             return true;
@@ -367,12 +370,23 @@ static bool wait_goes_on(struct instance *instance)
             return false;
         }
     }
+    instance_enqueue(instance); /* a guest that floods us waits for its turn like all others */
+    return true;
 }
 
 /* The guest is up again within the same process: its agent waits to be told what to run. */
 static void note_reboot(struct instance *instance)
 {
     enum instance_state starting = INSTANCE_STARTING;
+    int64_t now = clock_now_ms();
+    if (now < instance->reboot_after_ms) { /* each is kept in the store and its log */
+        instance_enqueue_in(instance, instance->reboot_after_ms - now);
+        return;
+    }
+    bool again = instance->reboot_pause_ms && now - instance->reboot_after_ms < BACKOFF_MAX_MS;
+    int64_t pause = again ? instance->reboot_pause_ms * 2 : REBOOT_PAUSE_MS;
+    instance->reboot_pause_ms = pause < BACKOFF_MAX_MS ? pause : BACKOFF_MAX_MS;
+    instance->reboot_after_ms = now + instance->reboot_pause_ms;
     log_info("instance %s: the guest has restarted", instance->name);
     instance->delay_ms = GREET_DELAY_MS;
     instance->deadline_ms = 0;
@@ -420,6 +434,10 @@ static void step_running(struct instance *instance, const json_t *doc)
 {
     bool pause = instance_doc_desired(doc) == INSTANCE_WANT_PAUSED;
     enum instance_state state = pause ? INSTANCE_PAUSED : INSTANCE_RUNNING;
+    if (instance->taken_over && !pause) { /* the daemon before us may have died while it cloned the machine, which stands still then */
+        struct err err = {0};
+        instance->taken_over = instance->owner->ops->set_paused(instance, false, &err) < 0;
+    }
     if ((instance_doc_state(doc) == INSTANCE_PAUSED) != pause) {
         struct err err = {0};
         if (instance->owner->ops->set_paused(instance, pause, &err) < 0) {

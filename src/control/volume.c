@@ -185,8 +185,11 @@ static int change(struct volumes *volumes, struct store_doc *doc, const char *co
                   struct err *err)
 {
     const char *name = doc->key + strlen(VOLUME_KEY_PREFIX);
+    int r = volume_check_alone(volumes, name, err);
+    if (r < 0)
+        return r;
     json_object_set_new(doc->value, "working", json_string(args[0]));
-    int r = volume_save(volumes, name, json_incref(doc->value), doc->revision, NULL, err);
+    r = volume_save(volumes, name, json_incref(doc->value), doc->revision, NULL, err);
     if (r < 0)
         return r;
     struct err failed = {0}, *first = &failed;

@@ -47,9 +47,10 @@ int volume_info(const struct volumes *volumes, const char *file, json_t **ret_in
         json_decref(info);
         return err_say(err, EIO, "polder-img info said nothing of the size of '%s'", file);
     }
-    if (json_object_get(info, "backing-filename")) { /* none was made so: what broke out of its machine may have written it */
-        json_decref(info);
-        return err_say(err, EBADMSG, "'%s/%s' names another file that its contents come from, which no volume does: bring back a copy",
+    const json_t *data = json_object_get(json_object_get(info, "format-specific"), "data");
+    if (json_object_get(info, "backing-filename") || json_object_get(data, "data-file")) {
+        json_decref(info); /* none was made so: what broke out of its machine may have written it */
+        return err_say(err, EBADMSG, "'%s/%s' names another file that its contents are in, which no volume does: bring back a copy",
                        volumes->dir, file);
     }
     *ret_info = info;
