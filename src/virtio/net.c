@@ -58,9 +58,10 @@ void net_on_backend(void *arg, int fd, uint32_t events)
     }
     if (events & ~(uint32_t)EPOLLOUT)
         net_rx(port);
-    if ((events & (EPOLLHUP | EPOLLERR)) && !virtio_live(&net->dev) && port->source) {
-        struct iovec iov = {port->frame, NET_FRAME_MAX}; /* nobody else reads it to its end now */
+    if ((events & (EPOLLHUP | EPOLLERR)) && (!virtio_live(&net->dev) || port->frame_len) && port->source) {
+        struct iovec iov = {port->frame, NET_FRAME_MAX}; /* nobody else reads it to its end now, or not before the guest has buffers */
         port->frame_len = 0;
+        port->allowed = false;
         if (net->backend->class->receive(net->backend, port->index, &iov, 1) == -EPIPE || (events & EPOLLERR))
             net_backend_lost(port);
     }
@@ -105,8 +106,11 @@ static void net_reset(struct virtio_device *dev)
     net->active_pairs = 1;
     net_filter_reset(net);
     net_apply_offloads(net, 0);
-    for (unsigned i = 0; i < net->backend->queues; i++)
-        net->ports[i].frame_len = 0;
+    for (unsigned i = 0; i < net->backend->queues; i++) {
+        struct net_port *port = &net->ports[i];
+        port->frame_len = 0;
+        port->allowed = port->send_allowed = false;
+    }
 }
 
 static void net_free(struct virtio_device *dev)

@@ -18,6 +18,7 @@ struct command {
     uint8_t class, code;
     const uint8_t *data;
     size_t len;
+    bool cut; /* there was more */
 };
 
 static const struct {
@@ -106,7 +107,11 @@ static bool set_mac_table(struct virtio_net *net, const struct command *c)
 {
     struct net_filter filter = net->filter;
     filter.count = 0;
-    filter.overflow = false;
+    filter.overflow = c->cut; /* far more than the table holds */
+    if (c->cut) {
+        net->filter = filter;
+        return true;
+    }
     size_t unicast = read_macs(&filter, c->data, c->len);
     if (!unicast || !read_macs(&filter, c->data + unicast, c->len - unicast))
         return false;
@@ -171,7 +176,7 @@ static bool serve(struct virtio_device *dev, unsigned index, struct virtq_chain 
         virtio_fail(dev, "control command without header or acknowledgement");
         return false;
     }
-    struct command c = {.class = raw[0], .code = raw[1], .data = raw + 2, .len = len - 2};
+    struct command c = {.class = raw[0], .code = raw[1], .data = raw + 2, .len = len - 2, .cut = chain->out_len > len};
     uint8_t ack = run(net, &c) ? 0 : 1;
     stat_add(ack ? &net->ctrl_fails : &net->ctrl_count, 1);
     virtq_push(&dev->queues[index], chain, (uint32_t)iov_write(chain->in, chain->in_count, 0, &ack, 1));

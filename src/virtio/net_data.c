@@ -96,11 +96,14 @@ static bool rx_allowed(struct virtio_net *net, size_t len)
     return false;
 }
 
-/* The next frame into port->frame; false when there is none. */
-static bool fetch(struct net_port *port)
+/* The next frame into port->frame; false when there is none, or so many were looked at that *budget is used up. */
+static bool fetch(struct net_port *port, unsigned *budget)
 {
     struct virtio_net *net = port->net;
-    for (unsigned tries = 0; !port->frame_len && tries < FRAMES_PER_EVENT; tries++) {
+    while (!port->frame_len) {
+        if (!*budget)
+            return false;
+        --*budget;
         struct iovec iov = {port->frame, NET_FRAME_MAX};
         ssize_t n = net->backend->class->receive(net->backend, port->index, &iov, 1);
         if (n == -EAGAIN)
@@ -116,7 +119,7 @@ static bool fetch(struct net_port *port)
         else
             port->frame_len = (size_t)n;
     }
-    return port->frame_len != 0;
+    return true;
 }
 
 /* False when no more can go to the guest for now. */
@@ -151,9 +154,11 @@ void net_rx(struct net_port *port)
     unsigned index = 2 * (port->index % net->active_pairs);
     unsigned budget = FRAMES_PER_EVENT;
     bool room = true;
-    while (budget-- && room && virtio_live(&net->dev) && fetch(port))
+    while (room && virtio_live(&net->dev) && fetch(port, &budget))
         room = deliver_pending(port, index);
     virtio_signal(&net->dev, index);
+    if (!budget) /* passt's frames may all be in our buffer by now, where no descriptor tells of them */
+        virtio_kick(&net->dev, index);
     uint32_t out = port->events & EPOLLOUT;
     net_port_wait(port, (room && virtio_live(&net->dev) ? (uint32_t)EPOLLIN : 0) | out);
 }
@@ -174,7 +179,9 @@ static bool send_chain(struct virtio_device *dev, unsigned index, struct virtq_c
         virtq_push(q, chain, 0);
         return true;
     }
-    uint64_t wait_ns = limiter_take(&net->tx, chain->out_len, limiter_now());
+    bool *allowed = &net->ports[index / 2].send_allowed;
+    uint64_t wait_ns = *allowed ? 0 : limiter_take(&net->tx, chain->out_len, limiter_now());
+    *allowed = !wait_ns;
     if (wait_ns) {
         stat_add(&net->tx_rate_limiter_throttled, 1);
         loop_timer_set(net->tx_timer, wait_ns);
@@ -188,6 +195,7 @@ static bool send_chain(struct virtio_device *dev, unsigned index, struct virtq_c
         net_port_wait(port, port->events | EPOLLOUT);
         return false;
     }
+    *allowed = false;
     if (net->backend->backlog)
         net_port_wait(port, port->events | EPOLLOUT);
     stat_add(r < 0 ? &net->tx_fails : &net->tx_packets_count, 1);

@@ -46,6 +46,7 @@ struct net_port {
     uint8_t *frame;    /* received and not delivered yet, NET_FRAME_MAX bytes */
     size_t frame_len;  /* 0: none */
     bool allowed;      /* the rate limiter let that frame pass already */
+    bool send_allowed; /* and the next one of the send queue of this number */
 };
 
 struct virtio_net {

@@ -163,6 +163,8 @@ static void flush(struct vsock_conn *c)
         c->buffer_start = (c->buffer_start + (uint32_t)n) % VSOCK_BUFFER_SIZE;
         c->buffer_len -= (uint32_t)n;
         c->forwarded += (uint32_t)n;
+        if (c->buffer_len && c->guest_shutdown == VSOCK_SHUTDOWN_BOTH)
+            set_deadline(c); /* it reads, if slowly */
     }
     if (!c->buffer_len) {
         free(c->buffer);

@@ -9,7 +9,7 @@
 #define VSOCK_QUEUE_SIZE 256u
 #define VSOCK_HEADER_SIZE 44u
 #define VSOCK_TYPE_STREAM 1u
-#define VSOCK_CONNECTIONS_MAX 1023u
+#define VSOCK_CONNECTIONS_MAX 512u /* half of the descriptors that a process has: the rest is for disks, the API, new connections */
 #define VSOCK_BUFFER_SIZE (128u * 1024) /* what a guest may send ahead of the host's reader, a connection */
 #define VSOCK_RESETS_MAX 256u           /* answers to strangers that wait for buffers */
 #define VSOCK_HASH_SIZE 256u
