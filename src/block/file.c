@@ -33,6 +33,7 @@ struct file_node {
     bool dirty;     /* something was written since the last flush began */
     unsigned syncs; /* in flight */
     bool stable;    /* all that was written, as the last flush said */
+    uint64_t data_from, data_to; /* no hole in there when it was last looked for: some file systems look at each page for that */
 };
 
 static uint8_t zeroes[ZERO_CHUNK] __attribute__((aligned(4096)));
@@ -63,6 +64,8 @@ static void finish(struct block_request *req, int result)
     struct file_node *file = file_of(req);
     if (req->op != BLOCK_READ && req->op != BLOCK_FLUSH)
         wrote(file);
+    if (req->op == BLOCK_DISCARD || req->op == BLOCK_WRITE_ZEROES)
+        file->data_from = file->data_to = 0;
     if (req->op == BLOCK_WRITE && file->grows && req->progress && req->offset + req->progress > file->node.size)
         file->node.size = req->offset + req->progress;
     struct stat st;
@@ -476,10 +479,24 @@ static void file_close(struct block_node *node)
 
 /* ---- extents, size ---- */
 
+/* File systems' blocks are no smaller than ours, only the file's end may be odd. */
+static uint64_t whole_blocks(const struct block_node *node, uint64_t len, uint64_t most)
+{
+    if (len >= most)
+        return most;
+    len = (len + node->block_size - 1) / node->block_size * node->block_size;
+    return len < most ? len : most;
+}
+
 static int file_status(struct block_node *node, uint64_t offset, uint64_t len, struct block_extent *ret_extent)
 {
     struct file_node *file = (struct file_node *)node;
     *ret_extent = (struct block_extent){.len = len, .present = true, .has_offset = true, .offset = offset, .name = node->name};
+    if (offset >= file->data_from && offset < file->data_to) {
+        ret_extent->data = true;
+        ret_extent->len = whole_blocks(node, file->data_to - offset, len);
+        return 0;
+    }
     off_t data = lseek(file->fd, (off_t)offset, SEEK_DATA);
     if (data < 0 && errno == ENXIO) { /* no data from here on */
         ret_extent->zero = true;
@@ -489,13 +506,13 @@ static int file_status(struct block_node *node, uint64_t offset, uint64_t len, s
     } else {
         ret_extent->data = true;
         off_t hole = data < 0 ? -1 : lseek(file->fd, (off_t)offset, SEEK_HOLE);
-        if (hole > (off_t)offset && (uint64_t)hole - offset < len)
+        if (hole > (off_t)offset) {
             ret_extent->len = (uint64_t)hole - offset;
+            file->data_from = offset;
+            file->data_to = (uint64_t)hole;
+        }
     }
-    ret_extent->len += node->block_size - 1; /* file systems' blocks are no smaller, only the file's end may be odd */
-    ret_extent->len -= ret_extent->len % node->block_size;
-    if (ret_extent->len > len)
-        ret_extent->len = len;
+    ret_extent->len = whole_blocks(node, ret_extent->len, len);
     return 0;
 }
 
