@@ -99,7 +99,7 @@ static int add_snapshot(struct work *work, const char *name)
 static int create(struct work *work, const char *name)
 {
     struct qcow2 *q = work->q;
-    uint64_t offset;
+    uint64_t offset = 0;
     int r = checkpoint(q);
     if (r == 0)
         r = add_snapshot(work, name);
@@ -166,7 +166,7 @@ static int delete(struct work *work, uint32_t index)
     free(gone.id);
     free(gone.name);
     free(gone.extra);
-    uint64_t offset;
+    uint64_t offset = 0;
     r = snapshot_table_write(q, &work->all, &offset);
     if (r == 0)
         r = snapshot_table_switch(q, &work->all, offset, work->old_len);
